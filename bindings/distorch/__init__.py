@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DisTorch places the blocks of a model on several devices, runs it from there and gives the memory back as asked.
+
+Names are loaded on first use, so that `import distorch` costs a few milliseconds and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> module that holds it
+_EXPORTS: dict[str, str] = {}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    module = _EXPORTS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'distorch' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

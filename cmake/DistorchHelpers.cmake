@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+# One helper for each kind of target, so that a new library is a few lines and every target gets the same warnings.
+#
+#   distorch_cc_library(NAME parser HDRS parser.h SRCS parser.cc DEPS distorch::bytes absl::statusor)
+#     makes the static library distorch_parser with the alias distorch::parser.
+#   distorch_cc_test(NAME parser_test SRCS parser_test.cc DEPS distorch::parser [LABELS gpu])
+#     makes a GoogleTest binary and registers each of its tests with CTest (label `unit` unless given).
+#   distorch_cc_benchmark(NAME parser_benchmark SRCS parser_benchmark.cc DEPS distorch::parser)
+#     makes a Google Benchmark binary in <build>/bench/, run by `make bench`.
+#   distorch_cc_fuzzer(NAME parser_fuzzer SRCS parser_fuzzer.cc DEPS distorch::parser)
+#     makes a libFuzzer binary in <build>/fuzz/ (only with DISTORCH_BUILD_FUZZERS).
+include_guard(GLOBAL)
+
+set(DISTORCH_WARNINGS
+    -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wnon-virtual-dtor -Wold-style-cast
+    -Woverloaded-virtual -Wdouble-promotion -Wformat=2 -Wimplicit-fallthrough
+    $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
+    $<$<BOOL:${DISTORCH_WERROR}>:-Werror>)
+
+function(distorch_configure_target target scope)
+  target_include_directories(${target} ${scope} ${PROJECT_SOURCE_DIR})
+  if(NOT scope STREQUAL "INTERFACE")
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${DISTORCH_WARNINGS}>)
+    if(DISTORCH_SANITIZE)
+      target_compile_options(${target} PRIVATE -fsanitize=${DISTORCH_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+      target_link_options(${target} PUBLIC -fsanitize=${DISTORCH_SANITIZE})
+    endif()
+    if(DISTORCH_COVERAGE)
+      target_compile_options(${target} PRIVATE --coverage -O0)
+      target_link_options(${target} PUBLIC --coverage)
+    endif()
+  endif()
+endfunction()
+
+function(distorch_cc_library)
+  cmake_parse_arguments(ARG "" "NAME" "HDRS;SRCS;DEPS;DEFINES" ${ARGN})
+  if(ARG_SRCS)
+    add_library(distorch_${ARG_NAME} STATIC ${ARG_SRCS} ${ARG_HDRS})
+    distorch_configure_target(distorch_${ARG_NAME} PUBLIC)
+    target_link_libraries(distorch_${ARG_NAME} PUBLIC ${ARG_DEPS})
+    target_compile_definitions(distorch_${ARG_NAME} PUBLIC ${ARG_DEFINES})
+  else()
+    add_library(distorch_${ARG_NAME} INTERFACE)
+    distorch_configure_target(distorch_${ARG_NAME} INTERFACE)
+    target_link_libraries(distorch_${ARG_NAME} INTERFACE ${ARG_DEPS})
+    target_compile_definitions(distorch_${ARG_NAME} INTERFACE ${ARG_DEFINES})
+  endif()
+  add_library(distorch::${ARG_NAME} ALIAS distorch_${ARG_NAME})
+endfunction()
+
+function(distorch_cc_test)
+  cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS;LABELS" ${ARGN})
+  if(NOT DISTORCH_BUILD_TESTS)
+    return()
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  distorch_configure_target(${ARG_NAME} PRIVATE)
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS unit)
+  endif()
+  gtest_discover_tests(${ARG_NAME} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 300)
+endfunction()
+
+function(distorch_cc_benchmark)
+  cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
+  if(NOT DISTORCH_BUILD_BENCHMARKS)
+    return()
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  distorch_configure_target(${ARG_NAME} PRIVATE)
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} benchmark::benchmark_main)
+  set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bench)
+endfunction()
+
+function(distorch_cc_fuzzer)
+  cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
+  if(NOT DISTORCH_BUILD_FUZZERS)
+    return()
+  endif()
+  add_executable(${ARG_NAME} ${ARG_SRCS})
+  distorch_configure_target(${ARG_NAME} PRIVATE)
+  target_compile_options(${ARG_NAME} PRIVATE -fsanitize=fuzzer)
+  target_link_options(${ARG_NAME} PRIVATE -fsanitize=fuzzer)
+  target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS})
+  set_target_properties(${ARG_NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fuzz)
+endfunction()

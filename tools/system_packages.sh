@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Checks for what Debian or Ubuntu must provide; installs it where the user is root, else says how to get it.
+set -euo pipefail
+
+missing=()
+need() {  # need PACKAGE TEST...: PACKAGE is missing when the test fails
+  local package=$1
+  shift
+  "$@" > /dev/null 2>&1 || missing+=("$package")
+}
+header() { echo "#include <$1>" | g++ -std=c++20 -E -x c++ - ; }
+
+need build-essential command -v g++
+need cmake command -v cmake
+need ninja-build command -v ninja
+need git command -v git
+need python3-venv "${PYTHON:-python3}" -c 'import venv, ensurepip'
+need python3-dev "${PYTHON:-python3}" -c 'import pathlib, sysconfig; assert pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists()'
+need libabsl-dev header absl/status/statusor.h
+need libgtest-dev header gtest/gtest.h
+need libgmock-dev header gmock/gmock.h
+need libbenchmark-dev header benchmark/benchmark.h
+
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null; then
+  echo "installing from Debian: ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+else
+  echo "These packages of your system are missing: ${missing[*]}" >&2
+  echo "Get them with:  sudo apt-get install ${missing[*]}" >&2
+  exit 1
+fi
