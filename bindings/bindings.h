@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One function a C++ folder; each adds its classes and functions to the module `distorch._C`.
+// One function a C++ folder; each adds its classes and functions to the module
+// `distorch._C`.
 #ifndef DISTORCH_BINDINGS_BINDINGS_H_
 #define DISTORCH_BINDINGS_BINDINGS_H_
 

@@ -4,7 +4,9 @@
 #include "bindings/bindings.h"
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "DisTorch's C++ core: everything that needs no tensors. Use it through the package `distorch`.";
+  module.doc() =
+      "DisTorch's C++ core: everything that needs no tensors. Use it through "
+      "the package `distorch`.";
   module.attr("__version__") = DISTORCH_VERSION;
   module.attr("built_with_torch") = DISTORCH_BUILT_WITH_TORCH;
   distorch::bindings::BindAllocation(module);

@@ -30,7 +30,16 @@ def _bootstrap() -> None:
         return
     folder = tempfile.mkdtemp(prefix="distorch-build-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--target",
+        folder,
+    ]
     subprocess.run([*command, *missing], check=True)
     sys.path.insert(0, folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
@@ -59,7 +68,9 @@ def prepare_metadata_for_build_wheel(folder: str, config_settings: dict | None =
     return str(_backend().prepare_metadata_for_build_wheel(folder, config_settings))
 
 
-def build_wheel(folder: str, config_settings: dict | None = None, metadata: str | None = None) -> str:
+def build_wheel(
+    folder: str, config_settings: dict | None = None, metadata: str | None = None
+) -> str:
     """PEP 517."""
     return str(_backend().build_wheel(folder, config_settings, metadata))
 

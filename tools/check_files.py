@@ -20,14 +20,20 @@ def problems(path: Path) -> list[str]:
         found.append("no SPDX-License-Identifier line in its first 300 characters")
     if text and not text.endswith("\n"):
         found.append("no new line at the end")
-    found += [f"line {n}: white space at the end" for n, line in enumerate(text.split("\n"), 1) if line != line.rstrip()]
+    found += [
+        f"line {n}: white space at the end"
+        for n, line in enumerate(text.split("\n"), 1)
+        if line != line.rstrip()
+    ]
     return [f"{path.relative_to(ROOT)}: {problem}" for problem in found]
 
 
 def main() -> int:
     """Run the check; returns the exit status."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     paths = [ROOT / name for name in names]
     found = [p for path in paths if path.suffix in TEXT and path.is_file() for p in problems(path)]
     sys.stdout.write("".join(line + "\n" for line in found))

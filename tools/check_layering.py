@@ -54,7 +54,9 @@ def self_test() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "allocation").mkdir()
-        (root / "allocation/planner.cc").write_text('#include <vector>\n#include "torch/csrc/stable/tensor.h"\n')
+        (root / "allocation/planner.cc").write_text(
+            '#include <vector>\n#include "torch/csrc/stable/tensor.h"\n'
+        )
         (root / "bindings/distorch").mkdir(parents=True)
         (root / "bindings/distorch/mover.py").write_text("import comfy.model_management\n")
         found = bad_lines(root)

@@ -62,6 +62,8 @@ def load_operators() -> Any:
     if found != _ABI_VERSION:
         raise _explain(
             "operators (libdistorch_ops)",
-            RuntimeError(f"operator library has ABI {found}, the package needs {_ABI_VERSION}: build both together"),
+            RuntimeError(
+                f"operator library has ABI {found}, the package needs {_ABI_VERSION}: build both together"
+            ),
         )
     return torch.ops.distorch

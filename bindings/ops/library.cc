@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Declares the operator library `distorch`; each file beside this one adds its operators as a fragment.
+// Declares the operator library `distorch`; each file beside this one adds its
+// operators as a fragment.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(distorch, library) { library.def("abi_version() -> int"); }
 
 namespace {
-// Raised whenever an operator's schema or meaning changes; the Python package refuses an operator library that differs.
+// Raised whenever an operator's schema or meaning changes; the Python package
+// refuses an operator library that differs.
 int64_t AbiVersion() { return 1; }
 }  // namespace
 

@@ -15,7 +15,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         if not torch.cuda.is_available():
             if os.environ.get("DISTORCH_FAIL_WITHOUT_CUDA") == "1":
-                raise pytest.UsageError("DISTORCH_FAIL_WITHOUT_CUDA=1, but torch finds no CUDA device")
+                raise pytest.UsageError(
+                    "DISTORCH_FAIL_WITHOUT_CUDA=1, but torch finds no CUDA device"
+                )
             for item in need_cuda:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     if not os.environ.get("COMFYUI_PATH"):
@@ -29,4 +31,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
     for reason in ("COMFYUI_PATH is not set", "no CUDA device"):
         count = sum(reason in str(report.longrepr) for report in skipped)
         if count:
-            terminalreporter.write_line(f"NOT RUN: {count} tests ({reason})", yellow=True, bold=True)
+            terminalreporter.write_line(
+                f"NOT RUN: {count} tests ({reason})", yellow=True, bold=True
+            )

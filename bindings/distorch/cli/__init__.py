@@ -16,7 +16,10 @@ from distorch import __version__
 
 # command -> (module, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("distorch.cli.demo", "split a real pretrained model over several devices, run it, eject it"),
+    "demo": (
+        "distorch.cli.demo",
+        "split a real pretrained model over several devices, run it, eject it",
+    ),
     "plan": ("distorch.cli.plan", "show what would go where, without loading anything"),
     "devices": ("distorch.cli.devices", "list the devices with their memory"),
     "doctor": ("distorch.cli.doctor", "say what was found, what was not, and what to do about it"),
@@ -28,7 +31,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="distorch", description="Place the blocks of a model on several devices.")
+    parser = argparse.ArgumentParser(
+        prog="distorch", description="Place the blocks of a model on several devices."
+    )
     parser.add_argument("--version", action="version", version=f"distorch {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
