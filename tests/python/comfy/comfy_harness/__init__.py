@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the pack inside real ComfyUI: a server on simulated devices, tiny models, workflows."""
+
+from __future__ import annotations
+
+from . import models
+from .server import ComfyError, ComfyServer, Result, repository_root, versions
+from .workflows import Workflow
+
+__all__ = [
+    "ComfyError",
+    "ComfyServer",
+    "Result",
+    "Workflow",
+    "models",
+    "repository_root",
+    "versions",
+]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workflows in ComfyUI's API form, written as Python calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Link = list  # [node id, output index]
+
+
+class Workflow(dict):
+    """`w.add("UNETLoader", unet_name=...)` gives the node's first output as a link."""
+
+    def add(self, class_type: str, **inputs: Any) -> Link:
+        """Adds a node; the answer links to its output 0 (`output(link, 1)` for others)."""
+        node = str(len(self) + 1)
+        self[node] = {"class_type": class_type, "inputs": inputs}
+        return [node, 0]
+
+    @staticmethod
+    def output(link: Link, index: int) -> Link:
+        """Another output of the node that `link` points to."""
+        return [link[0], index]
+
+    def save(self, value: Link, name: str = "value") -> Workflow:
+        """Keeps a value bit for bit: `Result.values[name]`."""
+        self.add("DistorchTestSave", value=value, name=name)
+        return self
+
+    def sample(
+        self, model: Link, positive: Link, latent: Link, *, steps: int = 2, **more: Any
+    ) -> Link:
+        """A KSampler with cfg 1 unless `more` says otherwise."""
+        inputs = {"seed": 7, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+        inputs.update(denoise=1.0, negative=positive, **more)
+        return self.add(
+            "KSampler", model=model, positive=positive, latent_image=latent, steps=steps, **inputs
+        )
+
+    def conditioning(self, tokens: int, width: int, *, pooled: int = 0, seed: int = 1) -> Link:
+        """A random prompt embedding."""
+        return self.add(
+            "DistorchTestConditioning", tokens=tokens, width=width, pooled=pooled, seed=seed
+        )
+
+    def latent(self, *shape: int) -> Link:
+        """A zero latent."""
+        return self.add("DistorchTestLatent", shape=",".join(map(str, shape)))

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests inside real ComfyUI: see README.md beside this file."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from comfy_harness import ComfyServer, models, versions
+
+
+@pytest.fixture(scope="session")
+def comfy_models(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A models folder with the standard set, written once."""
+    folder = tmp_path_factory.mktemp("models")
+    models.write_all(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=versions() or [None], ids=lambda v: v.name if v else "none")
+def comfy(
+    request: pytest.FixtureRequest,
+    comfy_models: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ComfyServer]:
+    """A server for each checkout of COMFYUI_PATH, DynamicVRAM on and off; three devices of 8 GB."""
+    if request.param is None:
+        pytest.skip("COMFYUI_PATH is not set")
+    base = tmp_path_factory.mktemp(request.param.name)
+    (base / "models").symlink_to(comfy_models)
+    server = ComfyServer(request.param, base)
+    yield server
+    server.stop()
