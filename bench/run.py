@@ -102,7 +102,7 @@ def main() -> int:
         print(f"\n{path.name}")
         try:
             table[path.name] = run(path, args.moment)
-        except Exception as error:  # noqa: BLE001 - one broken benchmark must not hide the others
+        except Exception as error:
             print(f"  FAILED: {error}")
             failed += 1
             continue
