@@ -12,5 +12,6 @@ PYBIND11_MODULE(_C, module) {
   distorch::bindings::BindAllocation(module);
   distorch::bindings::BindDevice(module);
   distorch::bindings::BindExecution(module);
+  distorch::bindings::BindScan(module);
   distorch::bindings::BindTelemetry(module);
 }

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keeps a ModuleRegistry equal to the live Python modules, through weak
+// references only.
+//
+// Modules come in by Note() (torch's registration hooks), Add() (loaders) and
+// Walk() (a list of objects). Verify() then compares each known module with
+// what was seen of it last (children, tensors, their memory) and asks Python
+// for details only where something differs. It does not rely on the hooks for
+// anything but the discovery of models: deletions, `.data = ` and direct writes
+// to `_parameters` are all seen.
+//
+// Threads: every method needs the interpreter's lock; Note() may run at any
+// time, the others must not run together (Python's side holds a lock of its
+// own, as `describe` may let other threads run).
+#ifndef DISTORCH_BINDINGS_MODULE_SCANNER_H_
+#define DISTORCH_BINDINGS_MODULE_SCANNER_H_
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "distorch/telemetry/registry.h"
+#include "distorch/telemetry/scan.h"
+
+namespace distorch::bindings {
+
+class ModuleScanner {
+ public:
+  // `module_type`: torch.nn.Module. `plain_types`: tensor classes whose memory
+  // `identity` describes. `identity`: methods of one tensor giving integers
+  // (data_ptr, get_device); `deep`: more of them, for a deep check (numel).
+  // `describe(tensor)`: list of (device, dtype, storage, data, bytes, numel).
+  // `expand(module)`: (children, parameters, buffers) of a module that does not
+  // keep them in plain dictionaries (a scripted module).
+  ModuleScanner(pybind11::object module_type, pybind11::tuple plain_types,
+                pybind11::tuple identity, pybind11::tuple deep,
+                pybind11::object describe, pybind11::object expand);
+
+  // Remembers that `module` was touched. Cheap (no Python call is made).
+  void Note(PyObject* module);
+  // False when `module` was known.
+  bool Add(PyObject* module);
+  // Adds the modules among objects[start:stop]; returns how many were new.
+  std::size_t Walk(const pybind11::list& objects, std::size_t start,
+                   std::size_t stop);
+  // Returns how many modules appeared, changed or died. Every eighth of the
+  // modules in turn is checked deeply, all with `deep`.
+  std::size_t Verify(bool deep);
+
+  MemoryScan& scan() { return scan_; }
+  const ModuleRegistry& registry() const { return registry_; }
+  const std::string& name(std::int32_t index) const {
+    return names_[static_cast<std::size_t>(index)];
+  }
+  // A new reference to the module, or None when it died.
+  pybind11::object Module(ModuleId id) const;
+  // When the module was first seen, in seconds since 1970.
+  double Seen(ModuleId id) const { return entry(id).seen; }
+
+ private:
+  struct Entry {
+    pybind11::object reference;  // weakref.ref; null: not in use
+    PyObject* address = nullptr;
+    std::vector<std::uint64_t> signature;  // empty: never verified
+    std::vector<std::uint64_t> deep;
+    double seen = 0;
+    bool touched = true;  // details must be read whatever the signature says
+  };
+  struct Noted {
+    pybind11::object reference;
+    double seen;
+  };
+  struct Parts {
+    std::vector<pybind11::object> children;
+    std::vector<std::pair<pybind11::object, bool>> tensors;  // , is parameter
+    void Clear();
+  };
+
+  Entry& entry(ModuleId id) { return entries_[static_cast<std::size_t>(id)]; }
+  const Entry& entry(ModuleId id) const {
+    return entries_[static_cast<std::size_t>(id)];
+  }
+  ModuleId Register(PyObject* module, double seen);
+  void TakeNoted();
+  std::size_t RemoveDead();
+  bool VerifyOne(ModuleId id, bool deep);
+  void Collect(PyObject* module, Parts* parts);
+  void Expand(PyObject* module, Parts* parts);
+  void CollectTensors(PyObject* dictionary, bool parameters, Parts* parts);
+  void Sign(const Parts& parts);
+  std::vector<std::uint64_t> DeepSignature(const Parts& parts);
+  // Appends what each method says of `tensor`; false where one fails (a tensor
+  // without memory of its own), which leaves `signature` as it was.
+  bool Call(PyObject* tensor, const pybind11::tuple& methods,
+            std::vector<std::uint64_t>* signature);
+  bool IsPlain(PyObject* tensor) const;
+  void Describe(PyObject* tensor, bool parameter,
+                std::vector<TensorRecord>* records);
+  std::int32_t Intern(pybind11::handle text);
+  bool IsModule(PyObject* object) const;
+
+  pybind11::object module_type_;
+  pybind11::tuple plain_types_, identity_, deep_;
+  pybind11::object describe_, expand_;
+  pybind11::str parameters_key_{"_parameters"}, buffers_key_{"_buffers"},
+      modules_key_{"_modules"};
+  ModuleRegistry registry_;
+  MemoryScan scan_{&registry_};
+  std::vector<Entry> entries_;
+  std::vector<Noted> noted_;
+  absl::flat_hash_map<PyObject*, ModuleId> by_address_;
+  std::vector<std::string> names_;
+  absl::flat_hash_map<std::string, std::int32_t> name_index_;
+  std::vector<std::uint64_t> signature_;  // of the module being verified
+  Parts parts_;
+  std::uint64_t round_ = 0;
+};
+
+}  // namespace distorch::bindings
+
+#endif  // DISTORCH_BINDINGS_MODULE_SCANNER_H_
