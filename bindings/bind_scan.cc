@@ -63,6 +63,10 @@ py::list ModelsShim(ModuleScanner& scanner) {
   return result;
 }
 
+py::object ModuleBySerialShim(ModuleScanner& scanner, std::int64_t serial) {
+  return scanner.Module(scanner.RootOfSerial(serial));
+}
+
 }  // namespace
 
 void BindScan(py::module_& module) {
@@ -96,6 +100,15 @@ void BindScan(py::module_& module) {
             return self.scan().generation();
           },
           "Changes whenever models() does.")
+      .def(
+          "seen",
+          [](const ModuleScanner& self, const py::object& seen) {
+            return self.SeenOf(seen.ptr());
+          },
+          py::arg("module"),
+          "When the module was first seen, in seconds since 1970; 0: never.")
+      .def("module_by_serial", &ModuleBySerialShim, py::arg("serial"),
+           "The model with this serial as models() gave it, or None.")
       .def("module", &ModuleScanner::Module, py::arg("id"),
            "The module, or None when it died.")
       .def("__len__",

@@ -105,16 +105,72 @@ bool ModuleScanner::Call(PyObject* tensor, const py::tuple& methods,
   return true;
 }
 
-void ModuleScanner::Sign(const Parts& parts) {
+bool ModuleScanner::Unchanged(PyObject* module, const Entry& one, bool deep) {
+  const auto attributes = py::reinterpret_steal<py::object>(
+      PyObject_GenericGetDict(module, nullptr));
+  if (!attributes) throw py::error_already_set();
+  PyObject* modules = DictionaryOf(attributes.ptr(), modules_key_);
+  PyObject* parameters = DictionaryOf(attributes.ptr(), parameters_key_);
+  PyObject* buffers = DictionaryOf(attributes.ptr(), buffers_key_);
+  Parts parts;
+  if (deep || modules == nullptr || parameters == nullptr ||
+      buffers == nullptr) {
+    Collect(module, &parts);
+    return Signature(parts) == one.signature &&
+           (!deep || DeepSignature(parts) == one.deep);
+  }
+  // The common case, without taking references: nothing here runs Python code.
   signature_.clear();
-  for (const py::object& child : parts.children) {
-    signature_.push_back(AddressOf(child.ptr()));
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  for (Py_ssize_t at = 0; PyDict_Next(modules, &at, &key, &value) != 0;) {
+    if (value != Py_None && IsModule(value)) {
+      signature_.push_back(AddressOf(value));
+    }
   }
   signature_.push_back(kChildrenEnd);
-  for (const auto& [tensor, parameter] : parts.tensors) {
-    signature_.push_back(AddressOf(tensor.ptr()) * 2 + (parameter ? 1 : 0));
-    Call(tensor.ptr(), identity_, &signature_);
+  SignTensors(parameters, true);
+  SignTensors(buffers, false);
+  return signature_ == one.signature;
+}
+
+std::vector<const void*> ModuleScanner::Places(PyObject* module,
+                                               const Parts& parts) {
+  const auto attributes = py::reinterpret_steal<py::object>(
+      PyObject_GenericGetDict(module, nullptr));
+  if (!attributes) throw py::error_already_set();
+  std::vector<const void*> places = {attributes.ptr()};
+  for (const py::str* key : {&modules_key_, &parameters_key_, &buffers_key_}) {
+    places.push_back(DictionaryOf(attributes.ptr(), *key));
   }
+  for (const auto& [tensor, parameter] : parts.tensors) {
+    places.push_back(tensor.ptr());
+  }
+  places.shrink_to_fit();
+  return places;
+}
+
+void ModuleScanner::SignTensors(PyObject* dictionary, bool parameters) {
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  for (Py_ssize_t at = 0; PyDict_Next(dictionary, &at, &key, &value) != 0;) {
+    if (value == Py_None) continue;
+    signature_.push_back(AddressOf(value) * 2 + (parameters ? 1 : 0));
+    Call(value, identity_, &signature_);
+  }
+}
+
+std::vector<std::uint64_t> ModuleScanner::Signature(const Parts& parts) {
+  std::vector<std::uint64_t> signature;
+  for (const py::object& child : parts.children) {
+    signature.push_back(AddressOf(child.ptr()));
+  }
+  signature.push_back(kChildrenEnd);
+  for (const auto& [tensor, parameter] : parts.tensors) {
+    signature.push_back(AddressOf(tensor.ptr()) * 2 + (parameter ? 1 : 0));
+    Call(tensor.ptr(), identity_, &signature);
+  }
+  return signature;
 }
 
 std::vector<std::uint64_t> ModuleScanner::DeepSignature(const Parts& parts) {

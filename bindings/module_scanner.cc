@@ -8,7 +8,10 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr std::uint64_t kDeepRounds = 8;
+constexpr std::uint64_t kDeepRounds = 16;
+// How far ahead of use the memory of a module is asked for: the scan waits for
+// memory more than it computes.
+constexpr std::size_t kAhead = 6;
 
 double Now() {
   return std::chrono::duration<double>(
@@ -36,11 +39,6 @@ py::object WeakReference(PyObject* module) {
 }
 
 }  // namespace
-
-void ModuleScanner::Parts::Clear() {
-  children.clear();
-  tensors.clear();
-}
 
 ModuleScanner::ModuleScanner(py::object module_type, py::tuple plain_types,
                              py::tuple identity, py::tuple deep,
@@ -105,7 +103,8 @@ ModuleId ModuleScanner::Register(PyObject* module, double seen) {
                     .signature = {},
                     .deep = {},
                     .seen = seen,
-                    .touched = true};
+                    .touched = true,
+                    .places = {}};
   by_address_[module] = id;
   return id;
 }
@@ -134,57 +133,63 @@ std::size_t ModuleScanner::Walk(const py::list& objects, std::size_t start,
   return registry_.size() - before;
 }
 
-std::size_t ModuleScanner::RemoveDead() {
-  std::size_t dead = 0;
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    Entry& one = entries_[i];
-    if (!one.reference || Referent(one.reference)) continue;
-    const auto id = static_cast<ModuleId>(i);
-    for (ModuleId parent : registry_.parents(id)) entry(parent).touched = true;
-    registry_.Remove(id);
-    const auto at = by_address_.find(one.address);
+void ModuleScanner::RemoveDead(const std::vector<ModuleId>& dead,
+                               std::vector<ModuleId>* changed) {
+  for (ModuleId id : dead) {
+    for (ModuleId parent : registry_.parents(id)) changed->push_back(parent);
+    const auto at = by_address_.find(entry(id).address);
     if (at != by_address_.end() && at->second == id) by_address_.erase(at);
-    one = Entry();
-    ++dead;
+    registry_.Remove(id);
+    entry(id) = Entry();
   }
-  return dead;
 }
 
 std::size_t ModuleScanner::Verify(bool deep) {
-  std::size_t changes = RemoveDead();
-  TakeNoted();
   ++round_;
-  // The list grows while it is read: children found on the way join its end or
-  // take the place of a dead module, which may lie before this point.
+  std::vector<ModuleId> dead;
+  std::vector<ModuleId> changed;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (!entries_[i].reference) continue;
-    const auto id = static_cast<ModuleId>(i);
-    if (VerifyOne(id, deep || (i + round_) % kDeepRounds == 0)) ++changes;
+    const Entry& one = entries_[i];
+    if (i + kAhead < entries_.size()) entries_[i + kAhead].Prefetch();
+    if (!one.reference) continue;
+    const py::object module = Referent(one.reference);
+    const bool deeply = deep || (i + round_) % kDeepRounds == 0;
+    if (!module) {
+      dead.push_back(static_cast<ModuleId>(i));
+    } else if (one.touched || !Unchanged(module.ptr(), one, deeply)) {
+      changed.push_back(static_cast<ModuleId>(i));
+    }
   }
-  bool again = true;
-  while (again) {
+  RemoveDead(dead, &changed);
+  TakeNoted();
+  std::size_t changes = dead.size();
+  for (ModuleId id : changed) {
+    if (Refresh(id)) ++changes;
+  }
+  // Children found on the way come after the others or in a dead one's place.
+  for (bool again = true; again;) {
     again = false;
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (!entries_[i].reference || !entries_[i].signature.empty()) continue;
-      again |= VerifyOne(static_cast<ModuleId>(i), true);
+      again = true;
+      if (Refresh(static_cast<ModuleId>(i))) ++changes;
     }
   }
   return changes;
 }
 
-bool ModuleScanner::VerifyOne(ModuleId id, bool deep) {
+bool ModuleScanner::Refresh(ModuleId id) {
+  if (!registry_.Contains(id)) return false;
   const py::object module = Referent(entry(id).reference);
-  if (!module) return false;
-  parts_.Clear();
-  Collect(module.ptr(), &parts_);
-  Sign(parts_);
-  const bool same = !entry(id).touched && entry(id).signature == signature_;
-  if (same && (!deep || DeepSignature(parts_) == entry(id).deep)) return false;
-  // `describe` may run anything, so nothing below relies on parts_ or entry().
+  // One that died since is taken out next time; until then it is no news.
+  if (!module) {
+    entry(id).signature.assign(1, 0);
+    return false;
+  }
   Parts parts;
-  std::swap(parts, parts_);
-  std::vector<std::uint64_t> signature = signature_;
-  std::vector<std::uint64_t> deep_signature = DeepSignature(parts);
+  Collect(module.ptr(), &parts);
+  std::vector<std::uint64_t> signature = Signature(parts);
+  std::vector<std::uint64_t> deep = DeepSignature(parts);
   ModuleRecord record;
   for (const py::object& child : parts.children) {
     record.children.push_back(Register(child.ptr(), entry(id).seen));
@@ -193,7 +198,8 @@ bool ModuleScanner::VerifyOne(ModuleId id, bool deep) {
     Describe(tensor.ptr(), parameter, &record.tensors);
   }
   entry(id).signature = std::move(signature);
-  entry(id).deep = std::move(deep_signature);
+  entry(id).deep = std::move(deep);
+  entry(id).places = Places(module.ptr(), parts);
   entry(id).touched = false;
   return registry_.Update(id, std::move(record));
 }
@@ -203,6 +209,23 @@ py::object ModuleScanner::Module(ModuleId id) const {
   py::object module = Referent(entry(id).reference);
   if (!module) return py::none();
   return module;
+}
+
+ModuleId ModuleScanner::RootOfSerial(std::int64_t serial) {
+  for (const ModelTotals& model : scan_.Models()) {
+    if (registry_.serial(model.root) == serial) return model.root;
+  }
+  return -1;
+}
+
+double ModuleScanner::SeenOf(PyObject* module) const {
+  for (const Noted& one : noted_) {
+    if (Referent(one.reference).ptr() == module) return one.seen;
+  }
+  const auto known = by_address_.find(module);
+  if (known == by_address_.end()) return 0;
+  const Entry& found = entry(known->second);
+  return Referent(found.reference).ptr() == module ? found.seen : 0;
 }
 
 }  // namespace distorch::bindings

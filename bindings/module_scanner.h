@@ -31,9 +31,9 @@ namespace distorch::bindings {
 
 class ModuleScanner {
  public:
-  // `module_type`: torch.nn.Module. `plain_types`: tensor classes whose memory
-  // `identity` describes. `identity`: methods of one tensor giving integers
-  // (data_ptr, get_device); `deep`: more of them, for a deep check (numel).
+  // `module_type`: torch.nn.Module. `plain_types`: tensor classes that have no
+  // tensors inside. `identity`: methods of one tensor giving integers that
+  // change with its memory (data_ptr); `deep`: more, for a deep check (numel).
   // `describe(tensor)`: list of (device, dtype, storage, data, bytes, numel).
   // `expand(module)`: (children, parameters, buffers) of a module that does not
   // keep them in plain dictionaries (a scripted module).
@@ -48,8 +48,10 @@ class ModuleScanner {
   // Adds the modules among objects[start:stop]; returns how many were new.
   std::size_t Walk(const pybind11::list& objects, std::size_t start,
                    std::size_t stop);
-  // Returns how many modules appeared, changed or died. Every eighth of the
-  // modules in turn is checked deeply, all with `deep`.
+  // Returns how many modules appeared, changed or died. A tensor counts as
+  // unchanged while it is the same object with memory at the same address; a
+  // sixteenth of the modules in turn, or all with `deep`, are asked for device
+  // and size as well, which tells memory that was freed and given again apart.
   std::size_t Verify(bool deep);
 
   MemoryScan& scan() { return scan_; }
@@ -59,8 +61,11 @@ class ModuleScanner {
   }
   // A new reference to the module, or None when it died.
   pybind11::object Module(ModuleId id) const;
-  // When the module was first seen, in seconds since 1970.
+  // The model with this serial; -1 where none of scan().Models() has it.
+  ModuleId RootOfSerial(std::int64_t serial);
+  // When the module was first seen, in seconds since 1970; 0: not known.
   double Seen(ModuleId id) const { return entry(id).seen; }
+  double SeenOf(PyObject* module) const;
 
  private:
   struct Entry {
@@ -70,6 +75,15 @@ class ModuleScanner {
     std::vector<std::uint64_t> deep;
     double seen = 0;
     bool touched = true;  // details must be read whatever the signature says
+    // Where the parts lay when they were last read; only ever prefetched.
+    std::vector<const void*> places;
+
+    void Prefetch() const {
+      __builtin_prefetch(reference.ptr());
+      __builtin_prefetch(address);
+      __builtin_prefetch(signature.data());
+      for (const void* place : places) __builtin_prefetch(place);
+    }
   };
   struct Noted {
     pybind11::object reference;
@@ -78,7 +92,6 @@ class ModuleScanner {
   struct Parts {
     std::vector<pybind11::object> children;
     std::vector<std::pair<pybind11::object, bool>> tensors;  // , is parameter
-    void Clear();
   };
 
   Entry& entry(ModuleId id) { return entries_[static_cast<std::size_t>(id)]; }
@@ -87,12 +100,18 @@ class ModuleScanner {
   }
   ModuleId Register(PyObject* module, double seen);
   void TakeNoted();
-  std::size_t RemoveDead();
-  bool VerifyOne(ModuleId id, bool deep);
+  // Whether the module is as `one` says, without taking it apart. The module
+  // must be kept alive by the caller.
+  bool Unchanged(PyObject* module, const Entry& one, bool deep);
+  void RemoveDead(const std::vector<ModuleId>& dead,
+                  std::vector<ModuleId>* changed);
+  bool Refresh(ModuleId id);
   void Collect(PyObject* module, Parts* parts);
   void Expand(PyObject* module, Parts* parts);
+  std::vector<const void*> Places(PyObject* module, const Parts& parts);
+  void SignTensors(PyObject* dictionary, bool parameters);
   void CollectTensors(PyObject* dictionary, bool parameters, Parts* parts);
-  void Sign(const Parts& parts);
+  std::vector<std::uint64_t> Signature(const Parts& parts);
   std::vector<std::uint64_t> DeepSignature(const Parts& parts);
   // Appends what each method says of `tensor`; false where one fails (a tensor
   // without memory of its own), which leaves `signature` as it was.
@@ -117,7 +136,6 @@ class ModuleScanner {
   std::vector<std::string> names_;
   absl::flat_hash_map<std::string, std::int32_t> name_index_;
   std::vector<std::uint64_t> signature_;  // of the module being verified
-  Parts parts_;
   std::uint64_t round_ = 0;
 };
 

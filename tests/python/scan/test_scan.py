@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import random
+import threading
+import time
+
+import pytest
+import torch
+from distorch.scan import Scanner
+from torch import nn
+
+from distorch import scan
+
+
+def full_walk(ignored: set[int]) -> dict[int, dict]:
+    """The plain way: every object of the collector, recursive sums; root id -> facts."""
+    gc.collect()
+    modules = [
+        o for o in gc.get_objects() if issubclass(type(o), nn.Module) and id(o) not in ignored
+    ]
+    children = {id(c) for m in modules for c in m.children()}
+    found = {}
+    for module in modules:
+        if id(module) in children:
+            continue
+        storages, elements = {}, {}
+        for tensor in [*module.parameters(), *module.buffers()]:
+            storage = tensor.untyped_storage()
+            if storage.nbytes():
+                storages[storage.data_ptr()] = (str(tensor.device), storage.nbytes())
+        for tensor in module.parameters():
+            elements[tensor.data_ptr() or id(tensor)] = tensor.numel()
+        if storages:
+            found[id(module)] = {
+                "storages": storages,
+                "parameters": sum(elements.values()),
+                "layers": sum(
+                    any(True for _ in m.parameters(recurse=False))
+                    or any(True for _ in m.buffers(recurse=False))
+                    for m in module.modules()
+                ),
+            }
+    return found
+
+
+def totals_of(found: dict[int, dict]) -> list[tuple]:
+    """Bytes per model with shared storages counted once, in no particular order."""
+    users: dict[int, int] = {}
+    for facts in found.values():
+        for storage in facts["storages"]:
+            users[storage] = users.get(storage, 0) + 1
+    return sorted(
+        (
+            sum(size for key, (_, size) in f["storages"].items() if users[key] == 1),
+            f["layers"],
+            f["parameters"],
+        )
+        for f in found.values()
+    )
+
+
+@pytest.fixture
+def scanner():
+    made = Scanner()
+    made.install_hooks()
+    made.rows()
+    yield made
+    made.stop()
+
+
+def block(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())
+
+
+def own(rows: list[scan.Row], *models: nn.Module) -> list[scan.Row]:
+    """The rows of `models`, in their order."""
+    by_class = {row.class_name: row for row in rows}
+    return [by_class[type(m).__name__] for m in models]
+
+
+def test_model_is_one_row_with_all_its_layers(scanner):
+    class OneRow(nn.Sequential):
+        pass
+
+    model = OneRow(block(8), block(8), nn.Linear(8, 4, bias=False))
+    (row,) = own(scanner.rows(max_age=0), model)
+    expected = sum(t.untyped_storage().nbytes() for t in model.state_dict().values())
+    assert row.bytes == {"cpu": expected}
+    assert row.layers == 5
+    assert row.modules == 10
+    assert row.parameters == sum(p.numel() for p in model.parameters())
+    assert row.dtype == "float32"
+    assert row.display == "OneRow (model, 0 MB, 5 layers)"
+
+
+def test_views_tied_and_shared_weights_count_once(scanner):
+    class Older(nn.Module):
+        def __init__(self):
+            super().__init__()
+            base = torch.zeros(100)
+            self.a, self.b = nn.Parameter(base[:50]), nn.Parameter(base[50:])
+            self.tied = self.a
+
+    class Newer(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight, self.own = weight, nn.Parameter(torch.zeros(10))
+
+    older = Older()
+    newer = Newer(older.a)
+    rows = own(scanner.rows(max_age=0), older, newer)
+    assert rows[0].bytes == {"cpu": 400}
+    assert rows[0].parameters == 100
+    assert rows[0].shares_with == ("Newer",)
+    assert rows[1].bytes == {"cpu": 40}
+    assert rows[1].shared_bytes == {"cpu": 400}
+    assert rows[1].shares_with == ("Older",)
+
+
+def test_row_goes_when_the_model_dies_and_serials_are_not_given_twice(scanner):
+    class Dying(nn.Linear):
+        pass
+
+    model = Dying(10, 10)
+    (row,) = own(scanner.rows(max_age=0), model)
+    assert scanner.module(row.id) is model
+    del model
+    assert all(r.class_name != "Dying" for r in scanner.rows(max_age=0))
+    assert scanner.module(row.id) is None
+    again = Dying(10, 10)
+    assert own(scanner.rows(max_age=0), again)[0].id > row.id
+
+
+def test_scan_keeps_no_model_alive(scanner):
+    import weakref
+
+    model = nn.Linear(3, 3)
+    scanner.note_loaded(model, name="kept?")
+    scanner.rows(max_age=0)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy", "torch.load"])
+def test_modules_that_no_hook_saw_are_found_by_a_walk(scanner, how):
+    class Copied(nn.Linear):
+        pass
+
+    globals()["Copied"] = Copied
+    Copied.__qualname__ = "Copied"
+    original = Copied(5, 5)
+    scanner.rows(max_age=0)
+    if how == "pickle":
+        made = pickle.loads(pickle.dumps(original))
+    elif how == "deepcopy":
+        made = copy.deepcopy(original)
+    else:
+        buffer = io.BytesIO()
+        torch.save(original, buffer)
+        buffer.seek(0)
+        made = torch.load(buffer, weights_only=False)
+    assert sum(r.class_name == "Copied" for r in scanner.rows(max_age=0, deep=True)) == 2
+    assert made.weight.shape == (5, 5)
+
+
+def test_background_walk_finds_an_unpickled_model():
+    made = Scanner(walk_seconds=0.05)
+    made.rows()
+    made.start()
+    try:
+
+        class Found(nn.Linear):
+            pass
+
+        model = Found.__new__(Found)
+        model.__setstate__(Found(4, 4).__dict__.copy())
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if any(r.class_name == "Found" for r in made.rows(max_age=0)):
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail("the background walk did not find the model in 10 s")
+    finally:
+        made.stop()
+
+
+def test_five_thousand_modules_a_thousand_deep(scanner):
+    class Deep(nn.Module):
+        pass
+
+    root = at = Deep()
+    for _ in range(1000):
+        for name in "abcd":
+            setattr(at, name, nn.LayerNorm(2))
+        at.next = nn.Module()
+        at = at.next
+    (row,) = own(scanner.rows(max_age=0), root)
+    assert (row.modules, row.layers, row.parameters) == (5001, 4000, 16000)
+    assert row.bytes == {"cpu": 64000}
+    # Taken apart from below: the destruction of nested Python objects recurses.
+    chain = []
+    at = root
+    while hasattr(at, "next"):
+        chain.append(at)
+        at = at.next
+    for module in reversed(chain):
+        del module.next
+
+
+def test_moves_writes_and_deletions_without_any_hook_are_seen(scanner):
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
+
+    model = Changing()
+
+    def held() -> dict[str, int]:
+        return own(scanner.rows(max_age=0), model)[0].bytes
+
+    assert held() == {"cpu": 800}
+    model.one.weight.data = torch.zeros(20, 10)
+    assert held() == {"cpu": 1200}
+    model.double()
+    assert held() == {"cpu": 2400}
+    model.two._parameters["weight"] = nn.Parameter(torch.zeros(5))
+    assert held() == {"cpu": 1620}
+    del model._modules["two"]
+    assert held() == {"cpu": 1600}
+    model.register_buffer("table", torch.zeros(25))
+    assert held() == {"cpu": 1700}
+    model.to("meta")
+    assert all(r.class_name != "Changing" for r in scanner.rows(max_age=0))
+
+
+def test_answer_equals_a_full_walk_under_churn(scanner):
+    gc.collect()
+    ignored = {id(o) for o in gc.get_objects() if issubclass(type(o), nn.Module)}
+    foreign = {row.id for row in scanner.rows(max_age=0, deep=True)}
+    keep_ignored = [o for o in gc.get_objects() if id(o) in ignored]
+    rng = random.Random(11)
+    models: list[nn.Module] = []
+    for step in range(150):
+        action = rng.randrange(8)
+        if len(models) < 3 or action == 0:
+            models.append(nn.Sequential(*[block(rng.randint(2, 9)) for _ in range(3)]))
+        elif action == 1:
+            models.pop(rng.randrange(len(models)))
+        elif action == 2:
+            rng.choice(models).to(rng.choice([torch.float16, torch.float32, torch.float64]))
+        elif action == 3:
+            rng.choice(models)[0] = nn.Linear(3, rng.randint(1, 9))
+        elif action == 4:
+            target = rng.choice(models)
+            target._modules.pop(next(iter(target._modules)), None) if len(target) > 1 else None
+        elif action == 5:
+            rng.choice(models).append(rng.choice(models)[-1])
+        elif action == 6:
+            parameter = next(iter(rng.choice(models).parameters()), None)
+            if parameter is not None:
+                parameter.data = torch.zeros(rng.randint(1, 50))
+        else:
+            models.append(copy.deepcopy(rng.choice(models)))
+            scanner.walk()
+        scanner.invalidate()
+        rows = [r for r in scanner.rows() if r.id not in foreign]
+        found = full_walk(ignored)
+        mine = sorted(
+            (
+                r.total if not r.shares_with else r.total - sum(_shared_of(scanner, r)),
+                r.layers,
+                r.parameters,
+            )
+            for r in rows
+        )
+        assert mine == totals_of(found), f"step {step}"
+    assert keep_ignored is not None
+
+
+def _shared_of(scanner: Scanner, row: scan.Row) -> list[int]:
+    """Bytes that the row counts for storages which other models use as well."""
+    module = scanner.module(row.id)
+    mine = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in [*module.parameters(), *module.buffers()]}  # fmt: skip
+    others: set[int] = set()
+    for other in scanner.rows(max_age=1e9):
+        if other.id != row.id:
+            its = scanner.module(other.id)
+            others |= {t.untyped_storage().data_ptr() for t in [*its.parameters(), *its.buffers()]}
+    # An older owner counts the storage; for a younger sharer it is in shared_bytes.
+    shared = sum(size for key, size in mine.items() if key in others)
+    return [shared - sum(row.shared_bytes.values())]
+
+
+def test_an_answer_is_given_again_for_a_second_and_refreshed_on_invalidation():
+    made = Scanner(cache_seconds=60)
+    made.install_hooks()
+    first = made.rows()
+    model = nn.Linear(7, 7)
+    assert made.rows() is first
+    made.invalidate()
+    assert len(made.rows()) == len(first) + 1
+    assert model.in_features == 7
+    made.stop()
+
+
+def test_a_node_that_changes_memory_by_100_mb_invalidates(monkeypatch):
+    made = Scanner(cache_seconds=60)
+    used = iter([{"cuda:0": 0}, {"cuda:0": 100 << 20}, {"cuda:0": 0}, {"cuda:0": (100 << 20) + 1}])
+    monkeypatch.setattr("distorch.scan.scanning.memory_used", lambda: next(used))
+    made.install_hooks()
+    models, known = [], len(made.rows())
+    for appears in (0, 2):
+        made.node_started("n", {}, lambda folder, name: None)
+        models.append(nn.Linear(3, 3))
+        made.node_ended("n")
+        assert len(made.rows()) - known == appears
+    made.stop()
+
+
+def test_threads_may_scan_while_models_come_and_go(scanner):
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def run(action):
+        try:
+            while not stop.is_set():
+                action()
+        except BaseException as error:
+            errors.append(error)
+
+    def churn():
+        model = nn.Sequential(block(4), block(4))
+        model.to(torch.float64)
+        del model
+
+    actions = [churn, churn, lambda: scanner.rows(max_age=0), scanner.walk, scanner.invalidate,
+               lambda: [r.as_json() for r in scanner.rows()]]  # fmt: skip
+    threads = [threading.Thread(target=run, args=(a,)) for a in actions]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_top_ten_and_more():
+    rows = [
+        scan.Row(i, f"m{i}", "model", "M", {"cuda:0": i << 20, "cpu": 1}, 1, 1, 1, "float16")
+        for i in range(1, 13)
+    ]
+    lines = scan.lines_of(rows, "cuda:0")
+    assert lines[0] == "m12 (model, 12 MB, 1 layer)"
+    assert len(lines) == 11
+    assert lines[-1] == "and 2 more"
+    assert scan.profiler_form(rows[:2]) == {
+        "success": True,
+        "data": {
+            "0": {
+                "models": [
+                    {"name": "m2", "type": "model", "vram_mb": 2.0, "class_name": "M",
+                     "layer_count": 1, "param_count": 1,
+                     "display_name": "m2 (model, 2 MB, 1 layer)"},
+                    {"name": "m1", "type": "model", "vram_mb": 1.0, "class_name": "M",
+                     "layer_count": 1, "param_count": 1,
+                     "display_name": "m1 (model, 1 MB, 1 layer)"},
+                ],
+                "total_vram_mb": 3.0,
+            }
+        },
+    }  # fmt: skip
+    assert scan.profiler_form([]) == {"success": True, "data": {}}
