@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <torch/extension.h>
+
+#include "tests/support/sim/sim_backend.h"
+#include "tests/support/sim/sim_memory.h"
+
+PYBIND11_MODULE(_sim, m) {
+  namespace sim = distorch_sim;
+  sim::RegisterDevice();
+  m.attr("HOST") = sim::kHost;
+  m.attr("MAX_DEVICES") = sim::kMaxDevices;
+  m.def("configure", &sim::Configure);
+  m.def("device_count", &sim::DeviceCount);
+  m.def("current_device", &sim::CurrentDevice);
+  m.def("set_device", &sim::SetCurrentDevice);
+  m.def("copied", &sim::Copied);
+  m.def("copy_count", &sim::CopyCount);
+  m.def("reset_counters", &sim::ResetCounters);
+  m.def("reset_peak", &sim::ResetPeak);
+  m.def("fail_allocation", &sim::FailAllocation);
+  m.def("fail_copy", &sim::FailCopy);
+  m.def("counters", [](int device) {
+    const sim::DeviceCounters c = sim::Counters(device);
+    return pybind11::make_tuple(c.capacity, c.allocated, c.peak, c.allocations);
+  });
+}

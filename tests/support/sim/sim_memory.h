@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory of the simulated accelerators: host memory that is accounted for
+// as if it stood on up to kMaxDevices devices with a capacity each.
+//
+// All functions may be called from any thread. Byte counts are those asked
+// for; there is no rounding, no cache and no fragmentation, so that tests can
+// compare them exactly.
+#ifndef DISTORCH_TESTS_SUPPORT_SIM_SIM_MEMORY_H_
+#define DISTORCH_TESTS_SUPPORT_SIM_SIM_MEMORY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace distorch_sim {
+
+inline constexpr int kMaxDevices = 8;
+inline constexpr int kHost = -1;  // the place of "cpu" in a pair
+
+// What one device has seen since the process began or the last reset.
+struct DeviceCounters {
+  std::int64_t capacity = 0;
+  std::int64_t allocated = 0;
+  std::int64_t peak = 0;         // of `allocated`, since ResetPeak
+  std::int64_t allocations = 0;  // successful ones, since ResetCounters
+};
+
+// Sets the number of devices and their capacities in bytes. Throws
+// c10::Error when `capacities` is empty or longer than kMaxDevices, or while
+// anything is allocated on a device.
+void Configure(const std::vector<std::int64_t>& capacities);
+int DeviceCount();
+
+// Returns `bytes` of memory on `device`, aligned to 64 bytes; nullptr for 0.
+// Throws c10::OutOfMemoryError when it does not fit or a fault says so.
+void* Allocate(int device, std::size_t bytes);
+void Free(void* data);
+bool IsDeviceMemory(const void* data);
+
+// Host memory that reports itself as pinned.
+void* AllocatePinned(std::size_t bytes);
+void FreePinned(void* data);
+bool IsPinned(const void* data);
+
+// Accounts for a copy of `bytes` between two places (kHost or a device).
+// Throws c10::Error when a fault says so; nothing is counted then.
+void CountCopy(int source, int target, std::int64_t bytes);
+
+DeviceCounters Counters(int device);
+std::int64_t Copied(int source, int target);
+std::int64_t CopyCount();
+void ResetPeak(int device);
+void ResetCounters();  // copies and allocation counts; peaks stay
+
+// The `nth` allocation (copy) from now on fails, 1 being the next; with
+// `sticky` every later one fails too. 0 switches the fault off.
+void FailAllocation(std::int64_t nth, bool sticky);
+void FailCopy(std::int64_t nth, bool sticky);
+
+}  // namespace distorch_sim
+
+#endif  // DISTORCH_TESTS_SUPPORT_SIM_SIM_MEMORY_H_

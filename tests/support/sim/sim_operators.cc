@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operators of the simulated accelerators. Allocation, copies and views are
+// written here; every other operator runs as the CPU's own kernel on the same
+// memory: arguments are handed to it as CPU tensors over the device's bytes
+// (nothing is copied), new results become device memory. Results are therefore
+// those of the CPU to the last bit.
+#include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/native/Resize.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/resize_native.h>
+#include <ATen/ops/set_cpu_dispatch.h>
+#include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_native.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "tests/support/sim/sim_backend.h"
+#include "tests/support/sim/sim_memory.h"
+
+namespace distorch_sim {
+namespace {
+
+using c10::IValue;
+using Keys = c10::DispatchKeySet;
+constexpr auto kType = c10::DeviceType::PrivateUse1;
+
+bool OnSim(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.device().type() == kType;
+}
+
+int Place(const at::Tensor& tensor) {
+  return OnSim(tensor) ? int{tensor.device().index()} : kHost;
+}
+
+// The same bytes, shape and strides as a CPU tensor. Holds on to the storage.
+at::Tensor CpuView(const at::Tensor& tensor) {
+  if (!OnSim(tensor)) return tensor;
+  c10::Storage owner = tensor.storage();
+  void* data = const_cast<void*>(owner.data());
+  const auto bytes = owner.nbytes();
+  c10::Storage storage(
+      c10::Storage::use_byte_size_t(), bytes,
+      c10::DataPtr(
+          data, new c10::Storage(owner),
+          [](void* held) { delete static_cast<c10::Storage*>(held); },
+          c10::Device(c10::DeviceType::CPU)),
+      /*allocator=*/nullptr, /*resizable=*/false);
+  at::Tensor view = at::detail::make_tensor<c10::TensorImpl>(
+      std::move(storage), Keys(c10::DispatchKey::CPU), tensor.dtype());
+  view.unsafeGetTensorImpl()->set_sizes_and_strides(
+      tensor.sizes(), tensor.strides(), tensor.storage_offset());
+  if (tensor.is_conj()) view._set_conj(true);
+  if (tensor.is_neg()) view._set_neg(true);
+  return view;
+}
+
+at::Tensor EmptySim(at::IntArrayRef sizes, at::IntArrayRef strides,
+                    at::ScalarType dtype, c10::Device device) {
+  const c10::DeviceGuard guard(device);
+  return at::detail::empty_strided_generic(sizes, strides, TheAllocator(),
+                                           Keys(c10::DispatchKey::PrivateUse1),
+                                           dtype);
+}
+
+// ---- what a backend has to bring itself -----------------------------------
+
+at::Tensor Empty(c10::SymIntArrayRef sizes, std::optional<at::ScalarType> dtype,
+                 std::optional<at::Layout> /*layout*/,
+                 std::optional<at::Device> device, std::optional<bool> /*pin*/,
+                 std::optional<at::MemoryFormat> format) {
+  const c10::DeviceGuard guard(c10::device_or_default(device));
+  return at::detail::empty_generic_symint(sizes, TheAllocator(),
+                                          Keys(c10::DispatchKey::PrivateUse1),
+                                          c10::dtype_or_default(dtype), format);
+}
+
+at::Tensor EmptyStrided(c10::SymIntArrayRef sizes, c10::SymIntArrayRef strides,
+                        std::optional<at::ScalarType> dtype,
+                        std::optional<at::Layout> /*layout*/,
+                        std::optional<at::Device> device,
+                        std::optional<bool> /*pin*/) {
+  const c10::DeviceGuard guard(c10::device_or_default(device));
+  return at::detail::empty_strided_symint_generic(
+      sizes, strides, TheAllocator(), Keys(c10::DispatchKey::PrivateUse1),
+      c10::dtype_or_default(dtype));
+}
+
+// Bytes that cross are those of the source, before any conversion of dtype.
+at::Tensor CopyFrom(const at::Tensor& source, const at::Tensor& target,
+                    bool /*non_blocking*/) {
+  CountCopy(Place(source), Place(target),
+            static_cast<std::int64_t>(source.nbytes()));
+  CpuView(target).copy_(CpuView(source));
+  return target;
+}
+
+at::Tensor CopyFromAndResize(const at::Tensor& source,
+                             const at::Tensor& target) {
+  target.resize_(source.sizes());
+  return CopyFrom(source, target, false);
+}
+
+at::Scalar LocalScalar(const at::Tensor& tensor) {
+  return at::_local_scalar_dense(CpuView(tensor));
+}
+
+at::Tensor AsStrided(const at::Tensor& tensor, c10::SymIntArrayRef sizes,
+                     c10::SymIntArrayRef strides,
+                     std::optional<c10::SymInt> offset) {
+  return at::native::as_strided_tensorimpl_meta_symint(tensor, sizes, strides,
+                                                       std::move(offset));
+}
+at::Tensor View(const at::Tensor& tensor, c10::SymIntArrayRef sizes) {
+  return at::native::view(tensor, C10_AS_INTARRAYREF_SLOW(sizes));
+}
+at::Tensor ReshapeAlias(const at::Tensor& tensor, c10::SymIntArrayRef sizes,
+                        c10::SymIntArrayRef strides) {
+  return at::native::_reshape_alias(tensor, C10_AS_INTARRAYREF_SLOW(sizes),
+                                    C10_AS_INTARRAYREF_SLOW(strides));
+}
+at::Tensor Unfold(const at::Tensor& tensor, std::int64_t dim, std::int64_t size,
+                  std::int64_t step) {
+  return at::native::unfold(tensor, dim, size, step);
+}
+at::Tensor Alias(const at::Tensor& tensor) { return at::native::alias(tensor); }
+const at::Tensor& Resize(const at::Tensor& tensor, c10::SymIntArrayRef sizes,
+                         std::optional<at::MemoryFormat> format) {
+  return at::native::resize_(tensor, C10_AS_INTARRAYREF_SLOW(sizes), format);
+}
+at::Tensor& SetStorageOffset(at::Tensor& result, at::Storage source,
+                             c10::SymInt offset, c10::SymIntArrayRef sizes,
+                             c10::SymIntArrayRef strides) {
+  return at::cpu::set_(result, std::move(source), offset.expect_int(),
+                       C10_AS_INTARRAYREF_SLOW(sizes),
+                       C10_AS_INTARRAYREF_SLOW(strides));
+}
+at::Tensor& SetStorage(at::Tensor& result, at::Storage source) {
+  const auto elements =
+      static_cast<std::int64_t>(source.nbytes() / result.element_size());
+  return at::cpu::set_(result, std::move(source), 0, {elements}, {1});
+}
+
+// ---- everything else -------------------------------------------------------
+
+// One call of a CPU kernel over device memory.
+class CpuCall {
+ public:
+  CpuCall(const c10::OperatorHandle& op, torch::jit::Stack* stack)
+      : op_(op), stack_(stack) {}
+
+  void Run() {
+    const auto count = op_.schema().arguments().size();
+    const auto first = stack_->size() - count;
+    originals_.assign(stack_->begin() + static_cast<std::ptrdiff_t>(first),
+                      stack_->end());
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto* alias = op_.schema().arguments()[i].alias_info();
+      (*stack_)[first + i] = alias != nullptr && alias->isWrite()
+                                 ? ToCpuForWriting(originals_[i])
+                                 : ToCpu(originals_[i]);
+    }
+    lowered_.assign(stack_->begin() + static_cast<std::ptrdiff_t>(first),
+                    stack_->end());
+    op_.callBoxed(stack_);
+    StoreResized();
+    const auto returns = op_.schema().returns().size();
+    const auto begin = stack_->size() - returns;
+    for (std::size_t i = 0; i < returns; ++i) {
+      (*stack_)[begin + i] = ToSim((*stack_)[begin + i], i);
+    }
+  }
+
+ private:
+  void NoteDevice(c10::Device device) {
+    if (!device_) {
+      device_ =
+          device.has_index()
+              ? device
+              : c10::Device(kType,
+                            static_cast<c10::DeviceIndex>(CurrentDevice()));
+    }
+  }
+
+  at::Tensor Lower(const at::Tensor& tensor) {
+    if (!OnSim(tensor)) return tensor;
+    NoteDevice(tensor.device());
+    at::Tensor view = CpuView(tensor);
+    owners_.emplace(view.storage().unsafeGetStorageImpl(), tensor);
+    return view;
+  }
+
+  // An empty `out=` tensor is there to be given a size by the kernel, which
+  // memory of another owner cannot be.
+  IValue ToCpuForWriting(const IValue& value) {
+    if (!value.isTensor() || !OnSim(value.toTensor()) ||
+        value.toTensor().numel() != 0) {
+      return ToCpu(value);
+    }
+    NoteDevice(value.toTensor().device());
+    return at::empty(value.toTensor().sizes(),
+                     value.toTensor().options().device(at::kCPU));
+  }
+
+  IValue ToCpu(const IValue& value) {
+    if (value.isTensor()) return Lower(value.toTensor());
+    if (value.isTensorList()) {
+      c10::List<at::Tensor> lowered;
+      for (const at::Tensor& tensor : value.toTensorVector()) {
+        lowered.push_back(Lower(tensor));
+      }
+      return lowered;
+    }
+    if (value.isOptionalTensorList()) {
+      c10::List<std::optional<at::Tensor>> lowered;
+      for (const auto& tensor : value.toOptionalTensorVector()) {
+        lowered.push_back(tensor ? std::optional(Lower(*tensor)) : tensor);
+      }
+      return lowered;
+    }
+    if (value.isDevice() && value.toDevice().type() == kType) {
+      NoteDevice(value.toDevice());
+      return c10::Device(c10::DeviceType::CPU);
+    }
+    return value;
+  }
+
+  // `out=` tensors that the kernel gave another size: their view has left the
+  // device's memory, so the result is brought there.
+  void StoreResized() {
+    for (std::size_t i = 0; i < originals_.size(); ++i) {
+      const auto* alias = op_.schema().arguments()[i].alias_info();
+      if (alias == nullptr || !alias->isWrite() || !originals_[i].isTensor()) {
+        continue;
+      }
+      const at::Tensor original = originals_[i].toTensor();
+      const at::Tensor lowered = lowered_[i].toTensor();
+      if (!OnSim(original) || original.sizes() == lowered.sizes()) continue;
+      original.resize_(lowered.sizes());
+      CpuView(original).copy_(lowered);
+    }
+  }
+
+  at::Tensor Raise(const at::Tensor& tensor) const {
+    if (!tensor.defined() || !device_ || !tensor.device().is_cpu()) {
+      return tensor;
+    }
+    const auto owner = owners_.find(tensor.storage().unsafeGetStorageImpl());
+    if (owner != owners_.end()) {  // a view of an argument
+      at::Tensor view = at::detail::make_tensor<c10::TensorImpl>(
+          c10::Storage(owner->second.storage()),
+          Keys(c10::DispatchKey::PrivateUse1), tensor.dtype());
+      view.unsafeGetTensorImpl()->set_sizes_and_strides(
+          tensor.sizes(), tensor.strides(), tensor.storage_offset());
+      return view;
+    }
+    at::Tensor result = EmptySim(tensor.sizes(), tensor.strides(),
+                                 tensor.scalar_type(), *device_);
+    CpuView(result).copy_(tensor);
+    return result;
+  }
+
+  IValue ToSim(const IValue& value, std::size_t index) {
+    const auto* alias = op_.schema().returns()[index].alias_info();
+    if (alias != nullptr && alias->isWrite()) {
+      for (std::size_t i = 0; i < originals_.size(); ++i) {
+        const auto* other = op_.schema().arguments()[i].alias_info();
+        if (other != nullptr && other->beforeSets() == alias->beforeSets()) {
+          return originals_[i];
+        }
+      }
+    }
+    if (value.isTensor()) return Raise(value.toTensor());
+    if (value.isTensorList()) {
+      c10::List<at::Tensor> raised;
+      for (const at::Tensor& tensor : value.toTensorVector()) {
+        raised.push_back(Raise(tensor));
+      }
+      return raised;
+    }
+    return value;
+  }
+
+  const c10::OperatorHandle& op_;
+  torch::jit::Stack* stack_;
+  std::vector<IValue> originals_;
+  std::vector<IValue> lowered_;
+  std::unordered_map<c10::StorageImpl*, at::Tensor> owners_;
+  std::optional<c10::Device> device_;
+};
+
+void OnCpu(const c10::OperatorHandle& op, Keys /*keys*/,
+           torch::jit::Stack* stack) {
+  CpuCall(op, stack).Run();
+}
+
+// Composite operators choose their parts by the kind of device; taken whole,
+// they choose what they would choose for a CPU tensor.
+constexpr const char* kWhole[] = {
+    "linear",
+    "matmul",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv1d.padding",
+    "conv2d.padding",
+    "conv3d.padding",
+    "conv_transpose1d",
+    "conv_transpose2d.input",
+    "conv_transpose3d.input",
+    "convolution",
+    "_convolution",
+    "layer_norm",
+    "group_norm",
+    "rms_norm",
+    "batch_norm",
+    "instance_norm",
+    "einsum",
+    "scaled_dot_product_attention",
+    "softmax.int",
+    "log_softmax.int",
+    "native_group_norm",
+    "bilinear",
+    "upsample_nearest2d.vec",
+    "upsample_bilinear2d.vec",
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("empty.memory_format", TORCH_FN(Empty));
+  m.impl("empty_strided", TORCH_FN(EmptyStrided));
+  m.impl("_copy_from", TORCH_FN(CopyFrom));
+  m.impl("_copy_from_and_resize", TORCH_FN(CopyFromAndResize));
+  m.impl("_local_scalar_dense", TORCH_FN(LocalScalar));
+  m.impl("as_strided", TORCH_FN(AsStrided));
+  m.impl("view", TORCH_FN(View));
+  m.impl("_reshape_alias", TORCH_FN(ReshapeAlias));
+  m.impl("unfold", TORCH_FN(Unfold));
+  m.impl("alias", TORCH_FN(Alias));
+  m.impl("resize_", TORCH_FN(Resize));
+  m.impl("set_.source_Storage_storage_offset", TORCH_FN(SetStorageOffset));
+  m.impl("set_.source_Storage", TORCH_FN(SetStorage));
+  for (const char* name : kWhole) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&OnCpu>());
+  }
+}
+
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&OnCpu>());
+}
+
+}  // namespace distorch_sim
