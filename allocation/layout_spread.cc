@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <queue>
+#include <utility>
+
+#include "absl/numeric/int128.h"
+#include "allocation/layout.h"
+
+namespace distorch::planner_internal {
+namespace {
+
+// Neighbouring atoms of one group: [begin, end) in Spreader::atoms_.
+struct GroupRun {
+  size_t begin;
+  size_t end;
+  Bytes bytes;
+  uint32_t device;
+  bool split;
+};
+
+// A device waits until its part of what has been dealt out is due. It is due
+// at (twice taken + one average group) / target: devices with equal targets
+// take turns, and a single group lands in the middle.
+struct Turn {
+  absl::uint128 due;  // numerator
+  absl::uint128 target;
+  uint32_t device;
+
+  friend bool operator>(const Turn& a, const Turn& b) {
+    const absl::uint128 left = a.due * b.target;
+    const absl::uint128 right = b.due * a.target;
+    return left != right ? left > right : a.device > b.device;
+  }
+};
+
+absl::uint128 Unsigned(Bytes bytes) {
+  return static_cast<uint64_t>(bytes.value());
+}
+
+class Spreader {
+ public:
+  Spreader(const Units& units, const Layout& base, size_t rest)
+      : units_(units), rest_(static_cast<uint32_t>(rest)), layout_(base) {}
+
+  Layout Run(absl::Span<const size_t> among);
+
+ private:
+  using Queue = std::priority_queue<Turn, std::vector<Turn>, std::greater<>>;
+
+  void CollectRuns(absl::Span<const size_t> among);
+  void DealOut();
+  void Deal(GroupRun* run, Queue* turns);
+  void FillUp(uint32_t device);
+  bool TakeFrom(GroupRun* run, uint32_t device, Reason reason);
+
+  const Units& units_;
+  const uint32_t rest_;
+  Layout layout_;
+  std::vector<Bytes> target_;    // by device: bytes of these atoms in `base`
+  std::vector<uint32_t> atoms_;  // positions that are spread
+  std::vector<GroupRun> runs_;
+  Bytes smallest_run_ = Bytes::Max();
+  Bytes smallest_atom_ = Bytes::Max();
+  Bytes average_run_;
+};
+
+// Takes the atoms off their devices and cuts them into runs.
+void Spreader::CollectRuns(absl::Span<const size_t> among) {
+  std::vector<bool> is_among(layout_.room.size());
+  for (const size_t device : among) is_among[device] = true;
+  target_.assign(layout_.room.size(), Bytes(0));
+  size_t group = 0;
+  size_t run_group = units_.group_end.size();
+  Bytes total;
+  for (size_t p = 0; p < layout_.where.size(); ++p) {
+    while (units_.group_end[group] <= p) ++group;
+    const uint32_t device = layout_.where[p];
+    if (!is_among[device]) continue;
+    const Bytes bytes = units_.BytesAt(p);
+    target_[device] += bytes;
+    layout_.room[device] += bytes;
+    total += bytes;
+    smallest_atom_ = std::min(smallest_atom_, bytes);
+    if (group != run_group) {
+      runs_.push_back({atoms_.size(), atoms_.size(), Bytes(0), rest_, false});
+      run_group = group;
+    }
+    atoms_.push_back(static_cast<uint32_t>(p));
+    runs_.back().end = atoms_.size();
+    runs_.back().bytes += bytes;
+  }
+  for (const GroupRun& run : runs_) {
+    smallest_run_ = std::min(smallest_run_, run.bytes);
+  }
+  if (!runs_.empty()) {
+    average_run_ = MulDiv(total, 1, static_cast<int64_t>(runs_.size()));
+  }
+}
+
+// Gives the run to the device that is due first and has room; without one, to
+// the rest. Devices that no run fits any more leave the queue.
+void Spreader::Deal(GroupRun* run, Queue* turns) {
+  std::vector<Turn> waiting;
+  while (!turns->empty()) {
+    Turn turn = turns->top();
+    turns->pop();
+    const Bytes room = layout_.room[turn.device];
+    if (turn.device == rest_ || run->bytes <= room) {
+      run->device = turn.device;
+      turn.due += 2 * Unsigned(run->bytes);
+      turns->push(turn);
+      break;
+    }
+    if (room >= smallest_run_) waiting.push_back(turn);
+  }
+  for (const Turn& turn : waiting) turns->push(turn);
+  layout_.room[run->device] -= run->bytes;
+}
+
+void Spreader::DealOut() {
+  Queue turns;
+  for (uint32_t device = 0; device < target_.size(); ++device) {
+    if (target_[device] == Bytes(0)) continue;
+    turns.push({Unsigned(average_run_), Unsigned(target_[device]), device});
+  }
+  for (GroupRun& run : runs_) {
+    Deal(&run, &turns);
+    const Reason reason = run.device == rest_ ? Reason::kRest : Reason::kSpread;
+    for (size_t i = run.begin; i < run.end; ++i) {
+      layout_.where[atoms_[i]] = run.device;
+      layout_.reasons[atoms_[i]] = reason;
+    }
+  }
+}
+
+// Fills what `device` has left from the last groups of the rest: whole ones,
+// then atoms of one that must be split.
+void Spreader::FillUp(uint32_t device) {
+  for (size_t r = runs_.size(); r-- > 0;) {
+    if (layout_.room[device] < smallest_atom_) return;
+    GroupRun& run = runs_[r];
+    if (run.device != rest_) continue;
+    if (!run.split && run.bytes <= layout_.room[device]) {
+      TakeFrom(&run, device, Reason::kSpread);
+      run.device = device;
+    } else if (TakeFrom(&run, device, Reason::kBoundary)) {
+      run.split = true;
+      return;
+    }
+  }
+}
+
+// Moves the atoms of the run that are on the rest device and fit; returns
+// whether there were any.
+bool Spreader::TakeFrom(GroupRun* run, uint32_t device, Reason reason) {
+  bool any = false;
+  for (size_t i = run->begin; i < run->end; ++i) {
+    const size_t p = atoms_[i];
+    const Bytes bytes = units_.BytesAt(p);
+    if (layout_.where[p] != rest_ || bytes > layout_.room[device]) continue;
+    layout_.room[rest_] += bytes;
+    layout_.room[device] -= bytes;
+    layout_.where[p] = device;
+    layout_.reasons[p] = reason;
+    any = true;
+  }
+  return any;
+}
+
+Layout Spreader::Run(absl::Span<const size_t> among) {
+  CollectRuns(among);
+  DealOut();
+  for (const size_t device : among) {
+    if (device != rest_ && target_[device] > Bytes(0)) {
+      FillUp(static_cast<uint32_t>(device));
+    }
+  }
+  return std::move(layout_);
+}
+
+}  // namespace
+
+Layout LayoutSpread(const Units& units, const Layout& base,
+                    absl::Span<const size_t> among, size_t rest) {
+  return Spreader(units, base, rest).Run(among);
+}
+
+}  // namespace distorch::planner_internal

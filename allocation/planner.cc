@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocation/planner.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "allocation/layout.h"
+#include "allocation/printer.h"
+#include "allocation/shares.h"
+#include "allocation/units.h"
+
+namespace distorch {
+namespace {
+
+using planner_internal::Candidates;
+using planner_internal::HostIndex;
+using planner_internal::Layout;
+using planner_internal::LayoutContiguous;
+using planner_internal::LayoutSpread;
+using planner_internal::Repack;
+using planner_internal::ResolveShares;
+using planner_internal::Shares;
+using planner_internal::Units;
+
+class Planner {
+ public:
+  Planner(const Spec& spec, absl::Span<const Block> blocks,
+          absl::Span<const Device> table, const PlanOptions& options,
+          PlanFailure* failure)
+      : spec_(spec),
+        blocks_(blocks),
+        table_(table),
+        options_(options),
+        failure_(*failure) {}
+
+  absl::StatusOr<Plan> Run(const DeviceId& compute);
+
+ private:
+  absl::Status ChooseCompute(const DeviceId& compute);
+  absl::Status CheckTable() const;
+  absl::Status PlacePinned();
+  absl::Status PinnedDoNotFit(Bytes cap);
+  void LayOut();
+  Layout Ordered(Layout contiguous) const;
+  Layout SpreadSharedWithHost(Layout contiguous) const;
+  absl::Status FitRest();
+  absl::Status NothingFits(const Layout& layout);
+  std::string Remedy(Bytes missing) const;
+  Plan Collect();
+  void AddNotes(Plan* plan) const;
+
+  const Spec& spec_;
+  const absl::Span<const Block> blocks_;
+  const absl::Span<const Device> table_;
+  const PlanOptions& options_;
+  PlanFailure& failure_;
+
+  DeviceId compute_;
+  Units units_;
+  Shares shares_;
+  std::vector<Bytes> room_;  // by device, for movable atoms
+  Layout layout_;
+  std::vector<std::string> notes_;
+};
+
+absl::Status Planner::CheckTable() const {
+  absl::flat_hash_set<DeviceId> seen;
+  for (const Device& device : table_) {
+    if (seen.insert(device.id).second) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the table of devices has ", device.id.ToString(), " twice"));
+  }
+  if (compute_.IsHost() || seen.contains(compute_)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "there is no compute device ", compute_.ToString(), "; expected one of ",
+      absl::StrJoin(table_, ", ", [](std::string* out, const Device& device) {
+        out->append(device.id.ToString());
+      })));
+}
+
+absl::Status Planner::ChooseCompute(const DeviceId& compute) {
+  compute_ = compute.empty() ? spec_.compute : compute;
+  if (compute_.empty()) {
+    return absl::InvalidArgumentError("no compute device is given");
+  }
+  if (!spec_.compute.empty() && spec_.compute != compute_) {
+    notes_.push_back(absl::StrCat(
+        "the string names the compute device ", spec_.compute.ToString(), ": ",
+        compute_.ToString(), " was given and is used"));
+  }
+  return CheckTable();
+}
+
+// Pass 3. Percentages alone are ratios, not caps: there pinned blocks may take
+// more than the compute device's share.
+absl::Status Planner::PlacePinned() {
+  room_.clear();
+  for (const DeviceShare& share : shares_.devices) room_.push_back(share.cap);
+  DeviceShare& share = shares_.devices[shares_.compute];
+  Bytes& room = room_[shares_.compute];
+  if (units_.pinned_bytes > room) {
+    const bool is_ratio = shares_.overflow_to_host;
+    if (!is_ratio || units_.pinned_bytes > share.available) {
+      return PinnedDoNotFit(share.cap);
+    }
+    shares_.notes.push_back(
+        absl::StrCat("what must stay on ", share.device.ToString(), " (",
+                     FormatBytes(units_.pinned_bytes),
+                     ") is more than its share of ", FormatBytes(share.cap)));
+    room = share.cap = units_.pinned_bytes;
+  }
+  room -= units_.pinned_bytes;
+  return absl::OkStatus();
+}
+
+absl::Status Planner::PinnedDoNotFit(Bytes cap) {
+  constexpr size_t kShown = 8;
+  const std::string device = compute_.ToString();
+  std::vector<std::string> names;
+  size_t count = 0;
+  std::vector<bool> is_pinned(units_.atom_bytes.size());
+  for (const uint32_t atom : units_.pinned) is_pinned[atom] = true;
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    if (!is_pinned[units_.atom_of_block[i]]) continue;
+    if (++count > kShown) continue;
+    names.push_back(absl::StrCat(blocks_[i].name, " (",
+                                 FormatBytes(blocks_[i].bytes), ")"));
+  }
+  if (count > kShown) {
+    names.push_back(absl::StrCat("and ", count - kShown, " more"));
+  }
+  DeviceShare& share = shares_.devices[shares_.compute];
+  share.asked = std::max(share.asked, units_.pinned_bytes);
+  failure_.problem =
+      absl::StrCat("blocks that must stay on ", device, " need ",
+                   FormatBytes(units_.pinned_bytes), ", it may hold ",
+                   FormatBytes(cap), ": ", absl::StrJoin(names, ", "));
+  failure_.candidates = Candidates(shares_);
+  failure_.remedy = share.available < units_.pinned_bytes
+                        ? absl::StrCat("free memory on ", device,
+                                       " or compute on another device")
+                        : absl::StrCat("give ", device, " at least ",
+                                       FormatExactSize(units_.pinned_bytes));
+  return absl::ResourceExhaustedError(failure_.Message());
+}
+
+// Passes 4 and 5.
+void Planner::LayOut() {
+  layout_ = Ordered(LayoutContiguous(units_, room_, shares_.rest));
+}
+
+Layout Planner::Ordered(Layout contiguous) const {
+  if (options_.order == Order::kContiguous) return contiguous;
+  if (options_.order == Order::kAuto) {
+    return SpreadSharedWithHost(std::move(contiguous));
+  }
+  std::vector<size_t> all(shares_.devices.size());
+  for (size_t i = 0; i < all.size(); ++i) all[i] = i;
+  return LayoutSpread(units_, contiguous, all, shares_.rest);
+}
+
+// Of the groups that the compute device and the host share, the host's are
+// spread evenly: streaming them reaches the limit with two slots, streaming a
+// contiguous tail does not.
+Layout Planner::SpreadSharedWithHost(Layout contiguous) const {
+  size_t host = shares_.devices.size();
+  for (size_t i = 0; i < shares_.devices.size(); ++i) {
+    if (shares_.devices[i].device.IsHost()) host = i;
+  }
+  const size_t compute = shares_.compute;
+  if (host == shares_.devices.size() || host == compute) return contiguous;
+  const size_t rest = shares_.rest == compute ? compute : host;
+  const std::array<size_t, 2> among = {compute, host};
+  Layout spread = LayoutSpread(units_, contiguous, among, rest);
+  const Bytes least = std::min(Bytes(0), contiguous.room[rest]);
+  if (spread.room[rest] < least) return contiguous;
+  if (rest == shares_.rest) return spread;
+  for (size_t p = 0; p < spread.where.size(); ++p) {
+    if (spread.where[p] == rest && spread.reasons[p] == Reason::kRest) {
+      spread.reasons[p] = Reason::kSpread;
+    }
+  }
+  return spread;
+}
+
+// Pass 6.
+absl::Status Planner::FitRest() {
+  const size_t rest = shares_.rest;
+  if (layout_.room[rest] >= Bytes(0)) return absl::OkStatus();
+  const bool can_overflow =
+      shares_.overflow_to_host && !shares_.devices[rest].device.IsHost();
+  if (can_overflow) {
+    const DeviceShare& share = shares_.devices[rest];
+    shares_.notes.push_back(absl::StrCat(
+        share.device.ToString(), " has ", FormatBytes(share.available),
+        " free, its share is ", FormatBytes(share.asked),
+        ": what does not fit there goes to cpu"));
+    if (options_.strict) return NothingFits(layout_);
+    shares_.devices[rest].is_rest = false;
+    shares_.rest = HostIndex(table_, &shares_);
+    shares_.devices[shares_.rest].is_rest = true;
+    shares_.devices[shares_.rest].cap = shares_.devices[shares_.rest].available;
+    if (absl::Status pinned = PlacePinned(); !pinned.ok()) return pinned;
+    LayOut();
+    return FitRest();
+  }
+  if (options_.order != Order::kContiguous) {
+    layout_ = LayoutContiguous(units_, room_, rest);
+    if (layout_.room[rest] >= Bytes(0)) return absl::OkStatus();
+  }
+  if (!Repack(units_, rest, &layout_)) return NothingFits(layout_);
+  shares_.notes.push_back(
+      "the caps leave little room: some blocks were placed singly to keep "
+      "every one");
+  return absl::OkStatus();
+}
+
+absl::Status Planner::NothingFits(const Layout& layout) {
+  const Bytes missing = Bytes(0) - layout.room[shares_.rest];
+  failure_.problem =
+      absl::StrCat("the model (", FormatBytes(units_.model_bytes),
+                   ") does not fit: ", FormatBytes(missing), " has no place");
+  DeviceShare& rest = shares_.devices[shares_.rest];
+  rest.asked = std::max(rest.asked, rest.cap + missing);
+  failure_.candidates = Candidates(shares_);
+  failure_.remedy = Remedy(missing);
+  return absl::ResourceExhaustedError(failure_.Message());
+}
+
+std::string Planner::Remedy(Bytes missing) const {
+  const DeviceShare& rest = shares_.devices[shares_.rest];
+  const std::string device = rest.device.ToString();
+  if (!rest.device.IsHost()) {
+    return absl::StrCat("give ", device, " at most ",
+                        FormatExactSize(rest.available),
+                        " and let cpu take the rest: cpu,*");
+  }
+  if (!rest.is_rest && rest.cap < rest.available) {
+    return "let cpu take the rest: cpu,*";
+  }
+  const Device* roomiest = nullptr;
+  for (const Device& row : table_) {
+    if (row.id.IsHost()) continue;
+    const Bytes free = row.free - row.reserve;
+    if (roomiest == nullptr || free > roomiest->free - roomiest->reserve) {
+      roomiest = &row;
+    }
+  }
+  if (roomiest != nullptr && roomiest->free - roomiest->reserve >= missing) {
+    return absl::StrCat("give ", roomiest->id.ToString(), ", which has ",
+                        FormatBytes(roomiest->free - roomiest->reserve),
+                        " free, ", FormatBytes(missing), " more");
+  }
+  return absl::StrCat("free ", FormatBytes(missing), " of host memory");
+}
+
+// Pass 7.
+Plan Planner::Collect() {
+  Plan plan;
+  plan.spec = spec_;
+  plan.compute = compute_;
+  plan.order = options_.order;
+  plan.model_bytes = units_.model_bytes;
+  plan.devices = shares_.devices;
+  const size_t atoms = units_.atom_bytes.size();
+  std::vector<uint32_t> where(atoms, static_cast<uint32_t>(shares_.compute));
+  std::vector<Reason> reasons(atoms, Reason::kTiedPinned);
+  for (size_t p = 0; p < units_.sequence.size(); ++p) {
+    where[units_.sequence[p]] = layout_.where[p];
+    reasons[units_.sequence[p]] = layout_.reasons[p];
+  }
+  plan.placement.resize(blocks_.size());
+  plan.reasons.resize(blocks_.size());
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const uint32_t atom = units_.atom_of_block[i];
+    plan.placement[i] = where[atom];
+    plan.reasons[i] =
+        blocks_[i].pinned.empty() ? reasons[atom] : Reason::kPinned;
+    plan.devices[where[atom]].used += blocks_[i].bytes;
+    ++plan.devices[where[atom]].blocks;
+  }
+  AddNotes(&plan);
+  return plan;
+}
+
+void Planner::AddNotes(Plan* plan) const {
+  plan->notes = notes_;
+  plan->notes.insert(plan->notes.end(), shares_.notes.begin(),
+                     shares_.notes.end());
+  for (const DeviceShare& share : plan->devices) {
+    const std::string device = share.device.ToString();
+    if (!share.in_string && share.device == plan->compute && !share.is_rest) {
+      plan->notes.push_back(
+          absl::StrCat("the compute device ", device,
+                       " is not in the string: it gets only what must stay "
+                       "there (",
+                       FormatBytes(share.used), ")"));
+    }
+    if (share.device.IsHost() && share.is_rest && !share.in_string &&
+        share.used > Bytes(0)) {
+      plan->notes.push_back(absl::StrCat("the entries leave ",
+                                         FormatBytes(share.used),
+                                         " of the model: it goes to ", device));
+    }
+  }
+}
+
+absl::StatusOr<Plan> Planner::Run(const DeviceId& compute) {
+  if (absl::Status chosen = ChooseCompute(compute); !chosen.ok()) {
+    return chosen;
+  }
+  absl::StatusOr<Units> units = planner_internal::MakeUnits(blocks_);
+  if (!units.ok()) return units.status();
+  units_ = *std::move(units);
+  if (absl::Status resolved =
+          ResolveShares(spec_, table_, compute_, units_.model_bytes,
+                        units_.pinned_bytes, options_, &shares_, &failure_);
+      !resolved.ok()) {
+    return resolved;
+  }
+  if (absl::Status pinned = PlacePinned(); !pinned.ok()) return pinned;
+  LayOut();
+  if (absl::Status fits = FitRest(); !fits.ok()) return fits;
+  return Collect();
+}
+
+}  // namespace
+
+absl::StatusOr<Plan> MakePlan(const Spec& spec, absl::Span<const Block> blocks,
+                              absl::Span<const Device> devices,
+                              const DeviceId& compute,
+                              const PlanOptions& options,
+                              PlanFailure* failure) {
+  PlanFailure ignored;
+  return Planner(spec, blocks, devices, options,
+                 failure == nullptr ? &ignored : failure)
+      .Run(compute);
+}
+
+}  // namespace distorch

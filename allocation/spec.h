@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an allocation string asks for, as data. Made by ParseSpec
+// (allocation/parser.h), printed by FormatSpec (allocation/printer.h), turned
+// into a plan by MakePlan (allocation/planner.h).
+//
+// Shares are held as whole numbers of billionths, so that no amount of memory
+// ever passes through a floating-point number.
+#ifndef DISTORCH_ALLOCATION_SPEC_H_
+#define DISTORCH_ALLOCATION_SPEC_H_
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "allocation/bytes.h"
+#include "allocation/device_id.h"
+
+namespace distorch {
+
+inline constexpr int64_t kBillion = 1'000'000'000;
+
+// A part of the model's bytes: `25%`.
+struct ModelShare {
+  static constexpr int64_t kWhole = 100 * kBillion;  // 100 %
+  int64_t nano_percent = 0;  // 25 % is 25'000'000'000; at most 1'000'000 %
+  friend bool operator==(ModelShare, ModelShare) = default;
+};
+
+// A part of the device's total memory: `0.8`, the predecessor's way.
+struct MemoryShare {
+  int64_t nano = 0;  // 0.8 is 800'000'000; at most kBillion
+  friend bool operator==(MemoryShare, MemoryShare) = default;
+};
+
+// `*`: what the other entries leave.
+struct Rest {
+  friend bool operator==(Rest, Rest) = default;
+};
+
+using Amount = std::variant<Bytes, ModelShare, MemoryShare, Rest>;
+
+// How blocks stored on a donor are run: their weights are copied to the
+// compute device, the activations go to the donor, or the planner chooses.
+enum class ExecutionMode { kAuto, kStream, kMigrate };
+
+// One `device,amount[,mode=…]`.
+struct Entry {
+  DeviceId device;
+  Amount amount;
+  ExecutionMode mode = ExecutionMode::kAuto;
+  friend bool operator==(const Entry&, const Entry&) = default;
+};
+
+// `cuda:0,2.5gb;cuda:1,25%;cpu,*`. Not empty, no device twice, at most one
+// Rest; with a Rest the percentages add up to at most 100, and a list of
+// percentages alone does not add up to 0.
+struct EntryList {
+  std::vector<Entry> entries;
+  friend bool operator==(const EntryList&, const EntryList&) = default;
+};
+
+// `0.8`: that share of the compute device, the rest on the host.
+struct ComputeShare {
+  MemoryShare share;
+  friend bool operator==(ComputeShare, ComputeShare) = default;
+};
+
+// `auto[,reserve=1.5gb]`: the free memory of all devices less a reserve on
+// each. Without a reserve the planner's default holds.
+struct AutoAllocation {
+  std::optional<Bytes> reserve;
+  friend bool operator==(const AutoAllocation&,
+                         const AutoAllocation&) = default;
+};
+
+// `#cuda:0;4.0;cuda:1,cpu`: at most `amount` leaves the compute device for the
+// donors, the first of them first.
+struct VirtualVram {
+  Bytes amount;
+  std::vector<DeviceId> donors;  // not empty, no device twice
+  friend bool operator==(const VirtualVram&, const VirtualVram&) = default;
+};
+
+struct Spec {
+  std::variant<EntryList, ComputeShare, AutoAllocation, VirtualVram> form;
+  // The compute device that the string names (`…#cuda:0;…`), or none.
+  DeviceId compute;
+  friend bool operator==(const Spec&, const Spec&) = default;
+};
+
+// "auto", "stream", "migrate".
+inline std::string_view ModeName(ExecutionMode mode) {
+  switch (mode) {
+    case ExecutionMode::kStream:
+      return "stream";
+    case ExecutionMode::kMigrate:
+      return "migrate";
+    case ExecutionMode::kAuto:
+      break;
+  }
+  return "auto";
+}
+
+}  // namespace distorch
+
+#endif  // DISTORCH_ALLOCATION_SPEC_H_

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the planner moves around: internal to the planner.
+#ifndef DISTORCH_ALLOCATION_UNITS_H_
+#define DISTORCH_ALLOCATION_UNITS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "allocation/bytes.h"
+#include "allocation/plan.h"
+
+namespace distorch::planner_internal {
+
+// An atom is a block, or all blocks that are tied together: it is never split.
+// `sequence` holds the atoms that may move, one layer group after the other,
+// groups in the order of the model; positions below are positions in it.
+struct Units {
+  std::vector<uint32_t> atom_of_block;
+  std::vector<Bytes> atom_bytes;
+  std::vector<uint32_t> sequence;   // atoms
+  std::vector<uint32_t> group_end;  // ends of the groups: positions, rising
+  std::vector<uint32_t> pinned;     // atoms
+  Bytes pinned_bytes;
+  Bytes model_bytes;
+  bool has_ties = false;
+
+  Bytes BytesAt(size_t position) const {
+    return atom_bytes[sequence[position]];
+  }
+};
+
+// Needs time proportional to the number of blocks. InvalidArgument for two
+// blocks of one name, a negative size, a model of 2^63 bytes or more.
+absl::StatusOr<Units> MakeUnits(absl::Span<const Block> blocks);
+
+}  // namespace distorch::planner_internal
+
+#endif  // DISTORCH_ALLOCATION_UNITS_H_
