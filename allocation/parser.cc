@@ -92,11 +92,12 @@ bool Parser::ConsumeEntries(char stop, EntryList* list) {
   do {
     const size_t begin = scanner_.Position();
     Entry entry;
-    if (!ConsumeEntry(&entry)) return false;
+    size_t device_end = 0;
+    if (!ConsumeEntry(&entry, &device_end)) return false;
     if (!seen.insert(entry.device).second) {
       return Fail(absl::StrCat("device ", entry.device.ToString(),
                                " appears a second time"),
-                  "each device once", begin);
+                  "each device once", begin, device_end);
     }
     if (std::holds_alternative<Rest>(entry.amount)) {
       if (has_rest) {
@@ -114,8 +115,9 @@ bool Parser::ConsumeEntries(char stop, EntryList* list) {
   return CheckPercentages(*list);
 }
 
-bool Parser::ConsumeEntry(Entry* entry) {
+bool Parser::ConsumeEntry(Entry* entry, size_t* device_end) {
   if (!ConsumeDevice(&entry->device)) return false;
+  *device_end = scanner_.LastEnd();
   if (!scanner_.Consume(',')) {
     return FailHere("an amount", "',' and an amount as in cuda:0,2.5gb");
   }
@@ -171,7 +173,7 @@ bool Parser::ConsumeDonors(VirtualVram* form) {
         form->donors.end()) {
       return Fail(
           absl::StrCat("donor ", donor.ToString(), " appears a second time"),
-          "each donor once", begin);
+          "each donor once", begin, scanner_.LastEnd());
     }
     form->donors.push_back(std::move(donor));
   } while (scanner_.Consume(','));

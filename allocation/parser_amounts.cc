@@ -49,7 +49,7 @@ bool Parser::ConsumeNumber(std::string_view expected, Decimal* number) {
   if (!fragment.empty() && fragment[0] == '-') {
     return Fail("the amount is negative", expected, begin);
   }
-  if (fragment == "nan") return Fail("not a number", expected, begin);
+  if (fragment == "nan") return Fail("nan is not a number", expected, begin);
   return FailHere("an amount", expected);
 }
 

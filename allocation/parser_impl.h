@@ -17,8 +17,8 @@
 
 namespace distorch::parser_internal {
 
-// Each Consume… reads one construct of the grammar in
-// parser.h and returns false after it has filled in the error.
+// Each Consume… reads one construct of the grammar in parser.h and returns
+// false after it has filled in the error.
 class Parser {
  public:
   Parser(std::string_view text, const ParseOptions& options)
@@ -32,7 +32,7 @@ class Parser {
   bool ConsumeComputeShare(Spec* spec);
   bool ConsumeAuto(Spec* spec);
   bool ConsumeEntries(char stop, EntryList* list);
-  bool ConsumeEntry(Entry* entry);
+  bool ConsumeEntry(Entry* entry, size_t* device_end);
   bool ConsumeDevice(DeviceId* device);
   bool ConsumeKind(DeviceId* device);
   bool ConsumeIndex(DeviceId* device);
