@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which managed models there are and where their blocks lie, for the interface and the log.
+
+Whoever places a model tells this registry after each change; whoever shows it asks `placements()`.
+It knows neither torch nor ComfyUI and holds no model alive. Safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import types
+from collections.abc import Mapping
+
+_lock = threading.Lock()
+_records: dict[int, Placement] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """One managed model as it lies now; sizes in bytes, devices as "cuda:0", "cpu".
+
+    `state` is "waiting" (not loaded yet), "placed" or "released" (its blocks are on the host only).
+    `blocks` gives each block's device, read back from its tensors. `spilled` are the bytes that the
+    plan wants elsewhere and that had to go to the host, because the memory was needed.
+    """
+
+    key: int
+    name: str
+    file: str
+    compute: str
+    requested: str
+    state: str
+    blocks: Mapping[str, str]
+    bytes_per_device: Mapping[str, int]
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    plan: str = ""
+    patched: int = 0
+    spilled: int = 0
+    streaming: str = ""
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole model."""
+        return sum(self.bytes_per_device.values())
+
+
+def record(placement: Placement) -> None:
+    """Adds a model, or replaces what was known of it (by `key`)."""
+    with _lock:
+        _records[placement.key] = placement
+
+
+def forget(key: int) -> None:
+    """Removes a model; one that is not there is no error."""
+    with _lock:
+        _records.pop(key, None)
+
+
+def placements() -> list[Placement]:
+    """Every managed model that is alive, in the order of first loading."""
+    with _lock:
+        return list(_records.values())
+
+
+def find(key: int) -> Placement | None:
+    """What is known of one model."""
+    with _lock:
+        return _records.get(key)
+
+
+class _CallableModule(types.ModuleType):
+    """`distorch.placements` is this module and, called, the list."""
+
+    def __call__(self) -> list[Placement]:
+        return placements()
+
+
+sys.modules[__name__].__class__ = _CallableModule

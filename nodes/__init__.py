@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ComfyUI nodes: schema and one call each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def mappings() -> tuple[dict[str, type], dict[str, str]]:
+    """Node classes and display names by id; installs the seams that the nodes need."""
+    import pathlib
+
+    import folder_paths
+
+    import nodes as core
+
+    from ..patches import devices
+    from . import table
+
+    devices.install()
+    paths = map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes"))
+    folders = [p.name for path in paths if path.is_dir() for p in path.iterdir() if p.is_dir()]
+    classes = table.node_classes(core.NODE_CLASS_MAPPINGS, folders)
+    return classes, {node_id: title(node_id, cls) for node_id, cls in classes.items()}
+
+
+def title(node_id: str, cls: Any) -> str:
+    """The name shown: the class's own, or one made from the id."""
+    given = getattr(cls, "TITLE", None)
+    if given:
+        return str(given)
+    for ending, words in (
+        ("DisTorch2MultiGPU", " (DisTorch2)"),
+        ("DisTorchMultiGPU", " (DisTorch, legacy)"),
+        ("MultiGPU", " (MultiGPU)"),
+    ):
+        if node_id.endswith(ending):
+            return node_id.removesuffix(ending) + words
+    return node_id

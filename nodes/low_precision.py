@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UNETLoader whose patched weights are stored in fp8 when they lie in system memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import folder_paths
+
+import nodes
+
+from ..patches import loading
+from ..patches.request import Request, available, spec_text
+
+
+class UNetLoaderLP:
+    """Keeps the model on the compute device; LoRA-patched blocks that must wait on the host are fp8.
+
+    A patched weight needs memory beside the file's copy: in fp8 that is half, at fp8's precision.
+    """
+
+    CATEGORY = "loaders"
+    FUNCTION = "load_unet"
+    RETURN_TYPES = ("MODEL",)
+    TITLE = "UNet Loader (LP)"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"unet_name": (folder_paths.get_filename_list("diffusion_models"),)}}
+
+    def load_unet(self, unet_name: str) -> tuple[Any, ...]:
+        compute = available(None)
+        request = Request(
+            compute=compute,
+            text=spec_text(compute, "", 0.0, []),
+            node="UNetLoaderLP",
+            file=unet_name,
+            high_precision_loras=False,
+        )
+        inputs = {"unet_name": unet_name, "weight_dtype": "default"}
+        return loading.load(nodes.UNETLoader, "UNetLoaderLP", request, inputs, text_encoder=False)

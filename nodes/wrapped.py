@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loader nodes of ComfyUI (and of the GGUF pack) with a choice of device or a placement.
+
+Each class is made from the core's node: its inputs and outputs, ours behind them. Names, order and
+defaults are ComfyUI-MultiGPU's, so that workflows saved with it open and run; `keep_loaded` is new
+and last. The core's class is called, never subclassed: it may be of either node API.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import nodes as core
+
+from ..patches import devices, loading
+from ..patches.request import Request, available, spec_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What tells the families apart: the device widget, and which question it answers."""
+
+    device: str = "compute_device"
+    text_encoder: bool = False
+    core_device: bool = False  # the core's own "device" input becomes ours; the core gets "default"
+    legacy: bool = False
+
+
+MODEL = Family()
+CLIP = Family("device", text_encoder=True, core_device=True)
+CLIP_WITHOUT_DEVICE = Family("device", text_encoder=True)
+LEGACY_MODEL = Family("device", legacy=True)
+LEGACY_CLIP = Family("device", text_encoder=True, legacy=True)
+
+
+def device_input(name: str | None = None) -> tuple[list[str], dict[str, Any]]:
+    """A device widget: all devices, the first accelerator unless `name` is given."""
+    there = devices.names()
+    return (there, {"default": name or (there[1] if len(there) > 1 else there[0])})
+
+
+def gigabytes(default: float, most: float = 128.0) -> tuple[str, dict[str, Any]]:
+    """A size widget in GB."""
+    return ("FLOAT", {"default": default, "min": 0.0, "max": most, "step": 0.1})
+
+
+def text(default: str = "") -> tuple[str, dict[str, Any]]:
+    """An allocation string."""
+    return ("STRING", {"multiline": False, "default": default})
+
+
+def switch(default: bool) -> tuple[str, dict[str, Any]]:
+    """A yes or no."""
+    return ("BOOLEAN", {"default": default})
+
+
+class AnyDevice:
+    """Accepts a device that this machine lacks: the node then says so and takes another."""
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls,
+        device: str | None = None,
+        compute_device: str | None = None,
+        donor_device: str | None = None,
+        unet_device: str | None = None,
+        clip_device: str | None = None,
+        vae_device: str | None = None,
+        unet_compute_device: str | None = None,
+        unet_donor_device: str | None = None,
+        clip_compute_device: str | None = None,
+        clip_donor_device: str | None = None,
+    ) -> bool:
+        """ComfyUI leaves out its own check of each input that is named here."""
+        return True
+
+
+class Later:
+    """A node of a pack that may be loaded after ours; it is asked for when it is needed."""
+
+    def __init__(self, name: str, *returns: str) -> None:
+        self.name, self.RETURN_TYPES = name, returns
+
+    def __call__(self) -> Any:
+        return self._node()()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._node(), name)
+
+    def _node(self) -> Any:
+        node = core.NODE_CLASS_MAPPINGS.get(self.name)
+        if node is None:
+            raise RuntimeError(f"the pack with the node {self.name} has not been loaded")
+        return node
+
+
+def multigpu(node: type, node_id: str, family: Family) -> type:
+    """The node with a device, and no placement: the core loads the model as it always does."""
+
+    class DeviceNode(AnyDevice):
+        CATEGORY = "multigpu"
+        FUNCTION = "override"
+        RETURN_TYPES = node.RETURN_TYPES
+        RETURN_NAMES = _names(node)
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            inputs = _inputs(node)
+            inputs["optional"]["device"] = device_input()
+            return inputs
+
+        def override(self, device: str | None = None, **inputs: Any) -> tuple[Any, ...]:
+            if family.core_device:
+                inputs["device"] = "default"
+            with loading.on_device(available(device), text_encoder=family.text_encoder):
+                return loading.call(node, inputs)
+
+    return _named(DeviceNode, node_id)
+
+
+def distorch2(node: type, node_id: str, family: Family) -> type:
+    """The node with a placement of its first output's blocks."""
+    eject_default = not family.text_encoder
+
+    class PlacementNode(AnyDevice):
+        CATEGORY = "multigpu/distorch_2"
+        FUNCTION = "override"
+        RETURN_TYPES = node.RETURN_TYPES
+        RETURN_NAMES = _names(node)
+        DESCRIPTION = "Loads the model and places its blocks on several devices."
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            inputs = _inputs(node)
+            inputs["optional"].update(
+                {
+                    family.device: device_input(),
+                    "virtual_vram_gb": gigabytes(4.0),
+                    "donor_device": device_input("cpu"),
+                    "expert_mode_allocations": text(),
+                    "eject_models": switch(eject_default),
+                    "keep_loaded": switch(True),
+                }
+            )
+            return inputs
+
+        def override(
+            self,
+            virtual_vram_gb: float = 4.0,
+            donor_device: str = "cpu",
+            expert_mode_allocations: str = "",
+            eject_models: bool = eject_default,
+            keep_loaded: bool = True,
+            **inputs: Any,
+        ) -> tuple[Any, ...]:
+            compute = available(inputs.pop(family.device, None))
+            donors = [available(donor_device, default="cpu")]
+            request = Request(
+                compute=compute,
+                text=spec_text(compute, expert_mode_allocations, virtual_vram_gb, donors),
+                node=node_id,
+                file=_file(inputs),
+                keep_loaded=keep_loaded,
+                eject_models=eject_models,
+            )
+            if family.core_device:
+                inputs["device"] = "default"
+            return loading.load(node, node_id, request, inputs, text_encoder=family.text_encoder)
+
+    return _named(PlacementNode, node_id)
+
+
+def legacy(node: type, node_id: str, family: Family) -> type:
+    """The first DisTorch's widgets (GGUF): every other accelerator may be a donor."""
+
+    class LegacyNode(AnyDevice):
+        CATEGORY = "multigpu/legacy"
+        FUNCTION = "override"
+        RETURN_TYPES = node.RETURN_TYPES
+        RETURN_NAMES = _names(node)
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            inputs = _inputs(node)
+            inputs["optional"].update(
+                {
+                    "device": device_input(),
+                    "virtual_vram_gb": gigabytes(4.0, 24.0),
+                    "use_other_vram": switch(False),
+                    "expert_mode_allocations": text(),
+                }
+            )
+            return inputs
+
+        def override(
+            self,
+            device: str | None = None,
+            virtual_vram_gb: float = 4.0,
+            use_other_vram: bool = False,
+            expert_mode_allocations: str = "",
+            **inputs: Any,
+        ) -> tuple[Any, ...]:
+            compute = available(device)
+            others = [d for d in devices.names()[1:] if d != compute] if use_other_vram else []
+            request = Request(
+                compute=compute,
+                text=spec_text(compute, expert_mode_allocations, virtual_vram_gb, [*others, "cpu"]),
+                node=node_id,
+                file=_file(inputs),
+            )
+            return loading.load(node, node_id, request, inputs, text_encoder=family.text_encoder)
+
+    return _named(LegacyNode, node_id)
+
+
+def _inputs(node: type) -> dict[str, Any]:
+    inputs = copy.deepcopy(dict(node.INPUT_TYPES()))  # type: ignore[attr-defined]
+    inputs["required"] = dict(inputs.get("required", {}))
+    inputs["optional"] = dict(inputs.get("optional", {}))
+    inputs.pop("hidden", None)
+    return inputs
+
+
+def _names(node: type) -> tuple[str, ...]:
+    if isinstance(node, Later):
+        return tuple(node.RETURN_TYPES)
+    return tuple(getattr(node, "RETURN_NAMES", None) or node.RETURN_TYPES)  # type: ignore[attr-defined]
+
+
+def _file(inputs: dict[str, Any]) -> str:
+    """The file names among the inputs, for reports."""
+    return ", ".join(
+        str(v) for k, v in inputs.items() if k.endswith(("_name", "_name1", "_name2", "_path"))
+    )
+
+
+def _named(cls: type, name: str) -> type:
+    cls.__name__ = cls.__qualname__ = name
+    return cls

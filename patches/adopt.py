@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a model that the core has just loaded a placed one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.patcher_extension
+
+from . import lifecycle, shards
+from .non_dynamic import require_non_dynamic
+from .patcher import attach, become_ours, check_class, tell
+from .placed import HOST
+from .request import Request
+
+log = logging.getLogger("DisTorch")
+
+FLAG = "_mgpu_unload_distorch_model"
+
+
+def find_patcher(output: Any) -> Any | None:
+    """The patcher inside a node's output: a model, a text encoder, a VAE, a ControlNet; or None."""
+    for candidate in (
+        output,
+        getattr(output, "patcher", None),
+        getattr(output, "control_model_wrapped", None),
+    ):
+        if isinstance(candidate, comfy.model_patcher.ModelPatcher):
+            return candidate
+    return None
+
+
+def adopt(output: Any, request: Request) -> Any:
+    """Gives the output's model a placement. Returns its patcher.
+
+    Raises DynamicVRAMError if ComfyUI manages the model dynamically, PlanError if it fits nowhere.
+    """
+    patcher = find_patcher(output)
+    if patcher is None:
+        raise TypeError(
+            f"{request.node}: {type(output).__name__} holds no model whose blocks can be placed"
+        )
+    require_non_dynamic(patcher)
+    _bring_to_host(patcher)
+    if getattr(output, "disable_offload", False):
+        log.warning(
+            "%s runs as a whole only: it stays on %s", type(patcher.model).__name__, request.compute
+        )
+        request = Request(**{**vars(request), "text": f"{request.compute},*#{request.compute}"})
+    become_ours(patcher)
+    placed = attach(patcher.model, request)
+    shards.plan_for_an_empty_machine(placed)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, check_class)
+    setattr(patcher.model, FLAG, not request.keep_loaded)
+    tell(patcher, placed, "waiting")
+    lifecycle.tell(lifecycle.adopted, patcher, request)
+    return patcher
+
+
+def _bring_to_host(patcher: Any) -> None:
+    """Undoes a load that the core's loader has done: the host copies must be on the host."""
+    patcher.offload_device = HOST
+    for entry in list(mm.current_loaded_models):
+        if entry.model is patcher:
+            entry.model_unload()
+            mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
+    with torch.inference_mode():
+        for module in patcher.model.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None and not tensor.is_meta and tensor.device != HOST:
+                        moved = tensor.to(HOST)
+                        table[name] = (
+                            torch.nn.Parameter(moved, requires_grad=False)
+                            if table is module._parameters
+                            else moved
+                        )
+    patcher.model.device = HOST

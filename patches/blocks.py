@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocks of a ComfyUI model: what may lie on another device, what may not and why.
+
+A block is a leaf module whose weights ComfyUI's own casting fetches from wherever they are (it has
+`comfy_cast_weights`). Only its `weight` and `bias` travel. All else stays on the compute device:
+layers without the cast, parameters beside submodules, buffers, embeddings (text encoders read
+the device from them), and weights so small that a copy costs more than it saves.
+Nothing here imports ComfyUI.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import weakref
+from collections.abc import Iterator
+
+import torch
+
+#: Bytes below which a block stays: ComfyUI's DynamicVRAM draws the same line.
+SMALL = 16 * 1024
+TRAVELLERS = ("weight", "bias")
+_GROUP = re.compile(r"^(.*?\.\d+)(?:\.|$)")
+
+
+class Cell:
+    """One tensor of a module: a parameter or a buffer, and the host copy it was found with.
+
+    The module is held weakly, so that a record on the model makes no cycle with it.
+    """
+
+    __slots__ = ("_module", "buffer", "dtype", "key", "name", "original")
+
+    def __init__(self, module: torch.nn.Module, name: str, key: str, *, buffer: bool) -> None:
+        self._module = weakref.ref(module)
+        self.name, self.key, self.buffer = name, key, buffer
+        self.original: torch.Tensor = self.current
+        wanted = getattr(module, f"{name}_comfy_model_dtype", None)
+        self.dtype: torch.dtype | None = None if is_packed(self.original) else wanted
+
+    @property
+    def module(self) -> torch.nn.Module:
+        module = self._module()
+        assert module is not None, "the model is gone"
+        return module
+
+    @property
+    def current(self) -> torch.Tensor:
+        """The tensor that the module holds now."""
+        module = self.module
+        tensor = (module._buffers if self.buffer else module._parameters)[self.name]
+        assert tensor is not None
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        """Size in the dtype the model wants, whatever the file's is."""
+        if self.dtype is None or is_packed(self.original):
+            return tensor_bytes(self.original)
+        return self.original.numel() * self.dtype.itemsize
+
+    def put(self, tensor: torch.Tensor) -> None:
+        """Makes the module hold `tensor`; a pointer change."""
+        module = self.module
+        if self.buffer:
+            module._buffers[self.name] = tensor
+            return
+        if not isinstance(tensor, torch.nn.Parameter):
+            tensor = torch.nn.Parameter(tensor, requires_grad=False)
+        module._parameters[self.name] = tensor
+
+    def host_copy_on(self, device: torch.device) -> torch.Tensor:
+        """The original on a device, in the dtype the model wants; itself where nothing changes."""
+        source = self.original
+        if source.is_meta:  # a key that the file lacks: ComfyUI reads zeros there
+            return torch.zeros(source.shape, dtype=self.dtype or source.dtype, device=device)
+        if is_packed(source) or self.dtype in (None, source.dtype):
+            return source if source.device == device else source.to(device=device)
+        return source.to(device=device, dtype=self.dtype)
+
+
+@dataclasses.dataclass
+class Block:
+    """A module's tensors. `pinned` is the reason why it stays on the compute device, or ""."""
+
+    name: str
+    cells: list[Cell]
+    pinned: str = ""
+    tied: str = ""
+    castable: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(cell.bytes for cell in self.cells)
+
+    @property
+    def group(self) -> str:
+        """The repeated layer it belongs to: "diffusion_model.blocks.3"; "" outside of any."""
+        match = _GROUP.match(self.name)
+        return match.group(1) if match else ""
+
+    def devices(self) -> set[torch.device]:
+        """Where its tensors are now."""
+        return {device for cell in self.cells for device in tensor_devices(cell.current)}
+
+
+def is_packed(tensor: torch.Tensor) -> bool:
+    """Whether it is a quantised tensor class, whose dtype is not for us to change."""
+    if isinstance(tensor, torch.nn.Parameter) and type(tensor) is torch.nn.Parameter:
+        tensor = tensor.data
+    return type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def _inner(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+        return
+    names, _context = flatten()
+    for name in names:
+        yield from _inner(getattr(tensor, name))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor, with the scales of a quantised one."""
+    return sum(
+        part.untyped_storage().nbytes() if _is_raw(part) else part.nbytes for part in _inner(tensor)
+    )
+
+
+def _is_raw(tensor: torch.Tensor) -> bool:
+    """A subclass that reports another shape than it stores (GGUF): count what it stores."""
+    return hasattr(tensor, "tensor_type")
+
+
+def tensor_devices(tensor: torch.Tensor) -> set[torch.device]:
+    """The devices of a tensor and of all it is made of."""
+    return {part.device for part in _inner(tensor)}
+
+
+def find_blocks(model: torch.nn.Module) -> list[Block]:
+    """Every tensor of the model exactly once, in the order of its modules."""
+    blocks: list[Block] = []
+    owners: dict[int, Block] = {}
+    for name, module in model.named_modules():
+        parameters = [n for n, p in module._parameters.items() if p is not None]
+        buffers = [n for n, b in module._buffers.items() if b is not None]
+        leaf = next((True for c in module.children() for _ in c.parameters()), False) is False
+        castable = hasattr(module, "comfy_cast_weights") and leaf
+        travel = [n for n in parameters if castable and n in TRAVELLERS]
+        stay = [n for n in parameters if n not in travel]
+        for names, suffix, reason in (
+            (travel, "", ""),
+            (stay, "", _why(leaf, castable)),
+        ):
+            cells = [_cell(module, name, n, buffer=False) for n in names]
+            if cells:
+                suffix = " (own)" if reason and (travel or not leaf) else ""
+                block = Block((name or "model") + suffix, cells, reason, castable=not reason)
+                _pin_or_tie(block, module, owners)
+                blocks.append(block)
+        if buffers:
+            cells = [_cell(module, name, n, buffer=True) for n in buffers]
+            blocks.append(Block(f"{name or 'model'} (buffers)", cells, "buffer"))
+    _pin_tied(blocks)
+    return blocks
+
+
+def _cell(module: torch.nn.Module, path: str, name: str, *, buffer: bool) -> Cell:
+    return Cell(module, name, f"{path}.{name}" if path else name, buffer=buffer)
+
+
+def _why(leaf: bool, castable: bool) -> str:
+    if not leaf:
+        return "parameter beside submodules"
+    return "not moved by the layer's cast" if castable else "the layer does not cast its weights"
+
+
+def _pin_or_tie(block: Block, module: torch.nn.Module, owners: dict[int, Block]) -> None:
+    if not block.pinned and isinstance(module, torch.nn.Embedding):
+        block.pinned = "embedding: its device decides where the inputs go"
+    elif not block.pinned and block.bytes < SMALL:
+        block.pinned = "small"
+    for cell in block.cells:
+        other = owners.setdefault(id(cell.original), block)
+        if other is not block:
+            other.tied = other.tied or other.name
+            block.tied = other.tied
+
+
+def _pin_tied(blocks: list[Block]) -> None:
+    """Blocks that share a tensor stay together: one that must stay keeps the others."""
+    reasons = {b.tied: b.pinned for b in blocks if b.tied and b.pinned}
+    for block in blocks:
+        if block.tied and not block.pinned and block.tied in reasons:
+            block.pinned = f"shares a tensor with {block.tied}"

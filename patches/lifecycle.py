@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other parts of the pack want to know of a managed model's life: plain lists of callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+#: `(request)`, at the node, before a file is read: this is where models are ejected.
+before_load: list[Callable[[Any], None]] = []
+
+#: `(request, node_id, inputs)` may answer with a kept model's outputs instead of loading again.
+reuse: list[Callable[[Any, str, dict[str, Any]], tuple[Any, ...] | None]] = []
+
+#: `(patcher, request)`, when a model has become ours; its weights are still on the host.
+adopted: list[Callable[[Any, Any], None]] = []
+
+#: `(request, node_id, inputs, outputs)`, when a node of ours has loaded its file.
+loaded: list[Callable[[Any, str, dict[str, Any], tuple[Any, ...]], None]] = []
+
+#: `(patcher)`, after each placement, spill and unload.
+changed: list[Callable[[Any], None]] = []
+
+
+def kept_outputs(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """The outputs of a kept model that was loaded with the same settings, if there is one."""
+    for ask in reuse:
+        outputs = ask(request, node, inputs)
+        if outputs is not None:
+            return outputs
+    return None
+
+
+def tell(listeners: list[Callable[..., None]], *args: Any) -> None:
+    """Calls each listener."""
+    for listener in listeners:
+        listener(*args)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of a ComfyUI loader for us: on the chosen device, not dynamic, its model then adopted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from . import devices, lifecycle
+from .adopt import adopt
+from .non_dynamic import non_dynamic
+from .request import Request
+
+
+@contextlib.contextmanager
+def on_device(name: str, *, text_encoder: bool) -> Iterator[None]:
+    """ComfyUI's loaders use this device: for text encoders that question alone is answered."""
+    device = torch.device(name)
+    choice = devices.Choice(text_encoder=device) if text_encoder else devices.Choice(model=device)
+    with devices.chosen(choice):
+        yield
+
+
+@contextlib.contextmanager
+def for_placement(name: str, *, text_encoder: bool) -> Iterator[None]:
+    """As `on_device`, with host copies on the host and ordinary patchers."""
+    device = torch.device(name)
+    choice = devices.Choice(
+        model=None if text_encoder else device,
+        text_encoder=device if text_encoder else None,
+        offload=torch.device("cpu"),
+    )
+    with devices.chosen(choice), non_dynamic():
+        yield
+
+
+def call(node: type, inputs: dict[str, Any]) -> tuple[Any, ...]:
+    """Runs a node of either API."""
+    if hasattr(node, "define_schema"):
+        result = node.execute(**inputs)  # type: ignore[attr-defined]
+        return tuple(result.result if hasattr(result, "result") else result)
+    return tuple(getattr(node(), node.FUNCTION)(**inputs))  # type: ignore[attr-defined]
+
+
+def load(
+    node: type, node_id: str, request: Request, inputs: dict[str, Any], *, text_encoder: bool
+) -> tuple[Any, ...]:
+    """Runs the core's loader node and places the blocks of its first output.
+
+    A kept model that was loaded with the same settings is given again instead: no file is read.
+    """
+    kept = lifecycle.kept_outputs(request, node_id, inputs)
+    if kept is not None:
+        return kept
+    lifecycle.tell(lifecycle.before_load, request)
+    with for_placement(request.compute, text_encoder=text_encoder):
+        outputs = call(node, inputs)
+    adopt(outputs[0], request)
+    lifecycle.tell(lifecycle.loaded, request, node_id, inputs, outputs)
+    return outputs

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the blocks of one ComfyUI model lie: plans, moves, patches, verifies, gives back.
+
+A `Placed` hangs on the inner model and is shared by all its patchers. It keeps every tensor as it
+was found (the host copy): giving back is a pointer change, and unloading copies nothing. Patched
+weights are computed on the compute device at full precision and then go to their own.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from distorch import allocation, placements
+
+from .blocks import Block, Cell, find_blocks, tensor_devices
+
+log = logging.getLogger("DisTorch")
+
+HOST = torch.device("cpu")
+_LOW_PRECISION = torch.float8_e4m3fn
+_Backup = collections.namedtuple("Dimension", ["weight", "inplace_update"])
+
+
+class PlacementError(RuntimeError):
+    """The blocks are not where the plan wants them; the message names the first."""
+
+
+def name_of(device: torch.device) -> str:
+    """As the planner writes it."""
+    bare = device.index is None and device.type not in ("cpu", "mps")
+    return f"{device.type}:0" if bare else str(device)
+
+
+class Placed:
+    """The placement of one model. Not safe for concurrent use: ComfyUI's worker is one thread."""
+
+    def __init__(self, model: torch.nn.Module, request: Any, compute: torch.device) -> None:
+        self.request, self.compute = request, compute
+        self.name = type(model).__name__
+        self.key = id(model)
+        self.blocks = find_blocks(model)
+        self.by_name = {block.name: block for block in self.blocks}
+        self.plan: Any = None
+        self.loaded = False
+        self.patched: dict[str, tuple[Any, ...]] = {}
+        self.spilled: set[str] = set()
+        self.shards: dict[str, Any] = {}
+        self.keys = {c.key for b in self.blocks for c in b.cells if not c.buffer}
+        self._forced = False
+        self._wrappers: dict[str, list[Any]] = {}
+        self._check_names()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model is not placed: its patcher makes a record of its own."""
+
+    def _check_names(self) -> None:
+        if len(self.by_name) != len(self.blocks):
+            names = collections.Counter(block.name for block in self.blocks)
+            raise PlacementError(f"two blocks are called {names.most_common(1)[0][0]!r}")
+
+    # Planning
+
+    def make_plan(self, free: dict[str, tuple[int, int]]) -> None:
+        """Plans for these devices, `{name: (total, free)}` in bytes. Raises PlanError."""
+        devices = [
+            allocation.Device(name, total, available) for name, (total, available) in free.items()
+        ]
+        spec = allocation.parse(self.request.text, list(free))
+        blocks = [
+            allocation.Block(b.name, b.bytes, b.group, b.pinned, b.tied, self._is_patched(b))
+            for b in self.blocks
+        ]
+        self.plan = allocation.make_plan(spec, blocks, devices, name_of(self.compute))
+
+    def _is_patched(self, block: Block) -> bool:
+        return any(cell.key in self.patched for cell in block.cells)
+
+    def planned_bytes(self, device: str) -> int:
+        """Bytes that the plan gives a device."""
+        return sum(b.bytes for b in self.blocks if self.plan.placement[b.name] == device)
+
+    def donors(self) -> list[str]:
+        """Devices other than the compute device and the host that the plan uses."""
+        used = set(self.plan.placement.values())
+        return sorted(used - {name_of(self.compute), name_of(HOST)})
+
+    def staging(self, buffers: int) -> int:
+        """Bytes that streaming needs on the compute device: the largest streamed block, `buffers` times."""
+        here = name_of(self.compute)
+        streamed = [b.bytes for b in self.blocks if self.target(b) != here]
+        return max(streamed, default=0) * max(1, buffers)
+
+    def target(self, block: Block) -> str:
+        """Where the block belongs now: its place in the plan, or the host if it had to leave."""
+        return "cpu" if block.name in self.spilled else self.plan.placement[block.name]
+
+    # Placing
+
+    def load(self, patcher: Any) -> None:
+        """Brings every block to its target, patching those whose patches changed since."""
+        self._forced = bool(getattr(patcher, "force_cast_weights", False))
+        self._wrappers = {k: list(v) for k, v in patcher.weight_wrapper_patches.items()}
+        now = {k: _signature(p) for k, p in patcher.patches.items() if k in self.keys}
+        changed = {k for k in {*now, *self.patched} if not _same(now.get(k), self.patched.get(k))}
+        with torch.inference_mode():
+            for block in self.blocks:
+                self._bring(patcher, block, changed)
+        self.patched = now
+        self.loaded = True
+        self.verify()
+
+    def _bring(self, patcher: Any, block: Block, changed: set[str]) -> None:
+        device = torch.device(self.target(block))
+        for cell in block.cells:
+            if cell.key in changed or not self.loaded:
+                self._make(patcher, cell, device)
+            elif tensor_devices(cell.current) != {device}:
+                self._move(patcher, cell, device)
+        self._set_cast(block, device)
+
+    def _make(self, patcher: Any, cell: Cell, device: torch.device) -> None:
+        """The cell's tensor from its host copy, patched if it has patches."""
+        if cell.buffer or cell.key not in patcher.patches:
+            patcher.backup.pop(cell.key, None)
+            cell.put(cell.host_copy_on(device))
+        else:
+            self._patch(patcher, cell, device)
+
+    def _move(self, patcher: Any, cell: Cell, device: torch.device) -> None:
+        if cell.key not in self.patched:
+            cell.put(cell.host_copy_on(device))
+        elif device == HOST:
+            self._to_host(cell)
+        else:
+            self._patch(patcher, cell, device)
+
+    def _to_host(self, cell: Cell) -> None:
+        patched = cell.key in self.patched
+        cell.put(self._stored(cell.current.to(HOST), HOST) if patched else cell.host_copy_on(HOST))
+
+    def _patch(self, patcher: Any, cell: Cell, device: torch.device) -> None:
+        """Patches by the core's own function, at full precision, on the compute device."""
+        deferred = hasattr(cell.original, "tensor_type")  # GGUF attaches the patch to the tensor
+        where = device if deferred else self.compute
+        cell.put(cell.original if deferred or cell.dtype is None else cell.host_copy_on(where))
+        patcher.backup[cell.key] = _Backup(cell.original, False)
+        in_place, patcher.weight_inplace_update = patcher.weight_inplace_update, False
+        try:
+            patcher.patch_weight_to_device(cell.key, device_to=where)
+        finally:
+            patcher.weight_inplace_update = in_place
+        made = cell.current
+        cell.put(self._stored(made if made.device == device else made.to(device=device), device))
+
+    def _stored(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """What is kept of a patched weight: fp8 on the host when the user chose low precision."""
+        shrink = not self.request.high_precision_loras and device == HOST
+        if shrink and tensor.is_floating_point() and tensor.element_size() > 1 and tensor.ndim > 1:
+            return tensor.to(_LOW_PRECISION)
+        return tensor
+
+    def _set_cast(self, block: Block, device: torch.device) -> None:
+        """Makes the layer fetch its weights at each call when they lie elsewhere."""
+        module = block.cells[0].module
+        if not hasattr(module, "comfy_cast_weights") or not block.castable:
+            return
+        module.comfy_force_cast_weights = self._forced
+        before = module.__dict__.pop("prev_comfy_cast_weights", None)
+        if before is not None:
+            module.comfy_cast_weights = before
+        if device != self.compute or self._forced:
+            module.prev_comfy_cast_weights = module.comfy_cast_weights
+            module.comfy_cast_weights = True
+        for cell in block.cells:
+            function = f"{cell.name}_function"
+            if hasattr(module, function):
+                setattr(module, function, list(self._wrappers.get(cell.key, ())))
+
+    def verify(self) -> None:
+        """Raises PlacementError if a tensor is not where it belongs."""
+        for block in self.blocks:
+            wanted = {torch.device(self.target(block))}
+            found = block.devices()
+            if found != wanted:
+                raise PlacementError(
+                    f"block {block.name} belongs on {self.target(block)}, but lies on "
+                    f"{', '.join(sorted(map(str, found)))}"
+                )
+
+    # Giving back
+
+    def spill(self, device: str, wanted: float) -> int:
+        """Moves blocks from a device to the host until `wanted` bytes are free; returns the bytes.
+
+        Blocks that cannot leave the compute device stay. They come back with the next load.
+        """
+        if device == name_of(HOST) or not self.loaded:
+            return 0
+        freed = 0
+        with torch.inference_mode():
+            for block in reversed(self.blocks):
+                if freed >= wanted:
+                    break
+                if not block.pinned and self.target(block) == device:
+                    self.spilled.add(block.name)
+                    for cell in block.cells:
+                        self._to_host(cell)
+                    self._set_cast(block, HOST)
+                    freed += block.bytes
+        return freed
+
+    def fit(self, budget: float, staging: int) -> int:
+        """Marks what must wait on the host so that the compute device holds at most `budget` bytes.
+
+        Blocks marked before are unmarked as far as they fit. Returns the bytes left out.
+        """
+        here = name_of(self.compute)
+        mine = [b for b in self.blocks if self.plan.placement[b.name] == here]
+        room = budget - staging - sum(b.bytes for b in mine if b.pinned)
+        left_out = 0
+        for block in mine:
+            if block.pinned:
+                continue
+            room -= block.bytes
+            if room < 0:
+                room += block.bytes
+                left_out += block.bytes
+                self.spilled.add(block.name)
+            else:
+                self.spilled.discard(block.name)
+        return left_out
+
+    def release(self, patcher: Any) -> None:
+        """Every module holds its host copy again. Copies nothing."""
+        for block in self.blocks:
+            for cell in block.cells:
+                cell.put(cell.original)
+                patcher.backup.pop(cell.key, None)
+        self.patched.clear()
+        self.spilled.clear()
+        self.loaded = False
+
+    # Reporting
+
+    def placement(self) -> dict[str, str]:
+        """Block → device, read back from the tensors."""
+        return {b.name: ", ".join(sorted(name_of(d) for d in b.devices())) for b in self.blocks}
+
+    def bytes_per_device(self) -> dict[str, int]:
+        """What the tensors take on each device now."""
+        sums: dict[str, int] = collections.defaultdict(int)
+        for block in self.blocks:
+            for cell in block.cells:
+                sums[name_of(cell.current.device)] += cell.bytes
+        return dict(sums)
+
+    def compute_bytes(self) -> int:
+        """Bytes on the compute device now; 0 when not loaded there."""
+        return self.bytes_per_device().get(name_of(self.compute), 0) if self.loaded else 0
+
+    def report(self, state: str) -> placements.Placement:
+        """What `distorch.placements()` shows."""
+        plan = self.plan
+        return placements.Placement(
+            key=self.key,
+            name=self.name,
+            file=self.request.file,
+            compute=name_of(self.compute),
+            requested=self.request.text,
+            state=state,
+            blocks=self.placement(),
+            bytes_per_device=self.bytes_per_device(),
+            reasons={b.name: b.pinned for b in self.blocks if b.pinned},
+            notes=tuple(plan.notes) if plan else (),
+            plan=_json(plan),
+            patched=len(self.patched),
+            spilled=sum(self.by_name[name].bytes for name in self.spilled),
+        )
+
+
+def _json(plan: Any) -> str:
+    if plan is None:
+        return ""
+    text = plan.to_json()
+    return text if isinstance(text, str) else json.dumps(text)
+
+
+def _signature(patches: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(part for patch in patches for part in patch)
+
+
+def _same(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
+    """Equal numbers and the very same objects: comparing tensors would read them."""
+    if one is None or other is None or len(one) != len(other):
+        return one is other
+    return all(
+        a is b or (isinstance(a, (int, float, tuple)) and type(a) is type(b) and _equal(a, b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple):
+        return _same(a, b)
+    return bool(a == b)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the widgets of a DisTorch2 node ask for, checked before anything is loaded.
+
+An expert string that is not empty decides alone; `virtual_vram_gb` and `donor_device` count only
+without one: then the donor takes that many GB of the model and the compute device the rest.
+0 GB and no string: the whole model on the compute device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from distorch import allocation
+
+from . import devices
+
+log = logging.getLogger("DisTorch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One model's settings. `text` is an allocation string in its full form, "…#cuda:0;4.0;cpu"."""
+
+    compute: str
+    text: str
+    node: str = ""
+    file: str = ""
+    keep_loaded: bool = True
+    eject_models: bool = False
+    high_precision_loras: bool = True
+
+
+def available(name: str | None, *, default: str | None = None) -> str:
+    """`name` if ComfyUI has such a device, else `default` or ComfyUI's own, with a warning."""
+    there = devices.names()
+    chosen = default or (there[1] if len(there) > 1 else there[0])
+    if not name or name == "default":
+        return chosen
+    if name in there:
+        return name
+    log.warning(
+        "the workflow asks for device %s, which is not here: %s is used instead (there are: %s)",
+        name,
+        chosen,
+        ", ".join(there),
+    )
+    return chosen
+
+
+def spec_text(compute: str, expert: str, virtual_vram_gb: float, donors: list[str]) -> str:
+    """The full allocation string for these widgets.
+
+    Raises AllocationError for a bad expert string. Entries of devices that are not here are left
+    out with one warning: what they would hold goes to the other entries.
+    """
+    expert = expert.strip()
+    if expert.startswith("#"):  # the predecessor's stored form without an expert part
+        allocation.parse(expert)
+        return expert
+    if expert:
+        return f"{_without_missing(expert, compute)}#{compute}"
+    donors = [donor for donor in donors if donor != compute]
+    if virtual_vram_gb > 0 and donors:
+        return f"#{compute};{virtual_vram_gb:g};{','.join(donors)}"
+    return f"{compute},*#{compute}"
+
+
+def _without_missing(expert: str, compute: str) -> str:
+    there = devices.names()
+    allocation.parse(expert, _known(expert, there))
+    entries = [entry.strip() for entry in expert.partition("#")[0].split(";") if entry.strip()]
+    lost = [entry for entry in entries if _is_lost(entry, there)]
+    if not lost:
+        return ";".join(entries)
+    log.warning(
+        "the allocation string names devices that are not here: %s left out (there are: %s)",
+        "; ".join(lost),
+        ", ".join(there),
+    )
+    kept = [entry for entry in entries if entry not in lost]
+    if not kept or any("*" in entry for entry in lost):
+        kept.append(f"{compute},*")
+    return ";".join(kept)
+
+
+def _canonical(device: str) -> str:
+    kind, _, index = device.strip().lower().partition(":")
+    kind, index = kind.strip(), index.strip()
+    return kind if kind in ("cpu", "mps") else f"{kind}:{index or 0}"
+
+
+def _is_lost(entry: str, there: list[str]) -> bool:
+    device, comma, amount = entry.partition(",")
+    return (
+        bool(comma and not amount.strip().startswith("reserve")) and _canonical(device) not in there
+    )
+
+
+def _known(expert: str, there: list[str]) -> list[str]:
+    """Devices to parse with: those here, and those named of kinds that torch knows elsewhere."""
+    kinds = {"mps", "cuda", "xpu", "npu", "mlu", "hpu", "directml", "corex"}
+    kinds |= {name.partition(":")[0] for name in there}
+    named = {_canonical(entry.partition(",")[0]) for entry in expert.partition("#")[0].split(";")}
+    return sorted({*there, *(name for name in named if name.partition(":")[0] in kinds)})

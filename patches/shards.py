@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a model that lies on a donor, as ComfyUI's memory management sees it.
+
+ComfyUI frees memory by asking the models of a device to leave. A donor's blocks belong to a model
+of another device, so each donor gets a patcher of its own: loading it makes the core free room
+there, and whatever needs the donor later makes the core unload it, which moves the blocks to the
+host. The core's functions stay as they are, and a donor never runs out of memory because of us.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+import torch
+
+import comfy.model_management as mm
+import comfy.model_patcher
+
+from . import devices
+from .placed import Placed, name_of
+
+log = logging.getLogger("DisTorch")
+
+_FLAG = "_mgpu_unload_distorch_model"
+
+
+class DonorShard(torch.nn.Module):
+    """Stands for the blocks of one model on one donor; holds no weights."""
+
+    def __init__(self, placed: Placed, owner: torch.nn.Module, device: str) -> None:
+        super().__init__()
+        self.placed, self.owner = weakref.ref(placed), weakref.ref(owner)
+        self.donor = device
+        self.device: torch.device | None = None
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the model it belongs to is flagged for the selective unload."""
+        return bool(getattr(self.owner(), _FLAG, False))
+
+
+setattr(DonorShard, _FLAG, DonorShard.flagged)
+
+
+class ShardPatcher(comfy.model_patcher.ModelPatcher):
+    """The core loads and unloads it; the weights are moved by the model it belongs to."""
+
+    def _placed(self) -> Placed | None:
+        return self.model.placed()
+
+    def model_size(self) -> int:
+        """Bytes that the plan gives the donor."""
+        placed = getattr(self.model, "placed", lambda: None)()
+        return placed.planned_bytes(self.model.donor) if placed and placed.plan else 0
+
+    def loaded_size(self) -> int:
+        """Bytes on the donor now."""
+        placed = self._placed()
+        if placed is None or not placed.loaded:
+            return 0
+        return placed.bytes_per_device().get(self.model.donor, 0)
+
+    def partially_load(self, device_to: Any, *_args: Any, **_kwargs: Any) -> int:
+        """Makes room only: the model places its blocks when it loads."""
+        self.model.device = device_to
+        return 0
+
+    def partially_unload(self, device_to: Any, memory_to_free: float = 0, *_args: Any) -> int:
+        """Moves blocks from the donor to the host; returns the bytes freed."""
+        placed, owner = self._placed(), self.model.owner()
+        if placed is None or owner is None:
+            return 0
+        freed = placed.spill(self.model.donor, memory_to_free)
+        if freed:
+            log.info(
+                "%s gave back %.2f MB of %s: those blocks are streamed from the host now",
+                placed.name,
+                freed / 2**20,
+                self.model.donor,
+            )
+        return freed
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        """Everything leaves the donor."""
+        if unpatch_weights:
+            self.partially_unload(device_to, float("inf"))
+            self.model.device = device_to
+
+    def __del__(self) -> None:
+        """Nothing is pinned, and the weights are not ours."""
+
+
+def machine(*, empty: bool, placed: Placed) -> dict[str, tuple[int, int]]:
+    """`{device: (total, free)}` in bytes for the planner.
+
+    On the compute device and the host all counts as free: the core frees the one for us and the
+    weights are in the other already. A donor's free bytes are real unless `empty`.
+    """
+    found = {}
+    for name in devices.names():
+        device = torch.device(name)
+        total = int(mm.get_total_memory(device))
+        real = not empty and name not in ("cpu", name_of(placed.compute))
+        found[name] = (total, int(mm.get_free_memory(device)) if real else total)
+    return found
+
+
+def plan_for_an_empty_machine(placed: Placed) -> None:
+    """The plan as long as nothing is loaded: what could be, before the core is asked for room."""
+    placed.make_plan(machine(empty=True, placed=placed))
+
+
+def place(patcher: Any, placed: Placed, budget: float | None) -> None:
+    """Makes room on the donors, plans with what is free there, and brings the blocks.
+
+    `budget` is what the core allows on the compute device in bytes; None: all.
+    """
+    if not placed.loaded:
+        _make_plan(patcher, placed)
+    else:
+        _call_back(patcher, placed)
+    if budget is not None:
+        _fit(placed, budget)
+    placed.load(patcher)
+
+
+def _make_plan(patcher: Any, placed: Placed) -> None:
+    if placed.plan is None:
+        plan_for_an_empty_machine(placed)
+    for donor in placed.donors():
+        _make_room(patcher, placed, donor)
+    placed.make_plan(machine(empty=False, placed=placed))
+
+
+def _call_back(patcher: Any, placed: Placed) -> None:
+    """Blocks that left a donor go back if the core can make the room."""
+    for donor in placed.donors():
+        away = [n for n in placed.spilled if placed.plan.placement[n] == donor]
+        if not away:
+            continue
+        _make_room(patcher, placed, donor)
+        free = mm.get_free_memory(torch.device(donor))
+        for name in away:
+            free -= placed.by_name[name].bytes
+            if free >= 0:
+                placed.spilled.discard(name)
+
+
+def _make_room(patcher: Any, placed: Placed, donor: str) -> None:
+    shard = placed.shards.get(donor)
+    if shard is None:
+        model = DonorShard(placed, patcher.model, donor)
+        shard = ShardPatcher(model, torch.device(donor), torch.device("cpu"))
+        placed.shards[donor] = shard
+    mm.load_models_gpu([shard])
+
+
+def _fit(placed: Placed, budget: float) -> None:
+    staging = placed.staging(max(1, int(getattr(mm, "NUM_STREAMS", 1))))
+    left_out = placed.fit(budget, staging)
+    if left_out:
+        log.warning(
+            "%s: %s has room for %.2f MB of weights now; %.2f MB of its share wait on the host and "
+            "are streamed",
+            placed.name,
+            name_of(placed.compute),
+            max(0.0, budget) / 2**20,
+            left_out / 2**20,
+        )
+
+
+def listed(placed: Placed) -> list[Any]:
+    """The core's entries for the donors of a model."""
+    mine = [id(shard) for shard in placed.shards.values()]
+    return [entry for entry in mm.current_loaded_models if id(entry.model) in mine]
