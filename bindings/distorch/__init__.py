@@ -12,7 +12,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # public name -> module that holds it
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {"placements": "distorch.placements"}
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
 
