@@ -134,20 +134,30 @@ void Spreader::DealOut() {
 }
 
 // Fills what `device` has left from the last groups of the rest: whole ones,
-// then atoms of one that must be split.
+// then what is left of groups that are split already, then a part of one more.
 void Spreader::FillUp(uint32_t device) {
-  for (size_t r = runs_.size(); r-- > 0;) {
-    if (layout_.room[device] < smallest_atom_) return;
-    GroupRun& run = runs_[r];
-    if (run.device != rest_) continue;
-    if (!run.split && run.bytes <= layout_.room[device]) {
-      TakeFrom(&run, device, Reason::kSpread);
-      run.device = device;
-    } else if (TakeFrom(&run, device, Reason::kBoundary)) {
-      run.split = true;
-      return;
+  if (device == rest_) return;
+  const auto for_each_run_of_rest = [&](auto visit) {
+    for (size_t r = runs_.size(); r-- > 0;) {
+      if (layout_.room[device] < smallest_atom_) return;
+      if (runs_[r].device == rest_ && visit(&runs_[r])) return;
     }
-  }
+  };
+  for_each_run_of_rest([&](GroupRun* run) {
+    if (run->split || run->bytes > layout_.room[device]) return false;
+    TakeFrom(run, device, Reason::kSpread);
+    run->device = device;
+    return false;
+  });
+  for_each_run_of_rest([&](GroupRun* run) {
+    if (run->split) TakeFrom(run, device, Reason::kBoundary);
+    return false;
+  });
+  for_each_run_of_rest([&](GroupRun* run) {
+    if (run->split) return false;
+    run->split = TakeFrom(run, device, Reason::kBoundary);
+    return run->split;
+  });
 }
 
 // Moves the atoms of the run that are on the rest device and fit; returns
@@ -167,13 +177,21 @@ bool Spreader::TakeFrom(GroupRun* run, uint32_t device, Reason reason) {
   return any;
 }
 
+// First within the amounts of `base`, so that where the caps hold more than the
+// model the devices keep what their order gave them; then up to the caps.
 Layout Spreader::Run(absl::Span<const size_t> among) {
   CollectRuns(among);
-  DealOut();
+  std::vector<Bytes> slack(layout_.room.size());
   for (const size_t device : among) {
-    if (device != rest_ && target_[device] > Bytes(0)) {
-      FillUp(static_cast<uint32_t>(device));
-    }
+    if (device == rest_) continue;
+    slack[device] = layout_.room[device] - target_[device];
+    layout_.room[device] = target_[device];
+  }
+  DealOut();
+  for (const size_t device : among) FillUp(static_cast<uint32_t>(device));
+  for (const size_t device : among) {
+    layout_.room[device] += slack[device];
+    if (target_[device] > Bytes(0)) FillUp(static_cast<uint32_t>(device));
   }
   return std::move(layout_);
 }

@@ -42,7 +42,12 @@ class Scanner {
   // The end of what was last consumed.
   size_t LastEnd() const { return last_end_; }
   bool AtEnd() { return Position() == text_.size(); }
-  char Peek() { return AtEnd() ? '\0' : text_[position_]; }
+  // A NUL in the text is nothing the grammar knows: it looks like another
+  // control character, so that it is not taken for the end.
+  char Peek() {
+    if (AtEnd()) return '\0';
+    return text_[position_] == '\0' ? '\1' : text_[position_];
+  }
 
   bool Consume(char c);
 

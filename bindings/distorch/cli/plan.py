@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`distorch plan`: what would go where, without loading anything.
+
+Two forms: for a safetensors file, of which only the header is read, and for given data (--blocks), whose input,
+output and exit status (0, or 2 with {"error": ...}) are a stable interface; see docs/allocation-strings.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distorch import allocation
+
+_EPILOG = """\
+examples:
+  distorch plan model.safetensors --alloc 'cuda:0,2.5gb;cpu,*'
+  distorch plan --blocks blocks.json --devices devices.json --alloc auto --compute cuda:0 --json
+
+blocks.json:  [{"name", "bytes", "group"?, "pinned"?, "patched"?, "tied"?}, ...]
+devices.json: [{"device", "total", "free", "reserve"?, "link_gbps"?}, ...]
+All sizes are bytes. Exit status: 0, or 2 where the input is wrong or nothing fits.
+"""
+
+
+class InputError(ValueError):
+    """A file that was given cannot be used; the message names it and says why."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `distorch plan`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("file", nargs="?", metavar="FILE.safetensors", help="the model")
+    parser.add_argument("--blocks", metavar="FILE.json", help="blocks instead of a model")
+    parser.add_argument(
+        "--devices", metavar="FILE.json", help="the table of devices (default: this machine's)"
+    )
+    parser.add_argument("--alloc", required=True, metavar="STRING", help="the allocation string")
+    parser.add_argument(
+        "--compute",
+        default="",
+        metavar="DEV",
+        help="where the forward pass runs (default: what the string says, "
+        "or else the first device that is not cpu)",
+    )
+    parser.add_argument(
+        "--order",
+        default="auto",
+        choices=("auto", "contiguous", "strided"),
+        help="how each device's part lies in the model",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="a device short of memory is an error, not a note"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns 0, or 2 with the error printed."""
+    try:
+        plan = _plan(args)
+    except (allocation.AllocationError, allocation.PlanError, InputError) as error:
+        if args.json:
+            sys.stdout.write(json.dumps({"error": error_object(error)}) + "\n")
+        else:
+            sys.stderr.write(f"distorch plan: {error}\n")
+        return 2
+    sys.stdout.write(plan.to_stable_json() + "\n" if args.json else plan.tables())
+    return 0
+
+
+def error_object(error: Exception) -> dict[str, Any]:
+    """Return an error as the JSON that is printed for it."""
+    found: dict[str, Any] = {"message": str(error)}
+    if isinstance(error, allocation.AllocationError) and error.offset is not None:
+        found["offset"] = error.offset
+        found["expected"] = error.expected
+    if isinstance(error, allocation.PlanError):
+        found["candidates"] = [
+            {"device": c.device, "asked": c.asked, "cap": c.cap, "free": c.free}
+            for c in error.candidates
+        ]
+    return found
+
+
+def _plan(args: argparse.Namespace) -> allocation.Plan:
+    if (args.file is None) == (args.blocks is None):
+        raise InputError("give either FILE.safetensors or --blocks FILE.json")
+    devices = _read(args.devices, _device) if args.devices else _devices_here()
+    spec = allocation.parse(args.alloc, devices)
+    blocks = _read(args.blocks, _block) if args.blocks else blocks_of_file(Path(args.file))
+    options = allocation.Options(order=args.order, strict=args.strict)
+    try:
+        compute = args.compute or spec.compute or _default_compute(devices)
+        return allocation.make_plan(spec, blocks, devices, compute, options)
+    except allocation.AllocationError:
+        raise
+    except ValueError as error:  # --compute is no device's name
+        raise InputError(f"--compute: {error}") from error
+
+
+def _default_compute(devices: list[allocation.Device]) -> str:
+    return next((d.device for d in devices if d.device != "cpu"), "cpu")
+
+
+def _devices_here() -> list[allocation.Device]:
+    return list(importlib.import_module("distorch.devices").to_allocation_devices())
+
+
+def blocks_of_file(path: Path) -> list[allocation.Block]:
+    """Return the blocks of a safetensors file from its header alone. Raises InputError."""
+    reader = importlib.import_module("distorch.safetensors_header")
+    try:
+        header = reader.read_header(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    return allocation.blocks_of_tensors((t.name, t.end - t.begin) for t in header.tensors)
+
+
+def _read(path: str, make: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: expected a list, found {type(rows).__name__}")
+    made = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: row {index}: expected an object, found {type(row).__name__}")
+        try:
+            made.append(make(row))
+        except ValueError as error:
+            raise InputError(f"{path}: row {index}: {error}") from error
+    return made
+
+
+def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
+    value = row.get(key)
+    if value is None and not required:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f'"{key}" must be a string')
+    return value
+
+
+def _size(row: Mapping[str, Any], key: str, *, required: bool = False) -> int:
+    value = row.get(key)
+    if value is None and not required:
+        return 0
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f'"{key}" must be a number of bytes, 0 or more')
+    return value
+
+
+def _block(row: Mapping[str, Any]) -> allocation.Block:
+    pinned = row.get("pinned")
+    reason = "pinned" if pinned is True else "" if pinned is False else _text(row, "pinned")
+    return allocation.Block(
+        _text(row, "name", required=True),
+        _size(row, "bytes", required=True),
+        group=_text(row, "group"),
+        pinned=reason,
+        tied=_text(row, "tied"),
+        patched=bool(row.get("patched", False)),
+    )
+
+
+def _device(row: Mapping[str, Any]) -> allocation.Device:
+    link = row.get("link_gbps") or 0.0
+    if isinstance(link, bool) or not isinstance(link, (int, float)) or link < 0:
+        raise ValueError('"link_gbps" must be a number of GB/s, 0 or more')
+    return allocation.Device(
+        _text(row, "device", required=True),
+        total=_size(row, "total", required=True),
+        free=_size(row, "free", required=True),
+        reserve=_size(row, "reserve"),
+        link_gbps=float(link),
+    )
