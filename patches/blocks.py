@@ -11,7 +11,6 @@ Nothing here imports ComfyUI.
 from __future__ import annotations
 
 import dataclasses
-import re
 import weakref
 from collections.abc import Iterator
 
@@ -20,7 +19,6 @@ import torch
 #: Bytes below which a block stays: ComfyUI's DynamicVRAM draws the same line.
 SMALL = 16 * 1024
 TRAVELLERS = ("weight", "bias")
-_GROUP = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
 
 class Cell:
@@ -92,12 +90,6 @@ class Block:
     @property
     def bytes(self) -> int:
         return sum(cell.bytes for cell in self.cells)
-
-    @property
-    def group(self) -> str:
-        """The repeated layer it belongs to: "diffusion_model.blocks.3"; "" outside of any."""
-        match = _GROUP.match(self.name)
-        return match.group(1) if match else ""
 
     def devices(self) -> set[torch.device]:
         """Where its tensors are now."""

@@ -72,9 +72,10 @@ class Placed:
             allocation.Device(name, total, available) for name, (total, available) in free.items()
         ]
         spec = allocation.parse(self.request.text, list(free))
+        groups = allocation.group_names([b.name for b in self.blocks])
         blocks = [
-            allocation.Block(b.name, b.bytes, b.group, b.pinned, b.tied, self._is_patched(b))
-            for b in self.blocks
+            allocation.Block(b.name, b.bytes, group, b.pinned, b.tied, self._is_patched(b))
+            for b, group in zip(self.blocks, groups, strict=True)
         ]
         self.plan = allocation.make_plan(spec, blocks, devices, name_of(self.compute))
 

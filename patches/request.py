@@ -68,7 +68,7 @@ def spec_text(compute: str, expert: str, virtual_vram_gb: float, donors: list[st
 
 def _without_missing(expert: str, compute: str) -> str:
     there = devices.names()
-    allocation.parse(expert, _known(expert, there))
+    allocation.parse(expert, kinds={name.partition(":")[0] for name in there})
     entries = [entry.strip() for entry in expert.partition("#")[0].split(";") if entry.strip()]
     lost = [entry for entry in entries if _is_lost(entry, there)]
     if not lost:
@@ -95,11 +95,3 @@ def _is_lost(entry: str, there: list[str]) -> bool:
     return (
         bool(comma and not amount.strip().startswith("reserve")) and _canonical(device) not in there
     )
-
-
-def _known(expert: str, there: list[str]) -> list[str]:
-    """Devices to parse with: those here, and those named of kinds that torch knows elsewhere."""
-    kinds = {"mps", "cuda", "xpu", "npu", "mlu", "hpu", "directml", "corex"}
-    kinds |= {name.partition(":")[0] for name in there}
-    named = {_canonical(entry.partition(",")[0]) for entry in expert.partition("#")[0].split(";")}
-    return sorted({*there, *(name for name in named if name.partition(":")[0] in kinds)})

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 from . import models
 from .server import ComfyError, ComfyServer, Result, repository_root, versions
+from .state import State, reset_counters, state
 from .workflows import Workflow
 
 __all__ = [
     "ComfyError",
     "ComfyServer",
     "Result",
+    "State",
     "Workflow",
     "models",
     "repository_root",
+    "reset_counters",
+    "state",
     "versions",
 ]

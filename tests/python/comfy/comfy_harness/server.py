@@ -144,7 +144,7 @@ class ComfyServer:
             *(python, "main.py", "--cpu", "--port", str(self.port), "--disable-auto-launch"),
             *("--base-directory", str(self.base), "--use-pytorch-cross-attention"),
             *("--extra-model-paths-config", str(self.base / "extra_paths.yaml")),
-            *("--database-url", "sqlite:///:memory:"),
+            *("--database-url", f"sqlite:///{self.base / 'comfyui.db'}"),
         ]
 
     def _wait_until_ready(self, seconds: float) -> None:

@@ -13,21 +13,48 @@ import json
 import os
 import traceback
 
+import comfy.model_management
+import comfy.model_patcher
 import torch
 from aiohttp import web
 from server import PromptServer
 
 from . import devices, probe_nodes
 
+# What the pack must leave as it is; taken before the pack is imported.
+CORE = {
+    "ModelPatcher": comfy.model_patcher.ModelPatcher,
+    "LoadedModel": comfy.model_management.LoadedModel,
+    "load_models_gpu": comfy.model_management.load_models_gpu,
+    "free_memory": comfy.model_management.free_memory,
+    "partially_load": comfy.model_patcher.ModelPatcher.partially_load,
+    "load": comfy.model_patcher.ModelPatcher.load,
+}
 CONFIG = json.loads(os.environ["DISTORCH_TEST_CONFIG"])
 devices.install(CONFIG["capacities"])
 if CONFIG["dynamic"]:
     from . import dynamic_vram
 
     dynamic_vram.install()
+CORE["CoreModelPatcher"] = getattr(comfy.model_patcher, "CoreModelPatcher", None)
 
 NODE_CLASS_MAPPINGS = probe_nodes.NODE_CLASS_MAPPINGS
-_namespace: dict[str, object] = {"torch": torch}
+
+
+def changed_core_objects() -> list[str]:
+    """Names of `CORE` that are not the core's own objects any more."""
+    now = {
+        **{n: getattr(comfy.model_patcher, n, None) for n in ("ModelPatcher", "CoreModelPatcher")},
+        **{n: getattr(comfy.model_management, n) for n in ("LoadedModel", "load_models_gpu")},
+        "free_memory": comfy.model_management.free_memory,
+        "partially_load": comfy.model_patcher.ModelPatcher.partially_load,
+        "load": comfy.model_patcher.ModelPatcher.load,
+    }
+    return [name for name, value in now.items() if value is not CORE[name]]
+
+
+torch.distorch_test_changed_core_objects = changed_core_objects
+_namespace: dict[str, object] = {"torch": torch, "changed_core_objects": changed_core_objects}
 
 
 def _evaluate(code: str) -> dict[str, object]:

@@ -74,7 +74,26 @@ class ProbeSave:
         return {"ui": {"saved": [name]}}
 
 
+class ProbeRun:
+    """Runs Python in the worker, between nodes: `value` passes through."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "distorch test", "run", (AnyType("*"),)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": (AnyType("*"), {}), "code": ("STRING", {"default": ""})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_kwargs: object) -> float:
+        return float("nan")
+
+    def run(self, value: object, code: str):
+        exec(code, {"value": value, "torch": torch})  # noqa: S102 - the purpose of this node
+        return (value,)
+
+
 NODE_CLASS_MAPPINGS = {
+    "DistorchTestRun": ProbeRun,
     "DistorchTestConditioning": ProbeConditioning,
     "DistorchTestLatent": ProbeLatent,
     "DistorchTestSave": ProbeSave,

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions to a running server about memory, copies and placements."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from .server import ComfyServer
+
+_STATE = """
+import gc, os, psutil
+import comfy.model_management as mm
+import distorch.placements
+import distorch_sim
+gc.collect()
+_sims = [f"sim:{i}" for i in range(torch.sim.device_count())]
+_all = ["cpu", *_sims]
+result = {
+    "allocated": {d: torch.sim.memory_allocated(i) for i, d in enumerate(_sims)},
+    "copied": {f"{a}>{b}": distorch_sim.copied(a, b) for a in _all for b in _all if a != b},
+    "loaded": [
+        [type(m.model).__name__, type(m.model.model).__name__, str(m.device), m.model.loaded_size()]
+        for m in mm.current_loaded_models if m.model is not None
+    ],
+    "placements": [
+        {"name": p.name, "state": p.state, "bytes": dict(p.bytes_per_device), "blocks": dict(p.blocks),
+         "patched": p.patched, "spilled": p.spilled, "reasons": dict(p.reasons)}
+        for p in distorch.placements.placements()
+    ],
+    "rss": psutil.Process(os.getpid()).memory_info().rss,
+}
+"""
+
+
+@dataclasses.dataclass
+class State:
+    """What a server holds: bytes of each device, counted copies, the core's list, placements."""
+
+    allocated: dict[str, int]
+    copied: dict[str, int]
+    loaded: list[list[Any]]
+    placements: list[dict[str, Any]]
+    rss: int
+
+    def placed(self, name: str) -> dict[str, Any]:
+        """The one placed model of this class."""
+        (found,) = [p for p in self.placements if p["name"] == name]
+        return found
+
+
+def state(comfy: ComfyServer) -> State:
+    """Asks after a garbage collection."""
+    return State(**comfy.evaluate(_STATE))
+
+
+def reset_counters(comfy: ComfyServer) -> None:
+    """Copies are counted from now on."""
+    comfy.evaluate("import distorch_sim; distorch_sim.reset_counters()")
