@@ -10,7 +10,7 @@ WEB_DIRECTORY = "./web"
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 
-if "comfy.model_management" in sys.modules and __package__:
+if "folder_paths" in sys.modules and __package__:
     from .nodes import mappings
 
     NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = mappings()

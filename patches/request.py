@@ -56,7 +56,7 @@ def spec_text(compute: str, expert: str, virtual_vram_gb: float, donors: list[st
     """
     expert = expert.strip()
     if expert.startswith("#"):  # the predecessor's stored form without an expert part
-        allocation.parse(expert)
+        allocation.parse(expert, kinds={name.partition(":")[0] for name in devices.names()})
         return expert
     if expert:
         return f"{_without_missing(expert, compute)}#{compute}"

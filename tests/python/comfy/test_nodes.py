@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nodes as ComfyUI shows them, and what its own features do with placed models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfy_harness import ComfyServer, Workflow, state
+
+pytestmark = pytest.mark.comfy
+
+LOADERS = [
+    "UNETLoader",
+    "VAELoader",
+    "CLIPLoader",
+    "DualCLIPLoader",
+    "TripleCLIPLoader",
+    "QuadrupleCLIPLoader",
+    "CLIPVisionLoader",
+    "CheckpointLoaderSimple",
+    "ControlNetLoader",
+    "DiffusersLoader",
+    "DiffControlNetLoader",
+]
+ALWAYS = {
+    "DeviceSelectorMultiGPU",
+    "UNetLoaderLP",
+    "CheckpointLoaderAdvancedMultiGPU",
+    "CheckpointLoaderAdvancedDisTorch2MultiGPU",
+    *(f"{name}MultiGPU" for name in LOADERS),
+    *(f"{name}DisTorch2MultiGPU" for name in LOADERS),
+}
+PLACEMENT = [
+    "virtual_vram_gb",
+    "donor_device",
+    "expert_mode_allocations",
+    "eject_models",
+    "keep_loaded",
+]
+
+
+def test_every_node_of_the_predecessor_is_there(comfy: ComfyServer) -> None:
+    known = comfy.get("/object_info")
+    assert {name for name in ALWAYS if name not in known} == set()
+    assert len(ALWAYS) == 26
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_widgets_keep_their_order_and_defaults(comfy: ComfyServer, name: str) -> None:
+    info = comfy.get("/object_info")
+    core, ours = info[name], info[f"{name}DisTorch2MultiGPU"]
+    encoder = "CLIP" in name
+    device = "device" if encoder else "compute_device"
+    optional = ours["input"]["optional"]
+    assert ours["input"].get("required") == core["input"].get("required")
+    assert [n for n in optional if n in PLACEMENT] == PLACEMENT
+    assert list(optional)[-1] == "keep_loaded"
+    assert optional[device][0] == ["cpu", "sim:0", "sim:1", "sim:2"]
+    assert optional[device][1]["default"] == "sim:0"
+    assert optional["donor_device"][1]["default"] == "cpu"
+    assert optional["virtual_vram_gb"][1] == {"default": 4.0, "min": 0.0, "max": 128.0, "step": 0.1}
+    assert optional["eject_models"][1]["default"] is not encoder
+    assert optional["keep_loaded"][1]["default"] is True
+    assert ours["output"] == core["output"]
+    assert list(info[f"{name}MultiGPU"]["input"]["optional"])[-1] == "device"
+
+
+def test_a_model_computes_on_the_device_of_its_node(comfy: ComfyServer) -> None:
+    w = Workflow()
+    model = w.add(
+        "UNETLoaderMultiGPU", unet_name="wan.safetensors", weight_dtype="default", device="sim:2"
+    )
+    w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+    comfy.run(w)
+    (row,) = [row for row in state(comfy).loaded if row[1] == "WAN21" and row[2] == "sim:2"]
+    assert row[0] == ("ModelPatcherDynamic" if comfy.version.dynamic else "ModelPatcher")
+
+
+def hooked(loader: str, **inputs: object) -> Workflow:
+    """A LoRA that only acts through the conditioning's hook."""
+    w = Workflow()
+    model = w.add(loader, unet_name="wan.safetensors", weight_dtype="default", **inputs)
+    hook = w.add("CreateHookLoraModelOnly", lora_name="wan.safetensors", strength_model=1.0)
+    prompt = w.add(
+        "ConditioningSetProperties",
+        cond_NEW=w.conditioning(8, 4096),
+        strength=1.0,
+        set_cond_area="default",
+        hooks=hook,
+    )
+    return w.save(w.sample(model, prompt, w.latent(1, 16, 1, 8, 8)), "wan")
+
+
+def test_hook_loras_act_as_in_the_core(comfy: ComfyServer) -> None:
+    expected = comfy.run(hooked("UNETLoader")).values["wan"]
+    comfy.free()
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,6mb;cpu,4mb;sim:0,*"}
+    result = comfy.run(hooked("UNETLoaderDisTorch2MultiGPU", **inputs)).values["wan"]
+    assert (result - expected).abs().max() <= 1e-5
+    bare = Workflow()
+    model = bare.add(
+        "UNETLoaderDisTorch2MultiGPU", unet_name="wan.safetensors", weight_dtype="default", **inputs
+    )
+    bare.save(bare.sample(model, bare.conditioning(8, 4096), bare.latent(1, 16, 1, 8, 8)), "wan")
+    without = comfy.run(bare).values["wan"]
+    assert (result - without).abs().max() > 0.01
+    comfy.free()
+    plain = Workflow()
+    model = plain.add("UNETLoader", unet_name="wan.safetensors", weight_dtype="default")
+    plain.save(
+        plain.sample(model, plain.conditioning(8, 4096), plain.latent(1, 16, 1, 8, 8)), "wan"
+    )
+    assert torch.equal(without, comfy.run(plain).values["wan"])  # the hook left nothing behind
+
+
+def test_low_precision_stores_patched_host_blocks_in_eight_bits(comfy: ComfyServer) -> None:
+    w = Workflow()
+    model = w.add(
+        "CheckpointLoaderAdvancedDisTorch2MultiGPU",
+        ckpt_name="sd15.safetensors",
+        unet_compute_device="sim:0",
+        unet_virtual_vram_gb=4.0,
+        unet_donor_device="cpu",
+        clip_compute_device="cpu",
+        clip_virtual_vram_gb=0.0,
+        clip_donor_device="cpu",
+        vae_device="sim:0",
+        high_precision_loras=False,
+    )
+    prompt = w.add("CLIPTextEncode", clip=w.output(model, 1), text="low precision")
+    patched = w.add("DistorchTestRun", value=model, code=PATCH_ONE_WEIGHT)
+    w.save(w.sample(patched, prompt, w.latent(1, 4, 8, 8)), "latent")
+    comfy.run(w)
+    assert comfy.evaluate(DTYPES) == {"cpu": ["torch.float16", "torch.float8_e4m3fn"]}
+
+
+PATCH_ONE_WEIGHT = """
+key = "diffusion_model.middle_block.1.transformer_blocks.0.ff.net.2.weight"
+shape = dict(value.model.named_parameters())[key].shape
+value.add_patches({key: ("diff", (torch.full(shape, 0.001),))})
+"""
+
+DTYPES = """
+import comfy.model_management as mm
+(_model,) = [m.model.model for m in mm.current_loaded_models if type(m.model.model).__name__ == "BaseModel"]
+_block = _model.diffusion_model.middle_block[1].transformer_blocks[0]
+result = {}
+for _p in (_block.ff.net[2].weight, _block.attn1.to_q.weight):
+    result.setdefault(str(_p.device), []).append(str(_p.dtype))
+result = {k: sorted(v) for k, v in result.items()}
+del _model, _block, _p
+"""

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Too little memory: on a donor, on the compute device, and far too much of it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from comfy_harness import ComfyServer, Workflow, state, versions
+
+pytestmark = pytest.mark.comfy
+
+MIB, GIB = 2**20, 2**30
+FOR_COMFYUI = int(1.2 * GIB)  # what it keeps free for computing before it loads anything
+NEWEST_AND_OLDEST = [versions()[0], versions()[-1]] if versions() else [None]
+
+Start = Callable[..., ComfyServer]
+
+
+@pytest.fixture(params=NEWEST_AND_OLDEST, ids=lambda v: v.name if v else "none")
+def start(
+    request: pytest.FixtureRequest, comfy_models: pathlib.Path, tmp_path: pathlib.Path
+) -> Iterator[Start]:
+    """Starts a server with devices of given sizes; it ends with the test."""
+    servers: list[ComfyServer] = []
+
+    def begin(*capacities: int, **more: object) -> ComfyServer:
+        (tmp_path / "models").symlink_to(comfy_models)
+        servers.append(ComfyServer(request.param, tmp_path, capacities=capacities, **more))
+        return servers[-1]
+
+    if request.param is None:
+        pytest.skip("COMFYUI_PATH is not set")
+    yield begin
+    for server in servers:
+        server.stop()
+
+
+def load(w: Workflow, placed: str | None, file: str = "wan.safetensors", **inputs: object) -> list:
+    settings = {"unet_name": file, "weight_dtype": "default", **inputs}
+    if placed is None:
+        return w.add("UNETLoader", **settings)
+    settings.update(compute_device="sim:0", expert_mode_allocations=placed)
+    return w.add("UNETLoaderDisTorch2MultiGPU", **settings)
+
+
+def three_samplers(placed: str | None) -> Workflow:
+    """The first model, then another that computes on sim:1, then the first again."""
+    w = Workflow()
+    prompt, first = w.conditioning(8, 4096), load(w, placed, eject_models=False) if placed else None
+    first = first or load(w, None)
+    other = w.add(
+        "UNETLoaderMultiGPU",
+        unet_name="wan_second.safetensors",
+        weight_dtype="default",
+        device="sim:1",
+    )
+    latent = w.sample(first, prompt, w.latent(1, 16, 1, 8, 8))
+    latent = w.sample(other, prompt, latent, seed=2)
+    w.save(w.sample(first, prompt, latent, seed=3), "wan")
+    return w
+
+
+def test_a_donor_that_is_needed_gets_its_memory_back(start: Start) -> None:
+    comfy = start(8 * GIB, FOR_COMFYUI + 20 * MIB, 8 * GIB)
+    expected = comfy.run(three_samplers(None)).values["wan"]
+    comfy.free()
+    result = comfy.run(three_samplers("sim:1,6mb;sim:0,*")).values["wan"]
+    assert torch.equal(result, expected)
+    assert "of sim:1: those blocks are streamed from the host now" in comfy.log()
+
+
+def test_a_full_compute_device_streams_what_does_not_fit(start: Start) -> None:
+    comfy = start(FOR_COMFYUI + 16 * MIB, 8 * GIB)
+
+    def one(placed: str | None) -> Workflow:
+        w = Workflow()
+        latent = w.sample(load(w, placed), w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8))
+        return w.save(latent, "wan")
+
+    expected = comfy.run(one(None)).values["wan"]
+    comfy.free()
+    result = comfy.run(one("sim:1,2mb;sim:0,*")).values["wan"]
+    assert torch.equal(result, expected)
+    placed = state(comfy).placed("WAN21")
+    assert placed["spilled"] > 0
+    assert placed["bytes"]["cpu"] == placed["spilled"]
+    assert "wait on the host and are streamed" in comfy.log()
+
+
+def test_a_model_that_the_core_loaded_at_once_is_placed_all_the_same(start: Start) -> None:
+    comfy = start(512 * GIB, 512 * GIB, 512 * GIB)  # more than the host: loaders use the device
+
+    def one(loader: str, **inputs: object) -> Workflow:
+        w = Workflow()
+        model = w.add(loader, ckpt_name="sd15.safetensors", **inputs)
+        prompt = w.add("CLIPTextEncode", clip=w.output(model, 1), text="a checkpoint")
+        return w.save(w.sample(model, prompt, w.latent(1, 4, 8, 8)), "latent")
+
+    expected = comfy.run(one("CheckpointLoaderSimple")).values["latent"]
+    comfy.free()
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,30mb;sim:0,*"}
+    loader = "CheckpointLoaderSimpleDisTorch2MultiGPU"
+    assert torch.equal(comfy.run(one(loader, **inputs)).values["latent"], expected)
+    now = state(comfy)
+    assert now.placed("BaseModel")["bytes"]["sim:1"] == now.allocated["sim:1"] > 0
+    assert len([row for row in now.loaded if row[1] == "BaseModel"]) == 1

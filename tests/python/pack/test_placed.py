@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A placed model through its life: load, patch, spill, come back, release."""
+
+from __future__ import annotations
+
+import distorch_sim
+import pytest
+import torch
+from distorch.allocation import PlanError
+
+from distorch import placements
+
+SIZE = 128
+UP, DOWN = SIZE * 2 * SIZE * 4 + 2 * SIZE * 4, SIZE * 2 * SIZE * 4 + SIZE * 4
+STRING = "sim:1,300kb;cpu,300kb;sim:0,*"
+
+
+@pytest.fixture
+def make(pack, comfy):
+    """Adopts a model with an allocation string."""
+    adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
+
+    def make(text: str = STRING, **settings: object):
+        patcher = comfy.model(size=SIZE)
+        return adopt.adopt(patcher, request.Request("sim:0", f"{text}#sim:0", **settings))
+
+    return make
+
+
+def run(patcher, device: str = "sim:0") -> torch.Tensor:
+    value = torch.linspace(-1, 1, 4 * SIZE).reshape(4, SIZE).to(device)
+    with torch.no_grad():
+        return patcher.model(value).cpu()
+
+
+@pytest.fixture
+def expected(comfy) -> torch.Tensor:
+    return run(comfy.model(size=SIZE), "cpu")
+
+
+def test_blocks_lie_where_the_plan_wants_them(make, comfy, expected) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    placed = patcher.distorch_placed()
+    sizes = placed.bytes_per_device()
+    assert 300 * 1024 - UP < sizes["sim:1"] <= 300 * 1024
+    assert sum(sizes.values()) == sum(t.nbytes for t in patcher.model.state_dict().values())
+    assert torch.sim.memory_allocated(1) == sizes["sim:1"]
+    assert torch.equal(run(patcher), expected)
+    assert patcher.loaded_size() == sizes["sim:0"]
+    assert patcher.model_size() == sizes["sim:0"] + max(UP, DOWN)
+
+
+def test_core_class_is_kept_below_ours_and_by_clones(make, comfy, pack) -> None:
+    patcher = make()
+    assert isinstance(patcher, comfy.patcher.ModelPatcher)
+    assert type(patcher).__name__ == "DisTorchModelPatcher"
+    assert type(patcher.clone()) is type(patcher)
+    assert pack.load("patches.patcher").class_for(comfy.patcher.ModelPatcher) is type(patcher)
+
+
+def test_loading_again_copies_nothing(make, comfy) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    distorch_sim.reset_counters()
+    comfy.load_models_gpu([patcher])
+    comfy.load_models_gpu([patcher.clone()])
+    assert distorch_sim.copied("cpu", "sim:0") == distorch_sim.copied("cpu", "sim:1") == 0
+
+
+def test_unloading_puts_the_host_copies_back(make, comfy) -> None:
+    patcher = make()
+    before = {n: p.data_ptr() for n, p in patcher.model.named_parameters()}
+    comfy.load_models_gpu([patcher])
+    distorch_sim.reset_counters()
+    patcher.detach()
+    assert {n: p.data_ptr() for n, p in patcher.model.named_parameters()} == before
+    assert distorch_sim.copied("sim:0", "cpu") == distorch_sim.copied("sim:1", "cpu") == 0
+    assert [torch.sim.memory_allocated(i) for i in range(3)] == [0, 0, 0]
+    assert patcher.model.model_loaded_weight_memory == 0
+    assert not any(getattr(m, "comfy_cast_weights", False) for m in patcher.model.modules())
+
+
+def test_a_changed_patch_touches_its_block_only(make, comfy) -> None:
+    patcher = make()
+    key = "blocks.2.up.weight"
+    difference = torch.full((2 * SIZE, SIZE), 0.01)
+    first = patcher.clone()
+    first.add_patches({key: difference}, 1.0)
+    comfy.load_models_gpu([first])
+    before = {n: p.data_ptr() for n, p in patcher.model.named_parameters()}
+    second = patcher.clone()
+    second.add_patches({key: difference}, 0.5)
+    comfy.load_models_gpu([second])
+    after = {n: p.data_ptr() for n, p in patcher.model.named_parameters()}
+    assert {n for n in after if after[n] != before[n]} == {key}
+    original = patcher.distorch_placed().by_name["blocks.2.up"].cells[0].original
+    patched = dict(patcher.model.named_parameters())[key]
+    assert torch.equal(patched.cpu(), original + 0.5 * difference)
+    comfy.load_models_gpu([patcher])
+    assert torch.equal(dict(patcher.model.named_parameters())[key].cpu(), original)
+    assert key not in patcher.backup
+
+
+def test_memory_on_the_compute_device_can_be_taken_and_comes_back(make, comfy, expected) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    full = patcher.loaded_size()
+    freed = patcher.partially_unload(torch.device("cpu"), UP + 1)
+    assert freed >= UP + 1
+    assert patcher.loaded_size() == full - freed == torch.sim.memory_allocated(0)
+    assert torch.equal(run(patcher), expected)
+    comfy.load_models_gpu([patcher])
+    assert patcher.loaded_size() == full
+    assert patcher.distorch_placed().spilled == set()
+
+
+def test_patched_blocks_survive_being_moved(make, comfy) -> None:
+    patcher = make("sim:0,*")
+    patcher.add_patches(
+        {f"blocks.{i}.up.weight": torch.full((2 * SIZE, SIZE), 0.01) for i in range(4)}
+    )
+    comfy.load_models_gpu([patcher])
+    expected = run(patcher)
+    patcher.partially_unload(torch.device("cpu"), 1e12)
+    assert {p.device.type for n, p in patcher.model.named_parameters() if ".up." in n} == {"cpu"}
+    assert torch.equal(run(patcher), expected)
+    comfy.load_models_gpu([patcher])
+    assert {p.device.type for n, p in patcher.model.named_parameters() if ".up." in n} == {"sim"}
+    assert torch.equal(run(patcher), expected)
+
+
+def test_a_donor_is_an_entry_that_the_core_can_unload(make, comfy, expected) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    (entry,) = [e for e in comfy.mm.current_loaded_models if e.device == torch.device("sim", 1)]
+    assert entry.model.loaded_size() == torch.sim.memory_allocated(1) == entry.model.model_size()
+    assert entry.model_unload()
+    assert torch.sim.memory_allocated(1) == 0
+    assert torch.equal(run(patcher), expected)
+    comfy.load_models_gpu([patcher])
+    assert torch.sim.memory_allocated(1) == entry.model.model_size()
+
+
+def test_a_donor_that_is_full_is_an_error_that_lists_it(make, comfy) -> None:
+    patcher = make("sim:1,*")
+    hog = torch.empty(torch.sim.mem_get_info(1)[0] - 100_000, dtype=torch.uint8, device="sim:1")
+    with pytest.raises(PlanError, match="sim:1"):
+        comfy.load_models_gpu([patcher])
+    del hog
+    assert torch.sim.memory_allocated(0) == 0
+    comfy.load_models_gpu([patcher])
+    assert torch.sim.memory_allocated(1) > 0
+
+
+def test_a_copy_that_fails_leaves_the_model_on_the_host(make, comfy, expected) -> None:
+    patcher = make()
+    distorch_sim.fail_allocation(6)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            comfy.load_models_gpu([patcher])
+    finally:
+        distorch_sim.clear_faults()
+    assert [torch.sim.memory_allocated(i) for i in range(3)] == [0, 0, 0]
+    assert torch.equal(run(patcher, "cpu"), expected)
+    comfy.load_models_gpu([patcher])
+    assert torch.equal(run(patcher), expected)
+
+
+def test_a_block_that_is_not_where_it_belongs_is_named(make, comfy) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    patcher.model.blocks[3].to("sim:2")
+    with pytest.raises(RuntimeError, match=r"block blocks\.3.* belongs on .*, but lies on sim:2"):
+        patcher.distorch_placed().verify()
+
+
+def test_the_registry_knows_the_model_while_it_lives(make, comfy) -> None:
+    patcher = make(file="a.safetensors")
+    key = patcher.distorch_placed().key
+    assert placements.find(key).state == "waiting"
+    comfy.load_models_gpu([patcher])
+    shown = placements.find(key)
+    assert (shown.state, shown.file) == ("placed", "a.safetensors")
+    assert shown.blocks["blocks.0.up"] == patcher.distorch_placed().plan.placement["blocks.0.up"]
+    assert shown.total == sum(t.nbytes for t in patcher.model.state_dict().values())
+    patcher.detach()
+    assert placements.find(key).state == "released"
+    comfy.mm.current_loaded_models.clear()
+    del patcher
+    assert placements.find(key) is None
+
+
+def test_a_plain_patcher_on_a_placed_model_is_reported(make, comfy, pack, caplog) -> None:
+    patcher = make()
+    plain = comfy.patcher.ModelPatcher(patcher.model, patcher.load_device, patcher.offload_device)
+    pack.load("patches.patcher").check_class(plain)
+    assert "its allocation string has no effect" in caplog.text
+
+
+def test_flag_follows_keep_loaded(make) -> None:
+    assert make(keep_loaded=True).model._mgpu_unload_distorch_model is False
+    assert make(keep_loaded=False).model._mgpu_unload_distorch_model is True

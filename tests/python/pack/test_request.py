@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What widgets become: an allocation string in its full form."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from distorch.allocation import AllocationError
+
+
+@pytest.mark.parametrize(
+    ("expert", "gigabytes", "donors", "text"),
+    [
+        ("sim:1,2gb;sim:0,*", 4.0, ["cpu"], "sim:1,2gb;sim:0,*#sim:0"),
+        ("", 4.0, ["cpu"], "#sim:0;4;cpu"),
+        ("  ", 2.5, ["sim:1", "cpu"], "#sim:0;2.5;sim:1,cpu"),
+        ("", 4.0, ["sim:0"], "sim:0,*#sim:0"),  # the compute device is no donor
+        ("", 0.0, ["cpu"], "sim:0,*#sim:0"),
+        ("#sim:0;4;cpu", 1.0, ["sim:1"], "#sim:0;4;cpu"),
+        ("0.8", 4.0, ["cpu"], "0.8#sim:0"),
+        ("auto,reserve=1gb", 4.0, ["cpu"], "auto,reserve=1gb#sim:0"),
+        ("cuda:7,2gb;sim:1,2gb;sim:0,*", 4.0, ["cpu"], "sim:1,2gb;sim:0,*#sim:0"),
+        ("sim:1,2gb;cuda:7,*", 4.0, ["cpu"], "sim:1,2gb;sim:0,*#sim:0"),
+        ("cuda:7,50%", 4.0, ["cpu"], "sim:0,*#sim:0"),
+    ],
+)
+def test_spec_text(pack, expert, gigabytes, donors, text) -> None:
+    assert pack.load("patches.request").spec_text("sim:0", expert, gigabytes, donors) == text
+
+
+def test_a_wrong_string_points_to_its_fault(pack) -> None:
+    with pytest.raises(AllocationError, match=r"unknown unit 'xb' at offset 7(.|\n)*\^~"):
+        pack.load("patches.request").spec_text("sim:0", "sim:1,2xb;sim:0,*", 4.0, ["cpu"])
+
+
+def test_missing_devices_are_named_with_what_there_is(pack, caplog) -> None:
+    request = pack.load("patches.request")
+    with caplog.at_level(logging.WARNING, "DisTorch"):
+        assert request.available("cuda:3") == "sim:0"
+        assert request.available("cuda:3", default="cpu") == "cpu"
+        assert request.available("sim:2") == "sim:2"
+        assert request.available(None) == "sim:0"
+    assert [r.getMessage() for r in caplog.records] == [
+        "the workflow asks for device cuda:3, which is not here: sim:0 is used instead "
+        "(there are: cpu, sim:0, sim:1, sim:2)",
+        "the workflow asks for device cuda:3, which is not here: cpu is used instead "
+        "(there are: cpu, sim:0, sim:1, sim:2)",
+    ]
