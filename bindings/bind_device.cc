@@ -1,8 +1,78 @@
 // SPDX-License-Identifier: Apache-2.0
+// distorch/device for Python. The lock is released around calls that read
+// files or ask the driver.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
 #include "bindings/bindings.h"
+#include "distorch/device/host_memory.h"
+#include "distorch/device/nvml.h"
 
 namespace distorch::bindings {
+namespace {
 
-void BindDevice(pybind11::module_& /*module*/) {}
+namespace py = pybind11;
+
+py::tuple HostMemoryShim(const std::string& root) {
+  HostMemory memory;
+  {
+    const py::gil_scoped_release release;
+    memory = ReadHostMemory(root);
+  }
+  return py::make_tuple(memory.total, memory.available);
+}
+
+// (devices, driver version, reason why there are none)
+py::tuple NvmlShim() {
+  std::vector<NvmlDevice> devices;
+  std::string driver;
+  std::string reason;
+  {
+    const py::gil_scoped_release release;
+    const auto nvml = Nvml::Open();
+    if (nvml.ok()) {
+      driver = (*nvml)->DriverVersion();
+      auto found = (*nvml)->Devices();
+      if (found.ok()) {
+        devices = *std::move(found);
+      } else {
+        reason = std::string(found.status().message());
+      }
+    } else {
+      reason = std::string(nvml.status().message());
+    }
+  }
+  return py::make_tuple(devices, driver, reason);
+}
+
+std::vector<int> VisibleShim(const std::vector<NvmlDevice>& devices) {
+  const char* value = std::getenv("CUDA_VISIBLE_DEVICES");
+  return VisibleNvmlIndices(value == nullptr ? "" : value, value == nullptr,
+                            devices);
+}
+
+}  // namespace
+
+void BindDevice(py::module_& module) {
+  py::class_<NvmlDevice>(module, "NvmlDevice")
+      .def(py::init<>())
+      .def_readwrite("index", &NvmlDevice::index)
+      .def_readwrite("uuid", &NvmlDevice::uuid)
+      .def_readwrite("name", &NvmlDevice::name)
+      .def_readwrite("total", &NvmlDevice::total)
+      .def_readwrite("used", &NvmlDevice::used)
+      .def_readwrite("free", &NvmlDevice::free)
+      .def_readwrite("pcie_generation", &NvmlDevice::pcie_generation)
+      .def_readwrite("pcie_width", &NvmlDevice::pcie_width);
+  module.def("host_memory", &HostMemoryShim, py::arg("root") = "");
+  module.def("nvml_devices", &NvmlShim);
+  module.def("visible_nvml_indices", &VisibleShim, py::arg("devices"));
+}
 
 }  // namespace distorch::bindings

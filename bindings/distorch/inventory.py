@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a `torch.nn.Module` consists of: blocks, their bytes, the layer groups they belong to, and what must stay.
+
+A *block* is a module that owns parameters or buffers directly, also one that has children. A *layer group* is a
+repeated module (one transformer layer), found by name: the outermost prefix that ends in a number. Bytes count each
+storage once, at the first block that holds it; blocks that share one carry the same `tied` key, because they can only
+move together. Works on graphs of any depth and with modules that are reached by several paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+# A block's name and module -> why it has to stay on the compute device, or "" when it may go anywhere.
+Pin = Callable[[str, nn.Module], str]
+
+_HEAD_NAMES = re.compile(
+    r"(^|\.)(shared|wte|wpe|embed_tokens|embed_positions|embeddings|token_embedding|position_embedding|"
+    r"word_embeddings|position_embeddings|token_type_embeddings)$"
+)
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """One parameter or buffer: where it hangs, not the tensor itself."""
+
+    module: nn.Module
+    name: str
+    kind: Literal["parameter", "buffer"]
+    qualified: str
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The dictionary of the module that holds the tensor."""
+        return self.module._parameters if self.kind == "parameter" else self.module._buffers
+
+    def get(self) -> torch.Tensor:
+        """Return the tensor as it is now."""
+        tensor: torch.Tensor = self.table[self.name]
+        return tensor
+
+
+@dataclass(frozen=True)
+class ModelBlock:
+    """A module with tensors of its own. `bytes` counts storages that no earlier block holds."""
+
+    name: str
+    module: nn.Module
+    tensors: tuple[TensorRef, ...]
+    bytes: int
+    group: str = ""
+    pinned: str = ""
+    tied: str = ""
+    patched: bool = False
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The blocks of a model in the order of its modules, and its layer groups by name."""
+
+    blocks: tuple[ModelBlock, ...]
+    groups: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all blocks, each storage once."""
+        return sum(block.bytes for block in self.blocks)
+
+    def allocation_blocks(self) -> list[Any]:
+        """Return the planner's blocks (`distorch.allocation.Block`)."""
+        from distorch.allocation import Block
+
+        return [
+            Block(
+                name=b.name,
+                bytes=b.bytes,
+                group=b.group,
+                pinned=b.pinned,
+                tied=b.tied,
+                patched=b.patched,
+            )
+            for b in self.blocks
+        ]
+
+
+def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (name, module) for each module once, parents first, without recursion. The model's own name is ""."""
+    seen: set[int] = set()
+    stack: list[tuple[str, nn.Module]] = [("", model)]
+    while stack:
+        name, module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        prefix = f"{name}." if name else ""
+        children = [(prefix + n, c) for n, c in module._modules.items() if c is not None]
+        stack.extend(reversed(children))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor, those of its parts where it is a wrapper (quantised layouts)."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None and type(tensor) not in (torch.Tensor, nn.Parameter):
+        names, _ = flatten()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
+
+
+def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
+    """Return what two tensors that share memory have in common."""
+    try:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() > 0 and tensor.device.type != "meta":
+            return str(tensor.device), storage.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        pass  # a wrapper without storage of its own
+    return "object", id(tensor)
+
+
+def layer_group(name: str) -> str:
+    """Return the layer group of a block's name: the outermost prefix that ends in a number, or "".
+
+    >>> layer_group("encoder.layer.3.output.0")
+    'encoder.layer.3'
+    """
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if i > 0 and part.isdigit():
+            return ".".join(parts[: i + 1])
+    return ""
+
+
+def stay_reason(name: str, module: nn.Module) -> str:
+    """Say why a module has to stay on the compute device: heads of text encoders, whose weight code reads directly."""
+    if isinstance(module, nn.Embedding) or _HEAD_NAMES.search(name):
+        return "embedding: its weight is read to choose the device"
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None and type(tensor) not in (torch.Tensor, nn.Parameter):
+            return f"tensor of type {type(tensor).__name__}"
+    return ""
+
+
+class _Ties:
+    """Unites blocks that share a storage."""
+
+    def __init__(self) -> None:
+        self.first: dict[tuple[str, int], str] = {}
+        self.parent: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        while self.parent.get(name, name) != name:
+            name = self.parent[name]
+        return name
+
+    def note(self, key: tuple[str, int], block: str) -> bool:
+        """Return whether the storage is new; if not, tie its first holder and this block."""
+        if key not in self.first:
+            self.first[key] = block
+            return True
+        a, b = self.find(self.first[key]), self.find(block)
+        self.parent.setdefault(a, a)
+        self.parent[b] = a
+        return False
+
+
+def _tensors(name: str, module: nn.Module) -> list[TensorRef]:
+    prefix = f"{name}." if name else ""
+    refs = []
+    for key, parameter in module._parameters.items():
+        if parameter is not None:
+            refs.append(TensorRef(module, key, "parameter", prefix + key))
+    for key, buffer in module._buffers.items():
+        if isinstance(buffer, torch.Tensor):
+            refs.append(TensorRef(module, key, "buffer", prefix + key))
+    return refs
+
+
+def inventory(model: nn.Module, *, patches: Any = None, pin: Pin | None = stay_reason) -> Inventory:
+    """List the blocks of `model`.
+
+    Args:
+        model: any module; nothing in it is changed.
+        patches: what has qualified parameter names as keys; their blocks are marked `patched`.
+        pin: says for a block why it must stay on the compute device; None lets every block go anywhere.
+
+    Raises:
+        ValueError: a tensor is on the device `meta` (it has no bytes that could be placed).
+    """
+    patched = set(patches or ())
+    ties = _Ties()
+    blocks: list[ModelBlock] = []
+    groups: dict[str, nn.Module] = {}
+    for name, module in walk(model):
+        group = layer_group(name)
+        if group and group == name:
+            groups[group] = module
+        refs = _tensors(name, module)
+        if not refs:
+            continue
+        label = name or "(model)"
+        size = 0
+        for ref in refs:
+            tensor = ref.get()
+            if tensor.device.type == "meta":
+                raise ValueError(
+                    f"{ref.qualified} is on the device 'meta': load its weights before placing it"
+                )
+            if ties.note(storage_key(tensor), label):
+                size += tensor_bytes(tensor)
+        reason = pin(label, module) if pin else ""
+        hit = any(ref.qualified in patched for ref in refs)
+        blocks.append(ModelBlock(label, module, tuple(refs), size, group, reason, "", hit))
+    tied_names = {ties.find(name) for name in ties.parent}
+    final = []
+    for block in blocks:
+        root = ties.find(block.name)
+        final.append(replace(block, tied=root if root in tied_names else ""))
+    used = {block.group for block in final}
+    return Inventory(tuple(final), {k: v for k, v in groups.items() if k in used})
