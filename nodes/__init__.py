@@ -11,7 +11,6 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     import pathlib
 
     import folder_paths
-
     import nodes as core
 
     from ..patches import devices

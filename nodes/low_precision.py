@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import folder_paths
-
 import nodes
 
 from ..patches import loading

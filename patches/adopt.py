@@ -6,11 +6,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
-
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.patcher_extension
+import torch
 
 from . import lifecycle, shards
 from .non_dynamic import require_non_dynamic

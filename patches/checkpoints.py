@@ -11,11 +11,10 @@ import contextlib
 import dataclasses
 from typing import Any
 
-import folder_paths
-import torch
-
 import comfy.sd
 import comfy.utils
+import folder_paths
+import torch
 
 from . import devices, lifecycle
 from .adopt import adopt

@@ -14,9 +14,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
 import comfy.model_management as mm
+import torch
 
 from .seam import FunctionSeam
 

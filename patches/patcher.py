@@ -13,10 +13,10 @@ import logging
 import weakref
 from typing import Any
 
-import torch
-
 import comfy.model_management as mm
 import comfy.patcher_extension
+import torch
+
 from distorch import placements
 
 from . import lifecycle, shards

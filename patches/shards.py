@@ -13,10 +13,9 @@ import logging
 import weakref
 from typing import Any
 
-import torch
-
 import comfy.model_management as mm
 import comfy.model_patcher
+import torch
 
 from . import devices
 from .placed import Placed, name_of

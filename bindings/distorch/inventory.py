@@ -2,7 +2,7 @@
 """What a `torch.nn.Module` consists of: blocks, their bytes, the layer groups they belong to, and what must stay.
 
 A *block* is a module that owns parameters or buffers directly, also one that has children. A *layer group* is a
-repeated module (one transformer layer), found by name: the outermost prefix that ends in a number. Bytes count each
+repeated module (one transformer layer), found by name as for files (`distorch.allocation.group_names`). Bytes count each
 storage once, at the first block that holds it; blocks that share one carry the same `tied` key, because they can only
 move together. Works on graphs of any depth and with modules that are reached by several paths.
 """
@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from distorch.allocation import Block, group_names
 
 # A block's name and module -> why it has to stay on the compute device, or "" when it may go anywhere.
 Pin = Callable[[str, nn.Module], str]
@@ -74,8 +76,6 @@ class Inventory:
 
     def allocation_blocks(self) -> list[Any]:
         """Return the planner's blocks (`distorch.allocation.Block`)."""
-        from distorch.allocation import Block
-
         return [
             Block(
                 name=b.name,
@@ -122,19 +122,6 @@ def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
     except (RuntimeError, NotImplementedError):
         pass  # a wrapper without storage of its own
     return "object", id(tensor)
-
-
-def layer_group(name: str) -> str:
-    """Return the layer group of a block's name: the outermost prefix that ends in a number, or "".
-
-    >>> layer_group("encoder.layer.3.output.0")
-    'encoder.layer.3'
-    """
-    parts = name.split(".")
-    for i, part in enumerate(parts):
-        if i > 0 and part.isdigit():
-            return ".".join(parts[: i + 1])
-    return ""
 
 
 def stay_reason(name: str, module: nn.Module) -> str:
@@ -196,15 +183,13 @@ def inventory(model: nn.Module, *, patches: Any = None, pin: Pin | None = stay_r
     patched = set(patches or ())
     ties = _Ties()
     blocks: list[ModelBlock] = []
-    groups: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name, module in walk(model):
-        group = layer_group(name)
-        if group and group == name:
-            groups[group] = module
+        modules[name] = module
         refs = _tensors(name, module)
         if not refs:
             continue
-        label = name or "(model)"
+        label = name or "(root)"
         size = 0
         for ref in refs:
             tensor = ref.get()
@@ -216,11 +201,12 @@ def inventory(model: nn.Module, *, patches: Any = None, pin: Pin | None = stay_r
                 size += tensor_bytes(tensor)
         reason = pin(label, module) if pin else ""
         hit = any(ref.qualified in patched for ref in refs)
-        blocks.append(ModelBlock(label, module, tuple(refs), size, group, reason, "", hit))
+        blocks.append(ModelBlock(label, module, tuple(refs), size, "", reason, "", hit))
     tied_names = {ties.find(name) for name in ties.parent}
+    names = group_names([block.name for block in blocks])
     final = []
-    for block in blocks:
+    for block, group in zip(blocks, names, strict=True):
         root = ties.find(block.name)
-        final.append(replace(block, tied=root if root in tied_names else ""))
-    used = {block.group for block in final}
-    return Inventory(tuple(final), {k: v for k, v in groups.items() if k in used})
+        tied = root if root in tied_names else ""
+        final.append(replace(block, group=group, tied=tied))
+    return Inventory(tuple(final), {g: modules[g] for g in dict.fromkeys(names) if g in modules})

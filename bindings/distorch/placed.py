@@ -69,7 +69,7 @@ class _Loan:
         self._owner = owner
         self._refs = refs
         self._depth = 0
-        self._lent: list[tuple[TensorRef, torch.Tensor, torch.Tensor, int]] = []
+        self._lent: list[tuple[TensorRef, Any, Any, int]] = []
         self.handles = [
             module.register_forward_pre_hook(self._begin, prepend=True),
             module.register_forward_hook(self._end, always_call=True),
@@ -104,9 +104,9 @@ class _Loan:
     def _return(self) -> None:
         while self._lent:
             ref, stored, here, version = self._lent.pop()
-            if ref.table.get(ref.name) is not here:
+            if here is None or ref.table.get(ref.name) is not here:
                 continue  # the module has put something else there
-            if ref.kind == "buffer" and version >= 0 and here._version != version:
+            if ref.kind == "buffer" and version >= 0 and here._version != version:  # written to
                 with torch.no_grad():
                     stored.copy_(here)
             ref.table[ref.name] = stored

@@ -11,10 +11,10 @@ import time
 
 import pytest
 import torch
-from distorch.scan import Scanner
 from torch import nn
 
 from distorch import scan
+from distorch.scan import Scanner
 
 
 def full_walk(ignored: set[int]) -> dict[int, dict]:

@@ -11,7 +11,6 @@ import types
 from typing import Any
 
 import torch
-
 from distorch_sim import _sim as sim_core
 
 MAX_DEVICES: int = sim_core.MAX_DEVICES
