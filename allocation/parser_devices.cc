@@ -10,8 +10,9 @@ namespace distorch::parser_internal {
 
 std::string Quoted(std::string_view text) {
   constexpr size_t kLongest = 40;
-  if (text.size() <= kLongest) return "'" + std::string(text) + "'";
-  return "'" + std::string(text.substr(0, kLongest)) + "...'";
+  const std::string_view shown = text.substr(0, kLongest);
+  return absl::StrCat("'", absl::string_view(shown.data(), shown.size()),
+                      shown.size() < text.size() ? "...'" : "'");
 }
 
 bool Parser::Fail(std::string problem, std::string_view expected, size_t begin,

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "allocation/planner.h"
 #include "tests/allocation/planner_testing.h"
 
@@ -59,11 +60,11 @@ class CaseMaker {
   }
   Block MakeBlock(int64_t index) {
     Block block;
-    block.name = "b" + std::to_string(index);
+    block.name = absl::StrCat("b", index);
     block.bytes = Bytes(Below(7));
-    if (Below(2) == 0) block.group = "g" + std::to_string(Below(3));
+    if (Below(2) == 0) block.group = absl::StrCat("g", Below(3));
     if (Below(8) == 0) block.pinned = "head";
-    if (Below(6) == 0) block.tied = "t" + std::to_string(Below(2));
+    if (Below(6) == 0) block.tied = absl::StrCat("t", Below(2));
     return block;
   }
 
@@ -146,8 +147,8 @@ TEST(PlannerPropertyTest, EqualBlocksFillRandomCaps) {
     const auto blocks = EqualBlocks(count, MiB(10), per_group);
     const int a = below(300);
     const int b = below(300);
-    const std::string text = "cuda:0," + std::to_string(a) + "mb;cuda:1," +
-                             std::to_string(b) + "mb;cpu,*";
+    const std::string text =
+        absl::StrCat("cuda:0,", a, "mb;cuda:1,", b, "mb;cpu,*");
     const PlanOptions options = {static_cast<Order>(below(3)), false};
     const Plan plan =
         MustPlan(text, blocks, TwoGpusAndHost(), "cuda:0", options);

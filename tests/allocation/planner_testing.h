@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "allocation/parser.h"
 #include "allocation/plan.h"
 #include "allocation/planner.h"
@@ -29,9 +30,9 @@ inline std::vector<Block> EqualBlocks(int count, Bytes bytes,
   std::vector<Block> blocks;
   for (int i = 0; i < count; ++i) {
     Block block;
-    block.name = "b" + std::to_string(i);
+    block.name = absl::StrCat("b", i);
     block.bytes = bytes;
-    if (per_group > 0) block.group = "g" + std::to_string(i / per_group);
+    if (per_group > 0) block.group = absl::StrCat("g", i / per_group);
     blocks.push_back(block);
   }
   return blocks;
