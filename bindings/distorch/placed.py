@@ -104,9 +104,10 @@ class _Loan:
     def _return(self) -> None:
         while self._lent:
             ref, stored, here, version = self._lent.pop()
-            if here is None or ref.table.get(ref.name) is not here:
+            written = ref.kind == "buffer" and version >= 0 and here._version != version
+            if ref.table.get(ref.name) is not here:
                 continue  # the module has put something else there
-            if ref.kind == "buffer" and version >= 0 and here._version != version:  # written to
+            if written:
                 with torch.no_grad():
                     stored.copy_(here)
             ref.table[ref.name] = stored
