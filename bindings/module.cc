@@ -14,4 +14,5 @@ PYBIND11_MODULE(_C, module) {
   distorch::bindings::BindExecution(module);
   distorch::bindings::BindScan(module);
   distorch::bindings::BindTelemetry(module);
+  distorch::bindings::BindUnload(module);
 }

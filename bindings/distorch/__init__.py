@@ -12,7 +12,21 @@ from typing import Any
 __version__ = "0.1.0"
 
 # public name -> module that holds it
-_EXPORTS: dict[str, str] = {"placements": "distorch.placements"}
+_EXPORTS: dict[str, str] = {
+    "AllocationError": "distorch.allocation",
+    "DiffPatch": "distorch.patching",
+    "LoraPatch": "distorch.patching",
+    "PlacedModel": "distorch.placed",
+    "PlanError": "distorch.allocation",
+    "inventory": "distorch.inventory",
+    "list_devices": "distorch.devices",
+    "make_plan": "distorch.allocation",
+    "parse": "distorch.allocation",
+    "place": "distorch.mover",
+    "place_string": "distorch.mover",
+    "placements": "distorch.placements",
+    "registry": "distorch.eject",
+}
 
 __all__ = ["__version__", *sorted(_EXPORTS)]
 

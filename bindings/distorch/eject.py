@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Managed models and their eject flags: ejecting frees exactly the flagged models, nothing else.
+
+    handle = registry().manage(placed, "flux-dev", eject=False)
+    handle.eject = True
+    print(registry().eject_flagged())
+
+With no model flagged, `eject_flagged` calls, frees, synchronises and reorders nothing. A model that is not flagged is
+held by a strong reference, so that it outlives whoever loaded it; a flagged one is held until it is ejected. Which
+models go, and what the report says, is decided by `distorch/unload/eject_policy.h`.
+
+Thread safe. Models are unloaded outside the lock, one after another, by the thread that asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from distorch import caches, devices
+from distorch._load import core
+
+
+@dataclass
+class ManagedModel:
+    """One managed model. `eject` may be changed at any time; it is read when `eject_flagged` is called.
+
+    Attributes:
+        id: unique in this process.
+        name: for people.
+        placed: what has `bytes_per_device()` and `unload()` (`distorch.placed.PlacedModel`).
+        eject: whether the next `eject_flagged` unloads it.
+    """
+
+    id: int
+    name: str
+    placed: Any
+    eject: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceFreed:
+    """One device that an ejected model touched; bytes allocated by this process before and after, and who stays."""
+
+    device: str
+    before: int
+    after: int
+    freed: int
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EjectReport:
+    """What an eject did. Empty lists mean that nothing was done."""
+
+    ejected: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    devices: tuple[DeviceFreed, ...] = ()
+    failures: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        if not self.ejected and not self.failures:
+            kept = f"; kept: {', '.join(self.kept)}" if self.kept else ""
+            return f"nothing was flagged, nothing was done{kept}"
+        lines = [f"ejected: {', '.join(self.ejected) or 'nothing'}"]
+        for d in self.devices:
+            holders = f", still there: {', '.join(d.holders)}" if d.holders else ""
+            lines.append(
+                f"  {d.device}: {d.before / 2**20:.1f} MB before, {d.after / 2**20:.1f} MB after, "
+                f"{d.freed / 2**20:.1f} MB freed{holders}"
+            )
+        if self.kept:
+            lines.append(f"kept: {', '.join(self.kept)}")
+        lines += [f"failed: {failure}" for failure in self.failures]
+        return "\n".join(lines)
+
+
+def allocated_bytes(names: set[str]) -> dict[str, int]:
+    """Return what this process has allocated on each accelerator named; the host is not counted by an allocator."""
+    infos = [devices.device_info(name) for name in sorted(names) if name != "cpu"]
+    return {info.device: info.allocated for info in infos}
+
+
+class Registry:
+    """The managed models of a process."""
+
+    def __init__(
+        self,
+        *,
+        measure: Callable[[set[str]], dict[str, int]] = allocated_bytes,
+        clear: Callable[[set[str]], object] = lambda names: caches.clear_caches(names),
+    ) -> None:
+        """`measure` and `clear` stand for the allocators; tests give their own."""
+        self._models: dict[int, ManagedModel] = {}
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._measure = measure
+        self._clear = clear
+
+    def manage(self, placed: Any, name: str, *, eject: bool = False) -> ManagedModel:
+        """Take a placed model into the registry and hold it; returns its handle."""
+        with self._lock:
+            model = ManagedModel(next(self._ids), name, placed, eject)
+            self._models[model.id] = model
+        return model
+
+    def models(self) -> list[ManagedModel]:
+        """Return the managed models in the order they came."""
+        with self._lock:
+            return list(self._models.values())
+
+    def release(self, model: ManagedModel) -> None:
+        """Let go of a model without unloading it; unknown ones are passed over."""
+        with self._lock:
+            self._models.pop(model.id, None)
+
+    def eject_flagged(self) -> EjectReport:
+        """Unload exactly the flagged models and report; a strict no-op when none is flagged.
+
+        A model whose `unload` raises is let go of all the same and named in `failures`; the others go on.
+        """
+        with self._lock:
+            models = list(self._models.values())
+            flagged = {m.id for m in models if m.eject}
+            for model_id in flagged:
+                del self._models[model_id]
+        if not flagged:
+            return EjectReport(kept=tuple(m.name for m in models))
+        return self._carry_out(models, flagged)
+
+    def eject(self, model: ManagedModel) -> EjectReport:
+        """Unload one model, whatever its flag and those of others."""
+        with self._lock:
+            if self._models.pop(model.id, None) is None:
+                return EjectReport(kept=tuple(m.name for m in self._models.values()))
+            models = [model, *self._models.values()]
+        return self._carry_out(models, {model.id})
+
+    def _carry_out(self, models: list[ManagedModel], chosen: set[int]) -> EjectReport:
+        states = [(m.id, m.name, m.id in chosen, m.placed.bytes_per_device()) for m in models]
+        order = core().choose_ejected(states)
+        touched = {device for state in states if state[2] for device in state[3]}
+        by_id = {m.id: m for m in models}
+        before = self._measure(touched)
+        failures = []
+        for model_id in order:
+            model = by_id[model_id]
+            try:
+                model.placed.unload()
+            except Exception as error:
+                failures.append(f"{model.name}: {error}")
+            model.placed = None
+        self._clear(touched)
+        data = core().eject_report(states, order, before, self._measure(touched))
+        rows = tuple(
+            DeviceFreed(d["device"], d["before"], d["after"], d["freed"], tuple(d["holders"]))
+            for d in data["devices"]
+        )
+        return EjectReport(tuple(data["ejected"]), tuple(data["kept"]), rows, tuple(failures))
+
+
+_registry = Registry()
+
+
+def registry() -> Registry:
+    """Return the registry of this process."""
+    return _registry
