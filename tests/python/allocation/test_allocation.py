@@ -8,6 +8,10 @@ import re
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distorch import allocation
 from distorch.allocation import (
     AllocationError,
     Block,
@@ -18,10 +22,6 @@ from distorch.allocation import (
     make_plan,
     parse,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from distorch import allocation
 
 MB, GB = 1 << 20, 1 << 30
 

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from distorch.cli import main
 
 MB, GB = 1 << 20, 1 << 30

@@ -6,9 +6,9 @@ from __future__ import annotations
 import distorch_sim
 import pytest
 import torch
-from distorch.allocation import PlanError
 
 from distorch import placements
+from distorch.allocation import PlanError
 
 SIZE = 128
 UP, DOWN = SIZE * 2 * SIZE * 4 + 2 * SIZE * 4, SIZE * 2 * SIZE * 4 + SIZE * 4
