@@ -70,6 +70,11 @@ void BindDevice(py::module_& module) {
       .def_readwrite("free", &NvmlDevice::free)
       .def_readwrite("pcie_generation", &NvmlDevice::pcie_generation)
       .def_readwrite("pcie_width", &NvmlDevice::pcie_width);
+#ifdef __clang__
+  module.attr("compiler") = "clang " __clang_version__;
+#else
+  module.attr("compiler") = "gcc " __VERSION__;
+#endif
   module.def("host_memory", &HostMemoryShim, py::arg("root") = "");
   module.def("nvml_devices", &NvmlShim);
   module.def("visible_nvml_indices", &VisibleShim, py::arg("devices"));

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`distorch devices`: the devices of this machine with their memory. Initialises none."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+_GB = 1 << 30
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `distorch devices`."""
+    parser.add_argument("--json", action="store_true", help="one JSON array, sizes in bytes")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the devices; always 0: a machine has its cpu. "?" stands for memory that is unknown until the device is used."""
+    from distorch.devices import DeviceInfo, list_devices
+
+    infos = list_devices()
+    if args.json:
+        sys.stdout.write(json.dumps([dataclasses.asdict(info) for info in infos], indent=2) + "\n")
+        return 0
+
+    def row(info: DeviceInfo) -> list[str]:
+        memory = [f"{info.free / _GB:.2f}", f"{info.total / _GB:.2f}"] if info.total else ["?", "?"]
+        used = "yes" if info.initialized else "no"
+        speed = f"{info.link_gbps:.1f}" if info.link_gbps else "-"
+        return [info.device, *memory, speed, used, info.name]
+
+    rows = [["device", "free GB", "total GB", "from cpu GB/s", "in use", "name"]]
+    rows += [row(info) for info in infos]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    for cells in rows:
+        padded = [
+            cell.rjust(width) if 1 <= i <= 3 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    return 0
