@@ -13,7 +13,7 @@ from comfy_harness import ComfyServer, Workflow, state, versions
 pytestmark = pytest.mark.comfy
 
 MIB, GIB = 2**20, 2**30
-FOR_COMFYUI = int(1.2 * GIB)  # what it keeps free for computing before it loads anything
+FOR_COMFYUI = int(0.8 * GIB) + 400 * MIB  # what it keeps free before it loads anything
 NEWEST_AND_OLDEST = [versions()[0], versions()[-1]] if versions() else [None]
 
 Start = Callable[..., ComfyServer]
@@ -73,7 +73,7 @@ def test_a_donor_that_is_needed_gets_its_memory_back(start: Start) -> None:
 
 
 def test_a_full_compute_device_streams_what_does_not_fit(start: Start) -> None:
-    comfy = start(FOR_COMFYUI + 16 * MIB, 8 * GIB)
+    comfy = start(FOR_COMFYUI + 12 * MIB, 8 * GIB)
 
     def one(placed: str | None) -> Workflow:
         w = Workflow()
@@ -84,6 +84,8 @@ def test_a_full_compute_device_streams_what_does_not_fit(start: Start) -> None:
     comfy.free()
     result = comfy.run(one("sim:1,2mb;sim:0,*")).values["wan"]
     assert torch.equal(result, expected)
+    if comfy.version.number < (0, 8):
+        return  # that old, it allows 128 MB whatever is free
     placed = state(comfy).placed("WAN21")
     assert placed["spilled"] > 0
     assert placed["bytes"]["cpu"] == placed["spilled"]
