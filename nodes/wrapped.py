@@ -116,8 +116,9 @@ def multigpu(node: type, node_id: str, family: Family) -> type:
         def override(self, device: str | None = None, **inputs: Any) -> tuple[Any, ...]:
             if family.core_device:
                 inputs["device"] = "default"
-            with loading.on_device(available(device), text_encoder=family.text_encoder):
-                return loading.call(node, inputs)
+            return loading.load_plainly(
+                node, available(device), inputs, text_encoder=family.text_encoder
+            )
 
     return _named(DeviceNode, node_id)
 

@@ -11,7 +11,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 import torch
 
-from . import lifecycle, shards
+from . import current_device, lifecycle, shards
 from .non_dynamic import require_non_dynamic
 from .patcher import attach, become_ours, check_class, tell
 from .placed import HOST
@@ -55,6 +55,7 @@ def adopt(output: Any, request: Request) -> Any:
     placed = attach(patcher.model, request)
     shards.plan_for_an_empty_machine(placed)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, check_class)
+    current_device.attach(patcher)
     setattr(patcher.model, FLAG, not request.keep_loaded)
     tell(patcher, placed, "waiting")
     lifecycle.tell(lifecycle.adopted, patcher, request)

@@ -27,14 +27,14 @@ class Cell:
     The module is held weakly, so that a record on the model makes no cycle with it.
     """
 
-    __slots__ = ("_module", "buffer", "dtype", "key", "name", "original")
+    __slots__ = ("_module", "buffer", "dtype", "key", "name", "original", "wanted")
 
     def __init__(self, module: torch.nn.Module, name: str, key: str, *, buffer: bool) -> None:
         self._module = weakref.ref(module)
         self.name, self.key, self.buffer = name, key, buffer
         self.original: torch.Tensor = self.current
-        wanted = getattr(module, f"{name}_comfy_model_dtype", None)
-        self.dtype: torch.dtype | None = None if is_packed(self.original) else wanted
+        self.wanted: torch.dtype | None = getattr(module, f"{name}_comfy_model_dtype", None)
+        self.dtype = None if is_packed(self.original) else self.wanted
 
     @property
     def module(self) -> torch.nn.Module:
@@ -56,6 +56,11 @@ class Cell:
         if self.dtype is None or is_packed(self.original):
             return tensor_bytes(self.original)
         return self.original.numel() * self.dtype.itemsize
+
+    @property
+    def needs_cast(self) -> bool:
+        """Whether the layer must cast because the tensor is kept as the file has it."""
+        return self.dtype is None and self.wanted not in (None, self.original.dtype)
 
     def put(self, tensor: torch.Tensor) -> None:
         """Makes the module hold `tensor`; a pointer change."""
@@ -173,6 +178,8 @@ def _pin_or_tie(block: Block, module: torch.nn.Module, owners: dict[int, Block])
         block.pinned = "embedding: its device decides where the inputs go"
     elif not block.pinned and block.bytes < SMALL:
         block.pinned = "small"
+        for cell in block.cells:
+            cell.dtype = None  # as DynamicVRAM does: kept as the file has it, cast at use
     for cell in block.cells:
         other = owners.setdefault(id(cell.original), block)
         if other is not block:

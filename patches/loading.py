@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from . import devices, lifecycle
-from .adopt import adopt
+from . import current_device, devices, lifecycle
+from .adopt import adopt, find_patcher
 from .non_dynamic import non_dynamic
 from .request import Request
 
@@ -35,6 +35,19 @@ def for_placement(name: str, *, text_encoder: bool) -> Iterator[None]:
     )
     with devices.chosen(choice), non_dynamic():
         yield
+
+
+def load_plainly(
+    node: type, name: str, inputs: dict[str, Any], *, text_encoder: bool
+) -> tuple[Any, ...]:
+    """Runs the core's loader node for a device; its models stay the core's own."""
+    with on_device(name, text_encoder=text_encoder):
+        outputs = call(node, inputs)
+    for output in outputs:
+        patcher = find_patcher(output)
+        if patcher is not None:
+            current_device.attach(patcher)
+    return outputs
 
 
 def call(node: type, inputs: dict[str, Any]) -> tuple[Any, ...]:

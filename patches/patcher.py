@@ -8,6 +8,7 @@ and callbacks stay the core's: its methods call these.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import weakref
@@ -62,11 +63,27 @@ class DisTorchMixin:
 
     def partially_load(self, device_to: Any, *args: Any, **kwargs: Any) -> Any:
         """The core's sequence; a change of patches keeps the weights that it does not concern."""
+        self._distorch_follow_device()
         self._distorch_repatching = True
         try:
             return super().partially_load(device_to, *args, **kwargs)
         finally:
             self._distorch_repatching = False
+
+    def _distorch_follow_device(self) -> None:
+        """Another node gave this patcher another device: the model moves there as a whole."""
+        placed, wanted = self.distorch_placed(), name_of(self.load_device)
+        if name_of(placed.compute) == wanted:
+            return
+        log.warning(
+            "%s was moved to %s by another node: its allocation string is dropped",
+            placed.name,
+            wanted,
+        )
+        if placed.loaded:
+            self.unpatch_model(self.offload_device, unpatch_weights=True)
+        request = dataclasses.replace(placed.request, compute=wanted, text=f"{wanted},*#{wanted}")
+        attach(self.model, request)
 
     def detach(self, unpatch_all: bool = True) -> Any:
         self._distorch_repatching = False

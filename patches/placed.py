@@ -175,7 +175,8 @@ class Placed:
         before = module.__dict__.pop("prev_comfy_cast_weights", None)
         if before is not None:
             module.comfy_cast_weights = before
-        if device != self.compute or self._forced:
+        kept = any(cell.needs_cast for cell in block.cells)
+        if device != self.compute or self._forced or kept:
             module.prev_comfy_cast_weights = module.comfy_cast_weights
             module.comfy_cast_weights = True
         for cell in block.cells:

@@ -13,7 +13,9 @@ from comfy_harness import ComfyServer, Workflow, state, versions
 
 pytestmark = [
     pytest.mark.comfy,
-    pytest.mark.skipif(not os.environ.get("COMFYUI_GGUF_PATH"), reason="COMFYUI_GGUF_PATH is not set"),
+    pytest.mark.skipif(
+        not os.environ.get("COMFYUI_GGUF_PATH"), reason="COMFYUI_GGUF_PATH is not set"
+    ),
 ]
 
 WRITE = """

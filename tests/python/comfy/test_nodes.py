@@ -76,6 +76,58 @@ def test_a_model_computes_on_the_device_of_its_node(comfy: ComfyServer) -> None:
     assert row[0] == ("ModelPatcherDynamic" if comfy.version.dynamic else "ModelPatcher")
 
 
+def plain_wan(loader: str, **inputs: object) -> Workflow:
+    w = Workflow()
+    settings = {"weight_dtype": "default", **inputs}
+    model = w.add(loader, unet_name="wan.safetensors", **settings)
+    return w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+
+
+def test_the_compute_device_need_not_be_the_first(comfy: ComfyServer) -> None:
+    expected = comfy.run(plain_wan("UNETLoader")).values["wan"]
+    comfy.free()
+    inputs = {"compute_device": "sim:1", "expert_mode_allocations": "sim:0,6mb;cpu,4mb;sim:1,*"}
+    result = comfy.run(plain_wan("UNETLoaderDisTorch2MultiGPU", **inputs)).values["wan"]
+    assert torch.equal(result, expected)
+    assert state(comfy).placed("WAN21")["bytes"]["sim:1"] > 0
+    assert comfy.evaluate("result = torch.sim.current_device()") == 0
+
+
+def test_the_chosen_weight_type_is_stored_on_every_device(comfy: ComfyServer) -> None:
+    expected = comfy.run(plain_wan("UNETLoader", weight_dtype="fp8_e4m3fn")).values["wan"]
+    comfy.free()
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,2mb;cpu,1mb;sim:0,*"}
+    w = plain_wan("UNETLoaderDisTorch2MultiGPU", weight_dtype="fp8_e4m3fn", **inputs)
+    result = comfy.run(w).values["wan"]
+    if comfy.version.dynamic:  # it keeps norms in the file's type, ordinary loading does not
+        assert (result - expected).abs().max() < 1e-3
+    else:
+        assert torch.equal(result, expected)
+    sizes = state(comfy).placed("WAN21")["bytes"]
+    assert sum(sizes.values()) < 16 * 2**20 / 3
+    assert sizes["sim:1"] > 2**20
+
+
+def test_select_model_device_takes_a_whole_copy(comfy: ComfyServer) -> None:
+    if "SelectModelDevice" not in comfy.get("/object_info"):
+        pytest.skip("this ComfyUI has no Select Model Device")
+    expected = comfy.run(plain_wan("UNETLoader")).values["wan"]
+    comfy.free()
+    for device in ("gpu:2", "cpu"):
+        w = Workflow()
+        model = w.add(
+            "UNETLoaderDisTorch2MultiGPU",
+            unet_name="wan.safetensors",
+            weight_dtype="default",
+            compute_device="sim:0",
+            expert_mode_allocations="sim:1,6mb;sim:0,*",
+        )
+        model = w.add("SelectModelDevice", model=model, device=device)
+        w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+        assert torch.equal(comfy.run(w).values["wan"], expected)
+        comfy.free()
+
+
 def hooked(loader: str, **inputs: object) -> Workflow:
     """A LoRA that only acts through the conditioning's hook."""
     w = Workflow()

@@ -83,6 +83,7 @@ class ModelPatcher:
         self.hook_backup: dict[str, Any] = {}
         self.weight_wrapper_patches: dict[str, list[Any]] = {}
         self.callbacks: list[Any] = []
+        self.wrappers: dict[str, list[Any]] = {}
         self.force_cast_weights = self.weight_inplace_update = False
         self.forced_hooks = None
         self.patches_uuid = uuid.uuid4()
@@ -109,6 +110,12 @@ class ModelPatcher:
         n.patches_uuid, n.backup, n.parent = self.patches_uuid, self.backup, self
         n.callbacks = self.callbacks[:]
         return n
+
+    def get_wrappers(self, _kind: str, key: str) -> list[Any]:
+        return self.wrappers.get(key, [])
+
+    def add_wrapper_with_key(self, _kind: str, key: str, wrapper: Any) -> None:
+        self.wrappers.setdefault(key, []).append(wrapper)
 
     def add_callback(self, _kind: str, callback: Any) -> None:
         self.callbacks.append(callback)
@@ -213,6 +220,7 @@ class StandIn:
         self.patcher = types.ModuleType("comfy.model_patcher")
         self.extension = types.ModuleType("comfy.patcher_extension")
         self.extension.CallbacksMP = types.SimpleNamespace(ON_LOAD="on_load")
+        self.extension.WrappersMP = types.SimpleNamespace(OUTER_SAMPLE="outer_sample")
         self.patcher.ModelPatcher = self.patcher.CoreModelPatcher = ModelPatcher
         self._fill_mm()
 

@@ -201,3 +201,36 @@ def test_a_plain_patcher_on_a_placed_model_is_reported(make, comfy, pack, caplog
 def test_flag_follows_keep_loaded(make) -> None:
     assert make(keep_loaded=True).model._mgpu_unload_distorch_model is False
     assert make(keep_loaded=False).model._mgpu_unload_distorch_model is True
+
+
+def test_a_model_that_another_node_moves_is_kept_whole_there(make, comfy, expected, caplog) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    moved = patcher.clone()
+    moved.load_device = torch.device("sim", 2)
+    comfy.load_models_gpu([moved])
+    assert "was moved to sim:2 by another node: its allocation string is dropped" in caplog.text
+    whole = sum(t.nbytes for t in patcher.model.state_dict().values())
+    assert [torch.sim.memory_allocated(i) for i in range(3)] == [0, 0, whole]
+    assert torch.equal(run(moved, "sim:2"), expected)
+
+
+def test_sampling_makes_the_device_current_and_gives_it_back(make, pack) -> None:
+    patcher = make()
+    patcher.load_device = torch.device("sim", 2)
+    (wrapper,) = patcher.get_wrappers("outer_sample", "distorch_current_device")
+    seen: list[int] = []
+
+    class Executor:
+        class_obj = type("Guider", (), {"model_patcher": patcher})
+
+        def __call__(self, fail: bool) -> None:
+            seen.append(torch.sim.current_device())
+            if fail:
+                raise InterruptedError
+
+    wrapper(Executor(), False)
+    with pytest.raises(InterruptedError):
+        wrapper(Executor(), True)
+    assert seen == [2, 2]
+    assert torch.sim.current_device() == 0
