@@ -12,9 +12,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 import comfy.patcher_extension
+import torch
 
 KEY = "distorch_current_device"
 
