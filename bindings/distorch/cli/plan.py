@@ -92,7 +92,7 @@ def error_object(error: Exception) -> dict[str, Any]:
 def _plan(args: argparse.Namespace) -> allocation.Plan:
     if (args.file is None) == (args.blocks is None):
         raise InputError("give either FILE.safetensors or --blocks FILE.json")
-    devices = _read(args.devices, _device) if args.devices else _devices_here()
+    devices = _read(args.devices, _device) if args.devices else _devices_here(args.compute)
     spec = allocation.parse(args.alloc, devices)
     blocks = _read(args.blocks, _block) if args.blocks else blocks_of_file(Path(args.file))
     options = allocation.Options(order=args.order, strict=args.strict)
@@ -109,8 +109,10 @@ def _default_compute(devices: list[allocation.Device]) -> str:
     return next((d.device for d in devices if d.device != "cpu"), "cpu")
 
 
-def _devices_here() -> list[allocation.Device]:
-    return list(importlib.import_module("distorch.devices").to_allocation_devices())
+def _devices_here(compute: str) -> list[allocation.Device]:
+    from distorch.devices import to_allocation_devices  # imports torch
+
+    return list(to_allocation_devices(compute or None))
 
 
 def blocks_of_file(path: Path) -> list[allocation.Block]:
