@@ -8,7 +8,6 @@ output and exit status (0, or 2 with {"error": ...}) are a stable interface; see
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -117,9 +116,10 @@ def _devices_here(compute: str) -> list[allocation.Device]:
 
 def blocks_of_file(path: Path) -> list[allocation.Block]:
     """Return the blocks of a safetensors file from its header alone. Raises InputError."""
-    reader = importlib.import_module("distorch.safetensors_header")
+    from distorch.safetensors_header import read_header
+
     try:
-        header = reader.read_header(path)
+        header = read_header(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from error
     return allocation.blocks_of_tensors((t.name, t.end - t.begin) for t in header.tensors)

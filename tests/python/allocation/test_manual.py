@@ -8,6 +8,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+
 from distorch.allocation import AllocationError, Block, Device, make_plan, parse
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "allocation-strings.md").read_text()

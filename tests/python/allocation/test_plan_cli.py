@@ -7,7 +7,6 @@ import json
 import struct
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -188,27 +187,6 @@ def test_the_command_runs_as_a_process(tmp_path):
     assert json.loads(done.stdout)["totals"] == {"cuda:0": 600 * MB, "cpu": 600 * MB}
 
 
-@pytest.fixture
-def header_reader(monkeypatch):
-    """A stand-in for the reader of headers."""
-
-    class Tensor:
-        def __init__(self, name, row):
-            self.name = name
-            self.begin, self.end = row["data_offsets"]
-
-    class Header:
-        def __init__(self, path):
-            data = Path(path).read_bytes()
-            (length,) = struct.unpack_from("<Q", data)
-            rows = json.loads(data[8 : 8 + length])
-            self.tensors = [Tensor(name, row) for name, row in rows.items()]
-
-    module = types.ModuleType("distorch.safetensors_header")
-    module.read_header = Header
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
 def safetensors(path: Path, tensors: dict[str, int]) -> Path:
     header, offset = {}, 0
     for name, size in tensors.items():
@@ -219,7 +197,7 @@ def safetensors(path: Path, tensors: dict[str, int]) -> Path:
     return path
 
 
-def test_a_file_is_planned_from_its_header(header_reader, tmp_path, capsys):
+def test_a_file_is_planned_from_its_header(tmp_path, capsys):
     tensors = {"embed.weight": 64}
     for layer in range(4):
         for part in ("q", "k"):
@@ -236,3 +214,11 @@ def test_a_file_is_planned_from_its_header(header_reader, tmp_path, capsys):
     path.write_bytes(b"not a model")
     assert main(arguments) == 2
     assert "model.safetensors" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_without_a_table_the_devices_of_this_machine_are_used(tmp_path, capsys):
+    path = safetensors(tmp_path / "model.safetensors", {"a.weight": 64, "b.weight": 32})
+    assert main(["plan", str(path), "--alloc", "cpu,*", "--compute", "cpu", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["placement"] == {"a": "cpu", "b": "cpu"}
+    assert out["totals"] == {"cpu": 96}
