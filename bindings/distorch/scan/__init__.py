@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from distorch.scan.device_view import device_view
 from distorch.scan.names import Note, PendingLoads, Resolver, files_named_by, modules_in
 from distorch.scan.row import Row, largest_on, lines_of, profiler_form
 from distorch.scan.scanning import Management, Scanner, memory_changed, memory_used
@@ -26,6 +27,7 @@ __all__ = [
     "Row",
     "Scanner",
     "clear_loaded_models",
+    "device_view",
     "files_named_by",
     "invalidate",
     "largest_on",

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import nn
 
+from distorch import safetensors_header
+
 logger = logging.getLogger(__name__)
 
 # (folder of ComfyUI's model folders, name) -> path of the file, or None where there is none.
@@ -194,14 +196,15 @@ _warned = False
 def _read_metadata(path: str) -> dict[str, str] | None:
     global _warned
     try:
-        from distorch import safetensors_header
-
-        return dict(safetensors_header.read_header(path).metadata)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        return safetensors_header.read_header(path).metadata
+    except (OSError, ValueError) as error:
         if not _warned:
             _warned = True
-            logger.warning("DisTorch cannot read safetensors metadata, names will be "
-                           "those of classes: %s", error)  # fmt: skip
+            logger.warning(
+                "DisTorch cannot read the metadata of %s (%s): models are shown by class name",
+                PurePosixPath(path).name,
+                error,
+            )
         return None
 
 

@@ -36,6 +36,8 @@ from distorch.scan.row import Row
 
 # A node that changes the memory of a device by more has loaded or unloaded something.
 CHANGE_BYTES = 100 * 1024 * 1024
+# One that changes it by more may have made a module that no hook saw.
+NOTICED_BYTES = 1024 * 1024
 # A walk of the background takes at most this share of one core.
 WALK_SHARE = 0.001
 
@@ -185,14 +187,22 @@ class Scanner:
                         load.matched = True
             self.invalidate()
             if not load.matched:
-                self._walk_wanted.set()
-        elif before is not None and memory_changed(before, memory_used()):
+                self.look_for_unknown()
+            return
+        after = memory_used()
+        if before is not None and memory_changed(before, after):
             self.invalidate()
+        if before is not None and memory_changed(before, after, NOTICED_BYTES):
+            self.look_for_unknown()  # perhaps a node that reads files in its own way
 
     def _appeared_since(self, module: nn.Module, start: float) -> bool:
         # A node that passes a model on (a LoRA loader) names a file that is not the model's.
         seen: float = self._core.seen(module)
         return seen >= start
+
+    def look_for_unknown(self) -> None:
+        """Have the background walk look for modules that no hook saw, now rather than later."""
+        self._walk_wanted.set()
 
     def invalidate(self) -> None:
         """Have the next rows() check everything, whatever the age of the last answer."""
@@ -377,7 +387,9 @@ def memory_used() -> dict[str, int]:
     return used
 
 
-def memory_changed(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
-    """Whether a device's memory differs by more than CHANGE_BYTES."""
+def memory_changed(
+    before: Mapping[str, int], after: Mapping[str, int], least: int = CHANGE_BYTES
+) -> bool:
+    """Whether a device's memory differs by more than `least` bytes."""
     devices = before.keys() | after.keys()
-    return any(abs(after.get(d, 0) - before.get(d, 0)) > CHANGE_BYTES for d in devices)
+    return any(abs(after.get(d, 0) - before.get(d, 0)) > least for d in devices)
