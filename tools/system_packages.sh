@@ -21,6 +21,7 @@ need libabsl-dev header absl/status/statusor.h
 need libgtest-dev header gtest/gtest.h
 need libgmock-dev header gmock/gmock.h
 need libbenchmark-dev header benchmark/benchmark.h
+need chromium command -v chromium
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null; then

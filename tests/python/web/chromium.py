@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives Debian's chromium over its DevTools protocol: no driver, no library of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+
+EXECUTABLE = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+
+
+class PageError(AssertionError):
+    """JavaScript that threw, or a condition that did not come true."""
+
+
+class Page:
+    """One tab. All methods are to be called from the loop that made it."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self.console: list[str] = []
+        self.requests: list[str] = []
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for message in self._socket:
+            data = json.loads(message.data)
+            if "id" in data:
+                self._answers.pop(data["id"]).set_result(data)
+            elif data["method"] == "Runtime.consoleAPICalled":
+                parts = [a.get("value", a.get("description", "")) for a in data["params"]["args"]]
+                self.console.append(" ".join(map(str, parts)))
+            elif data["method"] == "Runtime.exceptionThrown":
+                details = data["params"]["exceptionDetails"]
+                text = details.get("exception", {}).get("description", details["text"])
+                self.console.append(f"EXCEPTION {text}")
+            elif data["method"] == "Network.requestWillBeSent":
+                self.requests.append(data["params"]["request"]["url"])
+
+    async def send(self, method: str, **parameters: Any) -> Any:
+        number = next(self._numbers)
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": parameters})
+        answer = await asyncio.wait_for(self._answers[number], 60)
+        if "error" in answer:
+            raise PageError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    async def evaluate(self, code: str) -> Any:
+        """The value of an expression; promises are awaited."""
+        result = await self.send(
+            "Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True
+        )
+        if "exceptionDetails" in result:
+            details = result["exceptionDetails"]
+            raise PageError(details.get("exception", {}).get("description", details["text"]))
+        return result["result"].get("value")
+
+    async def wait_for(self, code: str, seconds: float = 15) -> None:
+        """Returns once `code` is truthy."""
+        end = asyncio.get_running_loop().time() + seconds
+        while True:
+            if await self.evaluate(f"Boolean({code})"):
+                return
+            if asyncio.get_running_loop().time() > end:
+                console = "\n".join(self.console[-15:])
+                raise PageError(f"not true after {seconds} s: {code}\nconsole:\n{console}")
+            await asyncio.sleep(0.05)
+
+    async def goto(self, url: str) -> None:
+        await self.send("Page.navigate", url=url)
+        await self.wait_for("document.readyState === 'complete'")
+
+    async def click(self, selector: str) -> None:
+        """A real mouse click in the middle of the element."""
+        box = await self.evaluate(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
+            " return [r.x + r.width / 2, r.y + r.height / 2] })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.send(
+                "Input.dispatchMouseEvent",
+                type=kind, x=box[0], y=box[1], button="left", clickCount=1,
+            )  # fmt: skip
+
+    async def press(self, key: str) -> None:
+        """A key by its name ("Tab", "Enter", "Escape")."""
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27}
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            await self.send(
+                "Input.dispatchKeyEvent",
+                type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **text,
+            )  # fmt: skip
+
+    async def screenshot(self, path: pathlib.Path) -> None:
+        result = await self.send("Page.captureScreenshot", format="png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(result["data"]))
+
+    async def theme(self, scheme: str) -> None:
+        """What the system prefers: "light" or "dark"."""
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        await self.send("Emulation.setEmulatedMedia", features=[feature])
+
+
+@contextlib.asynccontextmanager
+async def open_page(width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
+    """A tab in a Chromium of its own, with a profile of its own."""
+    if EXECUTABLE is None:
+        raise FileNotFoundError("chromium was not found: tools/system_packages.sh installs it")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = await asyncio.create_subprocess_exec(
+            EXECUTABLE, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            "--no-first-run", "--hide-scrollbars", "--remote-debugging-port=0",
+            f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank",
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            port = await _port_of(pathlib.Path(profile))
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+                    targets = await answer.json()
+                url = next(t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page")
+                async with session.ws_connect(url, max_msg_size=0) as socket:
+                    page = Page(socket)
+                    for domain in ("Page", "Runtime", "Network"):
+                        await page.send(f"{domain}.enable")
+                    yield page
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def _port_of(profile: pathlib.Path) -> int:
+    for _ in range(600):
+        with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
+            return int((profile / "DevToolsActivePort").read_text().splitlines()[0])
+        await asyncio.sleep(0.05)
+    raise TimeoutError("chromium did not start in 30 s")

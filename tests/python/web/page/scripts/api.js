@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+class Api extends EventTarget {
+  fetchApi(path, options) {
+    return fetch(`/api${path}`, options)
+  }
+
+  connect() {
+    const socket = new WebSocket(`ws://${location.host}/ws`)
+    socket.onmessage = (event) => {
+      const { type, data } = JSON.parse(event.data)
+      this.dispatchEvent(new CustomEvent(type, { detail: data }))
+    }
+    return new Promise((resolve) => (socket.onopen = resolve))
+  }
+}
+export const api = new Api()

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory view in real Chromium, on a page that has ComfyUI's extension interface."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from chromium import Page, open_page
+from stand_in import GB, StandIn, StandInBackend, row, serve
+
+IMAGES = pathlib.Path(__file__).resolve().parents[3] / "docs/images"
+ROWS = "document.querySelectorAll('.dt-models tbody tr').length"
+Check = Callable[[Page, StandIn], Awaitable[None]]
+
+
+def on_page(check: Check, backend: StandInBackend | None = None, *, tab: bool = True) -> None:
+    """Runs `check` on a fresh page, with the tab open; nothing may have thrown there."""
+
+    async def run() -> None:
+        async with serve(backend or StandInBackend()) as server, open_page(1280, 960) as page:
+            await page.goto(server.url)
+            await page.wait_for("window.started")
+            if tab:
+                await page.click("#tab-distorch")
+                await page.wait_for("document.querySelector('.dt-device')")
+            await check(page, server)
+            assert [line for line in page.console if line.startswith("EXCEPTION")] == []
+
+    asyncio.run(run())
+
+
+def test_rows_and_bars_show_the_backends_bytes() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        shown = json.loads(await page.evaluate(
+            "JSON.stringify([...document.querySelectorAll('.dt-models tbody tr')].map(tr => ["
+            "Number(tr.dataset.model), Object.fromEntries([...tr.querySelectorAll('td[data-device]')]"
+            ".map(td => [td.dataset.device, Number(td.dataset.bytes)]).filter(x => x[1]))]))"
+        ))  # fmt: skip
+        rows = sorted(server.backend.rows, key=lambda r: -r.total)
+        assert shown == [[r.id, r.bytes] for r in rows]
+        parts = json.loads(await page.evaluate(
+            "JSON.stringify([...document.querySelectorAll('[data-device=\"cuda:0\"] .dt-bar rect')]"
+            ".map(r => [r.dataset.part, Number(r.dataset.bytes)]))"
+        ))  # fmt: skip
+        assert sum(size for _, size in parts) == 24 * GB
+        assert [name for name, _ in parts] == [
+            "model-1", "model-3", "model-4", "tensors", "unused", "other", "free",
+        ]  # fmt: skip
+        name = await page.evaluate(
+            "document.querySelector('[data-model=\"1\"] .dt-name').textContent"
+        )
+        assert name == "Wan2_2-T2V-A14B-HIGH"
+        hover = await page.evaluate("document.querySelector('[data-model=\"1\"]').title")
+        assert "File: diffusion_models/Wan2_2-T2V-A14B-HIGH.safetensors" in hover
+
+    on_page(check)
+
+
+def test_a_click_ejects_one_model_and_the_others_stay() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        await page.click('[data-key="eject-2"]')
+        await page.wait_for(
+            "document.querySelector('.dt-status').textContent.includes('Will unload')"
+        )
+        assert server.backend.calls == [("eject", [2])]
+        await server.send("distorch.report", server.backend.reports[1])
+        await server.push()
+        await page.wait_for(f"document.querySelector('[data-freed]')?.dataset.freed === '{6 * GB}'")
+        text = await page.evaluate("document.querySelector('.dt-status').textContent")
+        assert text == "Freed 6.0 GB on GPU 1"
+        assert await page.evaluate(ROWS) == 5
+        tag = await page.evaluate(
+            "document.querySelector('[data-model=\"2\"] .dt-tag').textContent"
+        )
+        assert tag == "(offloaded)"
+
+    on_page(check)
+
+
+def test_the_switch_and_the_buttons_send_what_they_say() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        await page.click('[data-key="flag-4"]')
+        for label in ("Eject flagged", "Free models", "Free models and node cache", "Clear caches"):
+            await page.click(f'[data-key="{label}"]')
+        while len(server.backend.calls) < 5:
+            await asyncio.sleep(0.02)
+        assert server.backend.calls == [
+            ("flag", 4, True),
+            ("eject", None),
+            ("free", True, False),
+            ("free", True, True),
+            ("clear_cache", None),
+        ]
+        disabled = await page.evaluate("document.querySelector('[data-key=\"eject-3\"]')?.disabled")
+        assert disabled is True
+
+    on_page(check)
+
+
+def test_everything_can_be_done_with_the_keyboard() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        await page.evaluate("document.querySelector('[data-key=\"flag-1\"]').focus()")
+        await page.press("Tab")
+        focused = "document.activeElement.dataset.key"
+        assert await page.evaluate(focused) == "eject-1"
+        await server.push()  # a redraw in between must not take the focus away
+        await asyncio.sleep(0.2)
+        assert await page.evaluate(focused) == "eject-1"
+        await page.press("Enter")
+        await page.wait_for(
+            "document.querySelector('.dt-status').textContent.includes('Will unload')"
+        )
+        assert server.backend.calls == [("eject", [1])]
+        unnamed = await page.evaluate(
+            "[...document.querySelectorAll('.dt-panel button, .dt-panel input, .dt-badge, .dt-panel svg')]"
+            ".filter(e => !(e.getAttribute('aria-label') || e.textContent.trim())).length"
+        )
+        assert unnamed == 0
+        await page.evaluate("document.querySelector('[data-key=\"badge-cuda:0\"]').focus()")
+        tip = "document.querySelector('#dt-tip-cuda-0').hidden"
+        assert await page.evaluate(tip) is False
+        await page.press("Escape")
+        assert await page.evaluate(tip) is True
+
+    on_page(check)
+
+
+def test_each_badge_has_its_own_ten_largest_and_says_how_many_more() -> None:
+    backend = StandInBackend()
+    backend.rows = [row(i, f"m{i}", "lora", {"cuda:0": i << 20}, 2) for i in range(1, 14)]
+    backend.rows.append(row(20, "other", "vae", {"cuda:1": GB}, 1))
+
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for("document.querySelectorAll('.dt-badge').length === 2")
+        lines = json.loads(await page.evaluate(
+            "JSON.stringify([...document.querySelectorAll('#dt-tip-cuda-0 li')].map(x => x.textContent))"
+        ))  # fmt: skip
+        assert lines[0] == "m13 (lora, 13 MB, 2 layers)"
+        assert lines[9:] == ["m4 (lora, 4 MB, 2 layers)", "and 3 more"]
+        other = await page.evaluate("document.querySelector('#dt-tip-cuda-1 ul').textContent")
+        assert other == "other (vae, 1.0 GB, 1 layer)"
+
+    on_page(check, backend, tab=False)
+
+
+def test_nothing_is_asked_for_while_nothing_shows_it() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
+        await page.click("#tab-distorch")  # closes it
+        await page.wait_for("!document.querySelector('.dt-panel')")
+        page.requests.clear()
+        server.backend.rows = server.backend.rows[:2]
+        await server.push()
+        await asyncio.sleep(1.5)
+        assert page.requests == []
+        await page.click("#tab-distorch")
+        await page.wait_for(f"{ROWS} === 2")
+        assert {u.split("/api")[1].split("?")[0] for u in page.requests if "/api" in u} == {
+            "/distorch/models", "/distorch/devices", "/distorch/placements", "/distorch/history",
+        }  # fmt: skip
+        page.requests.clear()
+        server.backend.rows = []
+        await server.push()
+        await page.wait_for(
+            "document.querySelector('.dt-empty')?.textContent === 'No models are loaded.'"
+        )
+        assert page.requests == []
+
+    on_page(check)
+
+
+def test_debug_mode_logs_each_step() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.debug_mode', true)")
+        hover = "document.querySelector('[data-key=\"badge-cuda:%d\"]').dispatchEvent(new Event('mouseenter'))"
+        await page.wait_for("document.querySelector('.dt-badge')")
+        await page.evaluate(hover % 0)
+        server.backend.rows = []
+        await server.push()
+        await page.wait_for(
+            "document.querySelector('#dt-tip-cuda-1').textContent.includes('No models')"
+        )
+        await page.evaluate(hover % 1)
+        await page.click("#tab-distorch")
+        await page.click("#tab-distorch")
+        await page.evaluate("window.fetch = async () => { throw new Error('no network') }")
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        text = "\n".join(page.console)
+        for expected in (
+            "[DisTorch] [updateGPUTooltip] Starting update for GPU 0",
+            "[updateGPUTooltip] Available GPU IDs:",
+            "[updateGPUTooltip] GPU 0 data:",
+            "[updateGPUTooltip] Found 3 models on GPU 0:",
+            "  1. Wan2_2-T2V-A14B-HIGH (checkpoint): 9216 MB [WAN22]",
+            "[updateGPUTooltip] No models found for GPU 1",
+            "  - gpuData exists: true",
+            "  - models array exists: true",
+            "  - models length: 0",
+        ):
+            assert expected in text
+
+    on_page(check, tab=False)
+
+
+def test_a_server_that_fails_is_said_and_logged_with_its_stack() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.debug_mode', true)")
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
+        await server.push()  # makes the page's state stale
+        await asyncio.sleep(0.2)
+        await page.evaluate("window.fetch = async () => ({ ok: false, status: 503 })")
+        await page.click("#tab-distorch")
+        await page.wait_for("document.querySelector('.dt-error')")
+        shown = await page.evaluate("document.querySelector('.dt-error').textContent")
+        assert "The server did not answer: /distorch/" in shown
+        assert "status 503" in shown
+        text = "\n".join(page.console)
+        assert "Response status: 503 FAILED" in text
+        assert "[refresh] Error stack: Error: /distorch/" in text
+
+    on_page(check, tab=False)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_of_both_themes(scheme: str, tmp_path: pathlib.Path) -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.theme(scheme)
+        dark = json.dumps(scheme == "dark")
+        await page.evaluate(f"document.body.classList.toggle('dark-theme', {dark})")
+        await page.wait_for(f"{ROWS} === 5")
+        await page.evaluate("document.querySelector('[data-key=\"badge-cuda:0\"]').focus()")
+        await page.wait_for("!document.querySelector('#dt-tip-cuda-0').hidden")
+        update = os.environ.get("DISTORCH_UPDATE_PICTURES") == "1"
+        folder = IMAGES if update else tmp_path
+        await page.screenshot(folder / f"memory-view-{scheme}.png")
+        assert (folder / f"memory-view-{scheme}.png").stat().st_size > 20_000
+        # Text must stand out: WCAG AA asks 4.5 for small text.
+        ratio = await page.evaluate(CONTRAST)
+        assert ratio >= 4.5
+
+    on_page(check)
+
+
+CONTRAST = """(() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number)
+  const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0)
+  const back = light(rgb(getComputedStyle(document.querySelector('aside')).backgroundColor))
+  const ratios = [...document.querySelectorAll('.dt-panel .dt-small, .dt-panel .dt-name, .dt-tag')].map((node) => {
+    const fore = light(rgb(getComputedStyle(node).color))
+    return (Math.max(fore, back) + 0.05) / (Math.min(fore, back) + 0.05)
+  })
+  return Math.min(...ratios)
+})()"""

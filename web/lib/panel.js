@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sidebar tab: devices, models, placements, timelines, and the buttons that give memory back.
+
+import { memoryBar, placementStrip, timeline } from './charts.js'
+import { deviceColour, modelColour } from './colours.js'
+import { el, replaceChildren } from './dom.js'
+import { deviceTitle, formatAge, formatBytes, modelDetails } from './format.js'
+
+export class Panel {
+  constructor(store) {
+    this.store = store
+    this.body = el('div', { class: 'dt-body' })
+    this.status = el('div', { class: 'dt-status', role: 'status', 'aria-live': 'polite' })
+    this.element = el(
+      'section',
+      { class: 'dt-panel', 'aria-label': 'DisTorch: who holds the memory' },
+      this.buttons(),
+      this.status,
+      this.body
+    )
+    this.onChange = () => this.render()
+  }
+
+  /** Shows the panel in `parent` and keeps it fresh until unmount(). */
+  mount(parent) {
+    parent.append(this.element)
+    this.store.addEventListener('change', this.onChange)
+    this.unwatch = this.store.watch()
+    this.render()
+  }
+
+  unmount() {
+    this.store.removeEventListener('change', this.onChange)
+    this.unwatch?.()
+    this.element.remove()
+  }
+
+  buttons() {
+    const button = (label, title, path, body) =>
+      el(
+        'button',
+        { type: 'button', class: 'dt-button', title, 'data-key': label, onclick: () => this.store.post(path, body) },
+        label
+      )
+    return el(
+      'div',
+      { class: 'dt-buttons', role: 'toolbar', 'aria-label': 'Give memory back' },
+      button('Eject flagged', 'Unload the models whose switch says eject', '/distorch/eject', {}),
+      button('Free models', 'Unload all models; results of nodes stay', '/distorch/free', { unload_models: true }),
+      button('Free models and node cache', 'Unload all models and forget all results', '/distorch/free', {
+        unload_models: true,
+        free_memory: true
+      }),
+      button('Clear caches', 'Give unused memory of the allocators back; unloads nothing', '/distorch/clear_cache', {})
+    )
+  }
+
+  render() {
+    const { devices, models, placements, error } = this.store
+    replaceChildren(this.status, error ? el('p', { class: 'dt-error' }, error) : null, this.lastReport())
+    replaceChildren(
+      this.body,
+      el('h3', {}, 'Devices'),
+      ...devices.map((device) => this.device(device)),
+      this.legend(),
+      el('h3', {}, 'Models'),
+      models.length ? this.table(models, devices) : el('p', { class: 'dt-empty' }, 'No models are loaded.'),
+      placements.length ? el('h3', {}, 'Placement') : null,
+      ...placements.map((placement) => this.placement(placement))
+    )
+  }
+
+  lastReport() {
+    const report = this.store.reports[0]
+    if (!report) return null
+    if (report.state === 'failed') return el('p', { class: 'dt-error' }, `Not done: ${report.error}`)
+    if (report.state === 'queued') {
+      const when = report.when === 'now' ? '' : `, ${report.when}`
+      return el('p', {}, report.ticket ? `Will ${report.will}${when}` : `${report.will}.`)
+    }
+    const freed = Object.entries(report.freed).map(([device, bytes]) => `${formatBytes(bytes)} on ${deviceTitle(device)}`)
+    return el('p', { 'data-freed': report.freed_total }, freed.length ? `Freed ${freed.join(', ')}` : 'Done: there was nothing to free')
+  }
+
+  device(device) {
+    const { node, peak, average } = timeline(device, this.store.samples)
+    const used = device.total - device.free
+    return el(
+      'div',
+      { class: 'dt-device', 'data-device': device.device },
+      el(
+        'div',
+        { class: 'dt-line' },
+        el('span', { class: 'dt-title', title: device.name }, deviceTitle(device.device), ' ', device.name === deviceTitle(device.device) ? null : el('small', {}, device.name)),
+        el('span', { class: 'dt-amount' }, `${formatBytes(used)} of ${formatBytes(device.total)}`)
+      ),
+      memoryBar(device, this.store.models),
+      node,
+      el('div', { class: 'dt-small' }, `peak ${formatBytes(peak)} · average ${formatBytes(average)}`)
+    )
+  }
+
+  legend() {
+    const item = (name, text) => el('li', {}, el('span', { class: `dt-swatch ${name}` }), text)
+    return el(
+      'ul',
+      { class: 'dt-legend', 'aria-label': 'Colours of the bars beside the models' },
+      item('dt-tensors', 'other tensors'),
+      item('dt-unused', 'reserved, unused'),
+      item('dt-other', 'other processes'),
+      item('dt-free', 'free')
+    )
+  }
+
+  table(models, devices) {
+    const columns = devices.map((d) => d.device).filter((d) => models.some((model) => model.bytes[d] > 0))
+    return el(
+      'table',
+      { class: 'dt-models' },
+      el('caption', { class: 'dt-hidden' }, 'Models in memory'),
+      el(
+        'thead',
+        {},
+        el(
+          'tr',
+          {},
+          el('th', { scope: 'col' }, 'Model'),
+          ...columns.map((d) => el('th', { scope: 'col', class: 'dt-number' }, deviceTitle(d))),
+          el('th', { scope: 'col' }, el('span', { class: 'dt-hidden' }, 'Actions'))
+        )
+      ),
+      el('tbody', {}, ...models.map((model) => this.row(model, columns)))
+    )
+  }
+
+  row(model, columns) {
+    const layers = `${model.layers} ${model.layers === 1 ? 'layer' : 'layers'}`
+    const facts = [model.type, layers, formatAge(model.loaded_since)].filter(Boolean).join(' · ')
+    return el(
+      'tr',
+      { 'data-model': model.id, title: modelDetails(model).join('\n') },
+      el(
+        'th',
+        { scope: 'row' },
+        el('span', { class: 'dt-swatch', style: `background:${modelColour(model.id)}`, 'aria-hidden': 'true' }),
+        el('span', { class: 'dt-name' }, model.name),
+        model.offloaded ? el('span', { class: 'dt-tag' }, '(offloaded)') : null,
+        model.managed ? el('span', { class: 'dt-tag' }, 'DisTorch') : null,
+        el('div', { class: 'dt-small' }, facts)
+      ),
+      ...columns.map((d) =>
+        el('td', { class: 'dt-number', 'data-device': d, 'data-title': deviceTitle(d), 'data-bytes': model.bytes[d] ?? 0 }, model.bytes[d] ? formatBytes(model.bytes[d]) : '–')
+      ),
+      el('td', { class: 'dt-actions' }, ...this.actions(model))
+    )
+  }
+
+  actions(model) {
+    const flag = el('input', {
+      type: 'checkbox',
+      role: 'switch',
+      checked: model.eject,
+      disabled: !model.ejectable,
+      'data-key': `flag-${model.id}`,
+      'aria-label': `${model.name}: eject with the next eject`,
+      onchange: (event) => this.store.post('/distorch/flag', { id: model.id, eject: event.target.checked })
+    })
+    const now = el(
+      'button',
+      {
+        type: 'button',
+        class: 'dt-button dt-eject',
+        disabled: !model.ejectable,
+        title: model.ejectable ? 'Unload this model when no prompt runs' : model.why_not,
+        'data-key': `eject-${model.id}`,
+        'aria-label': `Eject ${model.name} now`,
+        onclick: () => this.store.post('/distorch/eject', { ids: [model.id] })
+      },
+      'Eject now'
+    )
+    return [el('label', { class: 'dt-switch', title: 'On: unloaded by the next eject. Off: kept' }, flag, el('span', {}, model.eject ? 'eject' : 'keep')), now]
+  }
+
+  placement(placement) {
+    const devices = [...new Set(placement.blocks.map((block) => block.device))]
+    return el(
+      'div',
+      { class: 'dt-placement', 'data-placement': placement.key },
+      el(
+        'div',
+        { class: 'dt-line' },
+        el('span', { class: 'dt-title', title: placement.requested }, placement.name),
+        el('span', { class: 'dt-amount' }, `runs on ${deviceTitle(placement.compute)}`)
+      ),
+      placementStrip(placement),
+      el(
+        'ul',
+        { class: 'dt-legend' },
+        ...devices.map((device) =>
+          el(
+            'li',
+            {},
+            el('span', { class: 'dt-swatch', style: `background:${deviceColour(device)}` }),
+            `${deviceTitle(device)} ${formatBytes(placement.bytes[device] ?? 0)}${device === placement.compute ? '' : ', streamed'}`
+          )
+        )
+      ),
+      stepTimes(placement)
+    )
+  }
+}
+
+function stepTimes(placement) {
+  const predicted = placement.predicted_step_ms
+  const measured = placement.measured_step_ms
+  if (!predicted && !measured) return null
+  const text = (value) => (value ? `${value.toFixed(0)} ms` : 'not known')
+  return el('div', { class: 'dt-small' }, `a step: predicted ${text(predicted)}, measured ${text(measured)}`)
+}
