@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory view in real ComfyUI with its real front end: five models through five nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from comfy_harness import ComfyError, ComfyServer, Workflow, models, versions
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "web"))
+
+from chromium import open_page
+
+pytestmark = pytest.mark.comfy
+
+HERE = pathlib.Path(__file__).parent
+IMAGES = HERE.parents[2] / "docs/images"
+ALLOCATED = "import torch; result = {f'sim:{i}': torch.sim.memory_allocated(i) for i in range(3)}"
+CLEAR = "import gc, comfy.model_management as mm; gc.collect(); mm.soft_empty_cache(); result = 1"
+
+
+@pytest.fixture(
+    scope="module", params=versions(dynamic=False) or [None], ids=lambda v: v.name if v else "none"
+)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComfyServer]:
+    """A server of its own: what other tests left in memory would be in the way."""
+    if request.param is None:
+        pytest.skip("COMFYUI_PATH is not set")
+    base = tmp_path_factory.mktemp("memory-view-" + request.param.name)
+    models.write_all(base / "models")
+    (base / "models/upscale_models").mkdir(exist_ok=True)
+    upscaler = torch.nn.Sequential(*[torch.nn.Conv2d(64, 64, 3) for _ in range(20)])
+    torch.save(upscaler, base / "models/upscale_models/up.pt")
+    # The interface speaks of one origin; a browser's own check is what is tested here.
+    made = ComfyServer(request.param, base, packs=[HERE / "torch_load_pack"])
+    yield made
+    made.stop()
+
+
+def five_models() -> Workflow:
+    """UNet and VAE and CLIP by the core's nodes, a second UNet by ours, an upscaler by a pack."""
+    w = Workflow()
+    unet = w.add("UNETLoader", unet_name="wan.safetensors", weight_dtype="default")
+    w.save(w.sample(unet, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+    ours = w.add(
+        "UNETLoaderDisTorch2MultiGPU",
+        unet_name="wan_second.safetensors",
+        weight_dtype="default",
+        compute_device="sim:0",
+        virtual_vram_gb=0.0,
+        donor_device="cpu",
+        expert_mode_allocations="sim:0,6mb;sim:1,4mb;sim:2,*",
+        eject_models=False,
+    )
+    w.save(w.sample(ours, w.conditioning(8, 4096, seed=3), w.latent(1, 16, 1, 8, 8)), "second")
+    clip = w.add("CLIPLoader", clip_name="clip_l.safetensors", type="stable_diffusion")
+    w.save(w.add("CLIPTextEncode", clip=clip, text="a cat"), "prompt")
+    vae = w.add("VAELoader", vae_name="vae.safetensors")
+    w.save(w.add("VAEDecode", samples=w.latent(1, 4, 8, 8), vae=vae), "image")
+    w.add("TorchLoadUpscaler", name_of_file="up.pt")
+    return w
+
+
+def rows(server: ComfyServer) -> dict[str, dict[str, Any]]:
+    return {m["name"]: m for m in server.get("/distorch/models")["models"]}
+
+
+def held(found: dict[str, dict[str, Any]]) -> dict[str, int]:
+    sums = {f"sim:{i}": 0 for i in range(3)}
+    for model in found.values():
+        for device, size in model["bytes"].items():
+            if device in sums:
+                sums[device] += size
+    return sums
+
+
+def wait_report(server: ComfyServer, ticket: int) -> dict[str, Any]:
+    for _ in range(600):
+        report = server.get(f"/distorch/report?ticket={ticket}")
+        if report["state"] in ("done", "failed"):
+            return report
+        time.sleep(0.05)
+    raise AssertionError(f"ticket {ticket} was not dealt with: {report}")
+
+
+def test_five_models_by_name_with_the_backends_bytes(server: ComfyServer) -> None:
+    server.run(five_models())
+    server.evaluate(CLEAR)
+    time.sleep(1.1)
+    found = rows(server)
+    assert set(found) == {"wan", "wan_second", "clip_l", "vae", "Sequential"}
+    assert {name: m["type"] for name, m in found.items()} == {
+        "wan": "checkpoint", "wan_second": "checkpoint", "clip_l": "clip", "vae": "vae", "Sequential": "model",
+    }  # fmt: skip
+    assert found["wan"]["file"] == "diffusion_models/wan.safetensors"
+    assert found["wan_second"]["managed"] is True
+    assert found["Sequential"]["layers"] == 20
+    assert held(found) == server.evaluate(ALLOCATED)
+
+
+def test_devices_add_up_and_placements_are_there(server: ComfyServer) -> None:
+    devices = server.get("/distorch/devices")["devices"]
+    for device in devices:
+        parts = ("models", "tensors", "unused", "other", "free")
+        assert sum(device[part] for part in parts) == device["total"], device
+    (placement,) = server.get("/distorch/placements")["placements"]
+    assert placement["compute"] == "sim:0"
+    assert {b["device"] for b in placement["blocks"]} == {"sim:0", "sim:1", "sim:2"}
+
+
+def test_the_profiler_route_is_there_with_and_without_api(server: ComfyServer) -> None:
+    answer = server.get("/swissarmyknife/profiler/loaded_models")
+    assert answer == server.get("/api/swissarmyknife/profiler/loaded_models")
+    assert set(answer["data"]) == {"0", "1", "2"}
+    names = [m["name"] for m in answer["data"]["0"]["models"]]
+    assert {"wan", "wan_second", "vae"} <= set(names)
+
+
+def test_a_click_in_the_real_front_end_ejects_one_model(server: ComfyServer) -> None:
+    before = rows(server)
+    allocated = server.evaluate(ALLOCATED)
+
+    server.request("/settings/Comfy.TutorialCompleted", True)  # else templates cover the page
+
+    async def use_the_page() -> None:
+        async with open_page(1400, 1000) as page:
+            await page.goto(f"http://127.0.0.1:{server.port}/")
+            await page.wait_for(
+                "window.app?.extensionManager && document.querySelector('.dt-badge')", 90
+            )
+            await page.evaluate("app.extensionManager.sidebarTab.toggleSidebarTab('distorch')")
+            await page.wait_for("document.querySelectorAll('.dt-models tbody tr').length === 5", 30)
+            await asyncio.sleep(1)
+            await picture(page, "memory-view-comfyui-dark.png")
+            shown = await page.evaluate(
+                "JSON.stringify([...document.querySelectorAll('.dt-models .dt-name')].map(e => e.textContent))"
+            )
+            assert set(json.loads(shown)) == set(before)
+            await page.click(f'[data-key="eject-{before["wan"]["id"]}"]')
+            await page.wait_for("document.querySelector('[data-freed]')", 30)
+            freed = await page.evaluate(
+                "Number(document.querySelector('[data-freed]').dataset.freed)"
+            )
+            assert freed == before["wan"]["bytes"]["sim:0"]
+            assert [x for x in page.console if "EXCEPTION" in x and "distorch" in x.lower()] == []
+
+    asyncio.run(use_the_page())
+    after = rows(server)
+    gone = before["wan"]["bytes"]["sim:0"]
+    assert server.evaluate(ALLOCATED) == {**allocated, "sim:0": allocated["sim:0"] - gone}
+    assert set(after) == set(before)
+    for name in set(before) - {"wan"}:
+        assert after[name]["bytes"] == before[name]["bytes"], name
+    assert "sim:0" not in after["wan"]["bytes"]
+    assert after["wan"]["offloaded"] > 0
+
+
+async def picture(page: Any, name: str) -> None:
+    """Into docs/images/ with DISTORCH_UPDATE_PICTURES=1."""
+    if os.environ.get("DISTORCH_UPDATE_PICTURES") == "1":
+        await page.screenshot(IMAGES / name)
+
+
+def test_a_model_that_comfyui_did_not_load_cannot_be_ejected(server: ComfyServer) -> None:
+    model = rows(server)["Sequential"]
+    assert model["ejectable"] is False
+    with pytest.raises(ComfyError, match="only the node that holds it can let it go"):
+        server.request("/distorch/eject", {"ids": [model["id"]]})
+
+
+def test_freeing_everything_empties_the_list(server: ComfyServer) -> None:
+    answer = server.request("/distorch/free", {"unload_models": True, "free_memory": True})
+    report = wait_report(server, answer["ticket"])
+    assert report["state"] == "done"
+    assert report["freed_total"] > 0
+    server.evaluate(
+        "import sys; [m.KEPT.clear() for n, m in list(sys.modules.items()) if n.endswith('torch_load_pack')]; result = 1"
+    )
+    server.evaluate(CLEAR)
+    time.sleep(1.1)
+    assert server.get("/distorch/models")["models"] == []
+    assert set(server.evaluate(ALLOCATED).values()) == {0}
+
+
+def test_without_safetensors_there_are_class_names(server: ComfyServer) -> None:
+    folder = server.base / "models/diffusion_models"
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "wan.safetensors"), folder / "plain.ckpt")
+    w = Workflow()
+    unet = w.add("UNETLoader", unet_name="plain.ckpt", weight_dtype="default")
+    w.save(w.sample(unet, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+    server.run(w)
+    time.sleep(1.1)
+    (model,) = server.get("/distorch/models")["models"]
+    assert model["name"] == model["class_name"]
+    assert model["file"] == "diffusion_models/plain.ckpt"
