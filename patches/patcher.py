@@ -104,6 +104,7 @@ class DisTorchMixin:
             before = placed.bytes_per_device() if placed.loaded else None
             patches = self.model.current_weight_patches_uuid
             shards.place(self, placed, None if full_load else lowvram_model_memory)
+            self._distorch_pin(placed)
             self._distorch_account(placed)
             self.model.current_weight_patches_uuid = self.patches_uuid
             for callback in self.get_all_callbacks(comfy.patcher_extension.CallbacksMP.ON_LOAD):
@@ -111,6 +112,14 @@ class DisTorchMixin:
             self.apply_hooks(self.forced_hooks, force_apply=True)
         if before != placed.bytes_per_device() or patches != self.patches_uuid:
             _announce(self, placed)
+
+    def _distorch_pin(self, placed: Placed) -> None:
+        """Pins what is streamed from the host, by the core's means and within its limit."""
+        if placed.compute.type == "cpu" or not hasattr(self, "pin_weight_to_device"):
+            return
+        for cell in placed.host_cells():
+            if cell.key not in self.pinned:
+                self.pin_weight_to_device(cell.key)
 
     def _distorch_account(self, placed: Placed) -> None:
         self.model.model_lowvram = True  # the core then wipes the cast flags when it unpatches

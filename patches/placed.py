@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -119,10 +119,10 @@ class Placed:
     def _bring(self, patcher: Any, block: Block, changed: set[str]) -> None:
         device = torch.device(self.target(block))
         for cell in block.cells:
-            if cell.key in changed or not self.loaded:
-                self._make(patcher, cell, device)
-            elif tensor_devices(cell.current) != {device}:
-                self._move(patcher, cell, device)
+            make = cell.key in changed or not self.loaded
+            if make or tensor_devices(cell.current) != {device}:
+                _unpin(patcher, cell)
+                (self._make if make else self._move)(patcher, cell, device)
         self._set_cast(block, device)
 
     def _make(self, patcher: Any, cell: Cell, device: torch.device) -> None:
@@ -184,6 +184,12 @@ class Placed:
             if hasattr(module, function):
                 setattr(module, function, list(self._wrappers.get(cell.key, ())))
 
+    def host_cells(self) -> Iterator[Cell]:
+        """Tensors that are streamed from the host: worth pinning."""
+        for block in self.blocks:
+            if block.castable and not block.pinned and self.target(block) == "cpu":
+                yield from block.cells
+
     def verify(self) -> None:
         """Raises PlacementError if a tensor is not where it belongs."""
         for block in self.blocks:
@@ -242,6 +248,7 @@ class Placed:
         """Every module holds its host copy again. Copies nothing."""
         for block in self.blocks:
             for cell in block.cells:
+                _unpin(patcher, cell)
                 cell.put(cell.original)
                 patcher.backup.pop(cell.key, None)
         self.patched.clear()
@@ -291,6 +298,12 @@ def _json(plan: Any) -> str:
         return ""
     text = plan.to_json()
     return text if isinstance(text, str) else json.dumps(text)
+
+
+def _unpin(patcher: Any, cell: Cell) -> None:
+    """Before a pinned host tensor is replaced: its registration would outlive it."""
+    if cell.key in getattr(patcher, "pinned", ()):
+        patcher.unpin_weight(cell.key)
 
 
 def _signature(patches: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -282,6 +282,39 @@ _o = _m = None
 """
 
 
+def test_streamed_host_blocks_are_pinned_while_they_are_there(comfy: ComfyServer) -> None:
+    if comfy.version.number < (0, 8):
+        pytest.skip("this ComfyUI pins nothing")
+    comfy.evaluate(RECORD_PINS)
+    comfy.run(wan())
+    placed = state(comfy).placed("WAN21")
+    pinned = comfy.evaluate("result = sum(_mm._recorded_pins.values())")
+    assert pinned == placed["bytes"]["cpu"]
+    comfy.run(wan(loras=(1.0,)))  # patched tensors are others: none may stay pinned
+    now = comfy.evaluate("result = sorted(_mm._recorded_pins)")
+    assert now == comfy.evaluate(HOST_POINTERS)
+    comfy.free()
+    assert comfy.evaluate("result = _mm._recorded_pins") == {}
+
+
+RECORD_PINS = """
+import comfy.model_management as _mm
+if not hasattr(_mm, "_recorded_pins"):
+    _mm._recorded_pins = {}
+    def _pin(tensor):
+        return _mm._recorded_pins.setdefault(tensor.data_ptr(), tensor.nbytes) > 0
+    def _unpin(tensor):
+        return _mm._recorded_pins.pop(tensor.data_ptr()) > 0
+    _mm.pin_memory, _mm.unpin_memory = _pin, _unpin
+"""
+
+HOST_POINTERS = """
+(_model,) = [m.model.model for m in _mm.current_loaded_models if type(m.model.model).__name__ == "WAN21"]
+result = sorted(p.data_ptr() for p in _model.parameters() if p.device.type == "cpu")
+del _model
+"""
+
+
 def test_the_core_keeps_its_own_objects(comfy: ComfyServer) -> None:
     assert comfy.evaluate("result = changed_core_objects()") == []
     w = wan()
