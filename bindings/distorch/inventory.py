@@ -209,4 +209,4 @@ def inventory(model: nn.Module, *, patches: Any = None, pin: Pin | None = stay_r
         root = ties.find(block.name)
         tied = root if root in tied_names else ""
         final.append(replace(block, group=group, tied=tied))
-    return Inventory(tuple(final), {g: modules[g] for g in dict.fromkeys(names) if g in modules})
+    return Inventory(tuple(final), {g: modules[g] for g in dict.fromkeys(names) if g})

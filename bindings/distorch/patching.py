@@ -125,24 +125,46 @@ def apply_patches(weight: torch.Tensor, patches: Iterable[Patch]) -> int:
     The weight must be contiguous and the caller's own copy: on an error it is undefined.
     """
     operators = load_operators()
-    ups, downs, mids, low, diffs, full = [], [], [], [], [], []
     moved = 0
 
     def here(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal moved
-        if tensor.device == weight.device:
-            return tensor.detach()
-        moved += tensor.nbytes
-        return tensor.detach().to(weight.device)
+        if tensor.device != weight.device:
+            moved += tensor.nbytes
+        return tensor.detach().to(weight.device).to(torch.float32).contiguous()
 
+    ups, rights, diffs = [], [], []
     for patch in patches:
-        if isinstance(patch, LoraPatch):
-            ups.append(here(patch.up))
-            downs.append(here(patch.down))
-            mids.append(weight.new_empty(0) if patch.mid is None else here(patch.mid))
-            low.append(patch.scale)
-        else:
-            diffs.append(here(patch.diff))
-            full.append(patch.scale)
-    operators.patch_weight(weight, ups, downs, mids, diffs, [*low, *full])
+        if isinstance(patch, DiffPatch):
+            diffs.append(here(patch.diff) * patch.scale)
+            continue
+        down = here(patch.down)
+        ups.append(here(patch.up).reshape(patch.up.shape[0], -1) * patch.scale)
+        rights.append(
+            down.reshape(down.shape[0], -1)
+            if patch.mid is None
+            else operators.right_factor(down, here(patch.mid))
+        )
+    empty = weight.new_empty((0, 0), dtype=torch.float32)
+    up = torch.cat(ups, 1) if len(ups) > 1 else (ups or [empty])[0]
+    right = torch.cat(rights) if len(rights) > 1 else (rights or [empty])[0]
+    terms = 2 + bool(ups) + len(diffs)
+    scratch = weight.new_empty((terms, _piece_elements(weight, terms)), dtype=torch.float32)
+    try:
+        operators.patch_weight(weight, scratch, up, right, diffs)
+    except RuntimeError as error:  # the stable ABI passes on that it failed, not why
+        raise RuntimeError(
+            f"patching a weight {tuple(weight.shape)} on {weight.device} failed: {error}"
+        ) from error
     return moved
+
+
+# Beyond this, larger pieces make the matrix products no faster.
+_LARGEST_PIECE = 16 << 20
+
+
+def _piece_elements(weight: torch.Tensor, terms: int) -> int:
+    """Return how many elements to work on at a time: all terms together take a third of the weight, or a row each."""
+    row = max(1, weight.numel() // (weight.shape[0] if weight.dim() and weight.shape[0] else 1))
+    piece = min(weight.nbytes // (3 * terms), _LARGEST_PIECE) // 4
+    return max(row, piece - piece % row)

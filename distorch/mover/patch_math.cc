@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/mover/patch_math.h"
 
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/core/ScalarType.h>
+#include <torch/csrc/stable/stableivalue_conversions.h>
 
 #include <algorithm>
-#include <utility>
+#include <array>
+#include <cstdint>
 
 namespace distorch {
 namespace {
@@ -13,84 +15,80 @@ namespace {
 namespace stable = torch::stable;
 using stable::Tensor;
 
-constexpr auto kFloat = torch::headeronly::ScalarType::Float;
-
-Tensor Float(const Tensor& tensor) { return stable::to(tensor, kFloat); }
-
 std::int64_t RowElements(const Tensor& tensor) {
   return tensor.size(0) == 0 ? 0 : tensor.numel() / tensor.size(0);
 }
 
-Tensor AsMatrix(const Tensor& tensor) {
-  return stable::reshape(stable::contiguous(tensor),
-                         {tensor.size(0), RowElements(tensor)});
+// out = a x b, without an allocation.
+void Multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{stable::detail::from(a),
+                                    stable::detail::from(b),
+                                    stable::detail::from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(
+      "aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  stable::detail::to<Tensor>(stack[0]);  // takes over the result's reference
 }
 
-// The right-hand factor [rank, row elements] of a patch, in float32, so that
-// a piece of the delta is `rows of up` x `this`.
-Tensor RightFactor(const LowRankPatch& patch) {
-  const Tensor down = AsMatrix(Float(patch.down));
-  if (!patch.mid.defined() || patch.mid.numel() == 0) return down;
-  const std::int64_t rank = patch.mid.size(0);
-  const std::int64_t inner = patch.mid.size(1);
-  const std::int64_t kernel = patch.mid.numel() / (rank * inner);
-  // mid [rank, inner, kernel] -> [rank, kernel, inner] x down [inner, in]
-  const Tensor mid =
-      stable::transpose(stable::reshape(stable::contiguous(Float(patch.mid)),
-                                        {rank, inner, kernel}),
-                        1, 2);
-  const Tensor product = stable::matmul(stable::contiguous(mid), down);
-  return stable::reshape(stable::contiguous(stable::transpose(product, 1, 2)),
-                         {rank, kernel * down.size(1)});
+// Row `index` of the scratch tensor, its first `elements` elements.
+Tensor Row(Tensor& scratch, std::int64_t index, std::int64_t elements) {
+  Tensor row = stable::narrow(scratch, 0, index, 1);
+  return stable::narrow(row, 1, 0, elements);
 }
-
-std::int64_t RowsInPiece(const Tensor& weight, std::int64_t row_elements) {
-  const auto bytes =
-      weight.numel() * static_cast<std::int64_t>(weight.element_size());
-  const std::int64_t piece = std::min(bytes / 8, kLargestPiece);
-  const auto row_bytes =
-      row_elements * static_cast<std::int64_t>(sizeof(float));
-  return std::max<std::int64_t>(1, piece / row_bytes);
-}
-
-struct Factors {
-  Tensor up;     // [out, rank], float32
-  Tensor right;  // [rank, row elements], float32
-  double scale;
-};
 
 }  // namespace
 
-void PatchWeight(Tensor weight, const std::vector<LowRankPatch>& low_rank,
-                 const std::vector<DiffPatch>& diffs) {
+Tensor RightFactor(const Tensor& down, const Tensor& mid) {
+  const std::int64_t rank = mid.size(0);
+  const std::int64_t inner = mid.size(1);
+  const std::int64_t kernel = mid.numel() / (rank * inner);
+  const Tensor flat = stable::reshape(down, {inner, RowElements(down)});
+  // mid [rank, inner, kernel] -> [rank, kernel, inner] x down [inner, in]
+  const Tensor turned = stable::contiguous(
+      stable::transpose(stable::reshape(mid, {rank, inner, kernel}), 1, 2));
+  const Tensor product = stable::matmul(turned, flat);
+  return stable::reshape(stable::contiguous(stable::transpose(product, 1, 2)),
+                         {rank, kernel * flat.size(1)});
+}
+
+void PatchWeight(Tensor weight, Tensor scratch, const Tensor& up,
+                 const Tensor& right, const std::vector<Tensor>& diffs) {
   if (weight.numel() == 0) return;
   const std::int64_t rows = weight.dim() == 0 ? 1 : weight.size(0);
   const std::int64_t row_elements = weight.numel() / rows;
+  const bool low_rank = up.numel() > 0;
+  const auto parts = static_cast<std::int64_t>(diffs.size()) + 1 + low_rank;
+  STD_TORCH_CHECK(scratch.dim() == 2 && scratch.size(0) == parts + 1 &&
+                      scratch.size(1) >= row_elements,
+                  "patch_weight: the scratch tensor has the wrong shape");
   Tensor matrix = stable::view(weight, {rows, row_elements});
-
-  std::vector<Factors> factors;
-  factors.reserve(low_rank.size());
-  for (const LowRankPatch& patch : low_rank) {
-    factors.push_back(
-        {AsMatrix(Float(patch.up)), RightFactor(patch), patch.scale});
-  }
-  const std::int64_t step = RowsInPiece(weight, row_elements);
+  Tensor all_up = up;
+  const std::int64_t step = scratch.size(1) / row_elements;
   for (std::int64_t row = 0; row < rows; row += step) {
     const std::int64_t count = std::min(step, rows - row);
+    const std::int64_t elements = count * row_elements;
     Tensor target = stable::narrow(matrix, 0, row, count);
-    Tensor sum = Float(target);
-    for (Factors& factor : factors) {
-      Tensor up = stable::narrow(factor.up, 0, row, count);
-      sum = stable::subtract(sum, stable::matmul(up, factor.right),
-                             -factor.scale);
+    Tensor first =
+        stable::view(Row(scratch, 1, elements), {count, row_elements});
+    stable::copy_(first, target);
+    if (low_rank) {
+      Multiply(stable::narrow(all_up, 0, row, count), right,
+               stable::view(Row(scratch, 2, elements), {count, row_elements}));
     }
-    for (const DiffPatch& patch : diffs) {
-      Tensor whole =
-          stable::reshape(stable::contiguous(patch.diff), {rows, row_elements});
-      const Tensor part = stable::narrow(whole, 0, row, count);
-      sum = stable::subtract(sum, Float(part), -patch.scale);
+    for (std::size_t i = 0; i < diffs.size(); ++i) {
+      Tensor line = stable::view(diffs[i], {1, weight.numel()});
+      Tensor place =
+          Row(scratch, static_cast<std::int64_t>(i) + 2 + low_rank, elements);
+      stable::copy_(place,
+                    stable::narrow(line, 1, row * row_elements, elements));
     }
-    stable::copy_(target, sum);
+    // The first row of the scratch tensor takes the sum of the others.
+    Tensor sum = Row(scratch, 0, elements);
+    Tensor terms = stable::narrow(scratch, 0, 1, parts);
+    terms = stable::narrow(terms, 1, 0, elements);
+    const std::array<std::int64_t, 1> over{0};
+    stable::sum_out(sum, terms, torch::headeronly::IntHeaderOnlyArrayRef(over),
+                    /*keepdim=*/true);
+    stable::copy_(target, stable::view(sum, {count, row_elements}));
   }
 }
 

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ejecting: exactly the flagged models, and a strict no-op when there is none."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+
+import distorch_sim
+import pytest
+import torch
+from torch import nn
+
+from distorch.eject import EjectReport, Registry
+from distorch.inventory import inventory
+from distorch.mover import place
+from distorch.placed import PlacedModel
+
+MIB = 2**20
+
+
+class Plan:
+    def __init__(self, placement: dict[str, str]) -> None:
+        self.placement = placement
+
+
+def placed_model(*devices: str) -> PlacedModel:
+    model = nn.Sequential(*[nn.Linear(128, 128) for _ in range(4)]).eval()
+    names = [b.name for b in inventory(model).blocks]
+    plan = Plan({n: devices[i % len(devices)] for i, n in enumerate(names)})
+    return place(model, plan, compute=devices[0])
+
+
+@pytest.fixture(autouse=True)
+def _sim() -> Iterator[None]:
+    gc.collect()
+    distorch_sim.install([64 * MIB] * 3)
+    yield
+    gc.collect()
+
+
+class Counting:
+    """Counts every call that would touch an allocator."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def measure(self, names: set[str]) -> dict[str, int]:
+        self.calls.append("measure")
+        return {}
+
+    def clear(self, names: set[str]) -> None:
+        self.calls.append("clear")
+
+
+def test_none_flagged_is_a_strict_no_op() -> None:
+    counting = Counting()
+    registry = Registry(measure=counting.measure, clear=counting.clear)
+
+    class Untouchable:
+        def __getattr__(self, name: str) -> object:
+            raise AssertionError(f"{name} was asked for")
+
+    models = [registry.manage(Untouchable(), f"m{i}") for i in range(3)]
+    report = registry.eject_flagged()
+    assert report == EjectReport(kept=("m0", "m1", "m2"))
+    assert counting.calls == []
+    assert registry.models() == models
+    assert str(report) == "nothing was flagged, nothing was done; kept: m0, m1, m2"
+
+
+def test_exactly_the_flagged_model_is_freed_on_every_device_it_touches() -> None:
+    registry = Registry()
+    first = placed_model("sim:0", "sim:1")
+    second = placed_model("sim:0", "sim:2", "cpu")
+    a = registry.manage(first, "first", eject=True)
+    registry.manage(second, "second")
+    pointers = [p.data_ptr() for p in second.model.parameters()]
+    objects = [id(p) for p in second.model.parameters()]
+    size = first.bytes_per_device()
+    report = registry.eject_flagged()
+    assert report.ejected == ("first",)
+    assert report.kept == ("second",)
+    rows = {d.device: d for d in report.devices}
+    assert {d: r.freed for d, r in rows.items()} == size
+    share = second.bytes_per_device()["sim:0"]
+    assert rows["sim:0"].after == share == torch.sim.memory_allocated(0)
+    assert rows["sim:0"].holders == (f"second ({share / MIB * 1024:.0f} KB)",) or rows[
+        "sim:0"
+    ].holders[0].startswith("second (")
+    assert rows["sim:1"].after == 0
+    assert rows["sim:1"].holders == ()
+    assert [p.data_ptr() for p in second.model.parameters()] == pointers
+    assert [id(p) for p in second.model.parameters()] == objects
+    assert a.placed is None
+    assert "sim:1: " in str(report)
+
+
+def test_a_kept_model_outlives_everyone_else_and_an_ejected_one_does_not() -> None:
+    registry = Registry()
+    handle = registry.manage(placed_model("sim:0", "sim:1"), "kept")
+    alive = weakref.ref(handle.placed.model)
+    gc.collect()
+    assert alive() is not None
+    assert torch.sim.memory_allocated(1) > 0
+    handle.eject = True
+    registry.eject_flagged()
+    gc.collect()
+    assert alive() is None
+    assert torch.sim.memory_allocated(0) == 0
+
+
+def test_one_model_can_be_ejected_whatever_its_flag() -> None:
+    registry = Registry()
+    a = registry.manage(placed_model("sim:0"), "a")
+    b = registry.manage(placed_model("sim:0"), "b", eject=True)
+    report = registry.eject(a)
+    assert report.ejected == ("a",)
+    assert registry.models() == [b]
+    assert registry.eject(a).ejected == ()
+
+
+def test_a_failing_unload_is_reported_and_the_others_go_on() -> None:
+    registry = Registry()
+    bad, good = placed_model("sim:0"), placed_model("sim:1")
+
+    def fail(_placed: PlacedModel) -> None:
+        raise RuntimeError("no")
+
+    bad.on_unload(fail)
+    registry.manage(bad, "bad", eject=True)
+    registry.manage(good, "good", eject=True)
+    report = registry.eject_flagged()
+    assert report.failures == ("bad: no",)
+    assert torch.sim.memory_allocated(1) == 0
+    assert registry.models() == []
+
+
+def test_threads_eject_each_model_once() -> None:
+    registry = Registry()
+    count = 40
+    for i in range(count):
+        registry.manage(placed_model("sim:0", "sim:1"), f"m{i}", eject=i % 2 == 0)
+    ejected: list[str] = []
+    lock = threading.Lock()
+
+    def work() -> None:
+        for _ in range(5):
+            report = registry.eject_flagged()
+            with lock:
+                ejected.extend(report.ejected)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ejected) == sorted(f"m{i}" for i in range(0, count, 2))
+    assert len(registry.models()) == count // 2

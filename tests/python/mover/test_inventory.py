@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a module consists of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from distorch.inventory import inventory, walk
+
+
+def nested(depth: int) -> nn.Module:
+    module: nn.Module = nn.Linear(2, 2)
+    for _ in range(depth):
+        outer = nn.Module()
+        outer.inner = module
+        module = outer
+    return module
+
+
+def test_walk_goes_five_thousand_deep() -> None:
+    assert sum(1 for _ in walk(nested(5000))) == 5001
+    assert len(inventory(nested(5000)).blocks) == 1
+
+
+def test_bytes_count_each_storage_once_and_ties_are_named() -> None:
+    model = nn.Module()
+    model.a = nn.Linear(4, 4, bias=False)
+    model.b = nn.Linear(4, 4, bias=False)
+    model.c = nn.Linear(4, 4, bias=False)
+    model.b.weight = model.a.weight
+    model.view = nn.Module()
+    model.view.register_buffer("part", model.c.weight.detach()[:2])
+    blocks = {b.name: b for b in inventory(model).blocks}
+    assert {n: b.bytes for n, b in blocks.items()} == {"a": 64, "b": 0, "c": 64, "view": 0}
+    assert {n: b.tied for n, b in blocks.items()} == {"a": "a", "b": "a", "c": "c", "view": "c"}
+
+
+def test_modules_reached_twice_are_one_block() -> None:
+    shared = nn.Linear(3, 3)
+    model = nn.ModuleList([shared, nn.Sequential(shared)])
+    assert [b.name for b in inventory(model).blocks] == ["0"]
+
+
+def test_groups_pins_and_marks() -> None:
+    model = nn.Module()
+    model.embed = nn.Embedding(5, 4)
+    model.layers = nn.ModuleList(
+        nn.ModuleDict({"q": nn.Linear(4, 4), "k": nn.Linear(4, 4)}) for _ in range(3)
+    )
+    model.scale = nn.Parameter(torch.ones(4))
+    found = inventory(model, patches={"layers.1.q.weight": []})
+    by_name = {b.name: b for b in found.blocks}
+    assert list(found.groups) == ["layers.0", "layers.1", "layers.2"]
+    assert found.groups["layers.1"] is model.layers[1]
+    assert by_name["layers.2.k"].group == "layers.2"
+    assert by_name["(root)"].group == ""
+    assert by_name["embed"].pinned.startswith("embedding")
+    assert [n for n, b in by_name.items() if b.patched] == ["layers.1.q"]
+    assert inventory(model, pin=None).blocks[1].pinned == ""
+    assert found.total_bytes == 4 * (20 + 4 + 3 * 2 * 20)
+
+
+def test_meta_tensors_are_refused_by_name() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"0\.weight is on the device 'meta'"):
+        inventory(model)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package itself: import cost, version, command line, and what a failed load says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import distorch
+from distorch import _load, cli
+
+
+def run(*code: str) -> str:
+    result = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def test_import_needs_no_torch_and_no_compiled_part() -> None:
+    program = "import sys, distorch; print('torch' in sys.modules, 'distorch._C' in sys.modules)"
+    assert run("-c", program).split() == ["False", "False"]
+
+
+def test_versions_agree() -> None:
+    assert _load.core().__version__ == distorch.__version__
+    assert run("-m", "distorch", "--version").strip() == f"distorch {distorch.__version__}"
+    project = (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text()
+    assert f'version = "{distorch.__version__}"' in project
+
+
+def test_every_export_and_every_command_can_be_loaded() -> None:
+    for name in distorch.__dir__():
+        assert getattr(distorch, name) is not None
+    for command in cli.COMMANDS:
+        text = run("-m", "distorch", command, "--help")
+        assert text.startswith(f"usage: distorch {command}"), text
+
+
+def test_unknown_attribute_is_named() -> None:
+    with pytest.raises(AttributeError, match="module 'distorch' has no attribute 'nothing'"):
+        _ = distorch.nothing
+
+
+def test_missing_core_explains_itself(tmp_path: Path) -> None:
+    package = tmp_path / "distorch"
+    package.mkdir()
+    for name in ("__init__.py", "_load.py"):
+        (package / name).write_text((Path(distorch.__file__).parent / name).read_text())
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import distorch._load as l\n"
+        "try:\n    l.core()\nexcept ImportError as error:\n    print(error)"
+    )
+    text = run("-c", program)
+    assert "DisTorch's C++ core (_C) could not be loaded" in text
+    assert "compiled parts there: none" in text
+    assert "pip install --no-build-isolation" in text
+    assert "Traceback" in text
+
+
+def test_operator_library_of_another_age_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "_ABI_VERSION", 99)
+    _load.load_operators.cache_clear()
+    try:
+        with pytest.raises(
+            _load.LoadError, match="operator library has ABI 1, the package needs 99"
+        ):
+            _load.load_operators()
+    finally:
+        monkeypatch.undo()
+        _load.load_operators.cache_clear()
+        _load.load_operators()
