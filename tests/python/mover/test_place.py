@@ -355,7 +355,7 @@ def test_running_out_of_memory_while_running_leaves_a_model_that_runs(
 @pytest.mark.usefixtures("sim")
 def test_a_thousand_random_placements_give_the_same_bits(ids: torch.Tensor) -> None:
     torch.manual_seed(1)
-    model = Model(width=16, layers=2).eval()
+    model = Model(width=16, layers=1).eval()
     blocks = inventory(model)
     chance = random.Random(7)
     with torch.inference_mode():
