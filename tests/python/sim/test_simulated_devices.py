@@ -245,3 +245,25 @@ def test_empty_cache_calls_are_counted() -> None:
     before = torch.sim.empty_cache_calls
     torch.sim.empty_cache()
     assert torch.sim.empty_cache_calls == before + 1
+
+
+@pytest.mark.parametrize("other", ["sim:1", "cpu"])
+@pytest.mark.parametrize("name", ["linear", "cat", "matmul", "layer_norm", "embedding", "add"])
+def test_operands_on_different_devices_are_refused(name: str, other: str) -> None:
+    here, there = torch.ones(4, 4, device="sim:0"), torch.ones(4, 4, device=other)
+    calls = {
+        "linear": lambda: torch.nn.functional.linear(here, there),
+        "cat": lambda: torch.cat([here, there]),
+        "matmul": lambda: here @ there,
+        "layer_norm": lambda: torch.nn.functional.layer_norm(here, (4,), there[0]),
+        "embedding": lambda: torch.nn.functional.embedding(here.long()[0], there),
+        "add": lambda: here + there,
+    }
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        calls[name]()
+
+
+def test_numbers_and_indices_may_come_from_the_host() -> None:
+    here = torch.arange(4.0, device="sim:0")
+    assert (here * torch.tensor(2.0)).tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert here[torch.tensor([3, 1])].tolist() == [3.0, 1.0]

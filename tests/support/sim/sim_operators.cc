@@ -191,7 +191,30 @@ class CpuCall {
     }
   }
 
+  // Real accelerators refuse operands of different devices; a CPU kernel would
+  // read them all, and a weight left behind would pass unseen. A CPU tensor
+  // without dimensions is a number to every device.
+  void RequireOnePlace(const at::Tensor& tensor) {
+    if (!tensor.defined() || (!OnSim(tensor) && tensor.dim() == 0)) return;
+    if (!place_) place_ = tensor.device();
+    TORCH_CHECK(*place_ == tensor.device() || TakesManyDevices(),
+                "Expected all tensors to be on the same device, but found at "
+                "least two devices, ",
+                *place_, " and ", tensor.device(), " (aten operator ",
+                op_.schema().name(), ")");
+  }
+
+  // Lists that are walked one tensor at a time, and operators that take
+  // lengths on the host.
+  bool TakesManyDevices() const {
+    const std::string& name = op_.schema().name();
+    return name.rfind("aten::_foreach_", 0) == 0 ||
+           name == "aten::_pack_padded_sequence" || name == "aten::lstm" ||
+           name == "aten::gru";
+  }
+
   at::Tensor Lower(const at::Tensor& tensor) {
+    RequireOnePlace(tensor);
     if (!OnSim(tensor)) return tensor;
     NoteDevice(tensor.device());
     at::Tensor view = CpuView(tensor);
@@ -206,6 +229,7 @@ class CpuCall {
         value.toTensor().numel() != 0) {
       return ToCpu(value);
     }
+    RequireOnePlace(value.toTensor());
     NoteDevice(value.toTensor().device());
     return at::empty(value.toTensor().sizes(),
                      value.toTensor().options().device(at::kCPU));
@@ -223,7 +247,9 @@ class CpuCall {
     if (value.isOptionalTensorList()) {
       c10::List<std::optional<at::Tensor>> lowered;
       for (const auto& tensor : value.toOptionalTensorVector()) {
-        lowered.push_back(tensor ? std::optional(Lower(*tensor)) : tensor);
+        // Indices may be on the host, as on real accelerators.
+        const bool lower = tensor && OnSim(*tensor);
+        lowered.push_back(lower ? std::optional(Lower(*tensor)) : tensor);
       }
       return lowered;
     }
@@ -296,6 +322,7 @@ class CpuCall {
   std::vector<IValue> lowered_;
   std::unordered_map<c10::StorageImpl*, at::Tensor> owners_;
   std::optional<c10::Device> device_;
+  std::optional<c10::Device> place_;  // of the operands seen so far
 };
 
 void OnCpu(const c10::OperatorHandle& op, Keys /*keys*/,
