@@ -17,7 +17,6 @@ from distorch.mover import Progress, place, place_string
 from distorch.patching import DiffPatch, LoraPatch, PatchError, Patches
 from distorch.placed import PlacementError
 
-
 FAULT = r"injected|patching a weight .* on sim:0 failed"
 
 
