@@ -115,7 +115,7 @@ class DisTorchMixin:
 
     def _distorch_pin(self, placed: Placed) -> None:
         """Pins what is streamed from the host, by the core's means and within its limit."""
-        if placed.compute.type == "cpu" or not hasattr(self, "pin_weight_to_device"):
+        if placed.compute.type == "cpu" or not hasattr(self, "pinned"):
             return
         for cell in placed.host_cells():
             if cell.key not in self.pinned:
