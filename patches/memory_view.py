@@ -17,8 +17,9 @@ from typing import Any
 
 from torch import nn
 
-from distorch import allocation, placements, scan
+from distorch import allocation, caches, placements, scan
 
+from . import timeline
 from .between_prompts import BetweenPrompts, Job
 from .node_events import NodeEvents
 from .server_routes import UnknownModelError, add_profiler_route, add_to_table
@@ -35,9 +36,10 @@ _installed: MemoryView | None = None
 class MemoryView:
     """What the REST interface asks for (server_routes.Backend), of a running ComfyUI."""
 
-    def __init__(self, server: Any, management: Any, recorder: Any = None) -> None:
-        """`management`: comfy.model_management; `recorder`: of distorch.sampler, may be None."""
-        self._server, self._management, self.recorder = server, management, recorder
+    def __init__(self, server: Any, management: Any) -> None:
+        """`management`: comfy.model_management."""
+        self._server, self._management = server, management
+        self._timeline = timeline.Timeline()
         self._scanner = scan.scanner()
         self._flags: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
         self.jobs = BetweenPrompts(server.prompt_queue, self._measure, self._settle)
@@ -67,14 +69,12 @@ class MemoryView:
 
     def history(self, seconds: int) -> dict[str, Any]:
         """Return the timeline of the last `seconds`."""
-        if self.recorder is None:
-            return {"seconds": seconds, "samples": []}
-        found: dict[str, Any] = self.recorder.history(seconds)
-        return found
+        return self._timeline.history(seconds)
 
     def metrics(self) -> str:
         """Return the state in Prometheus' text form."""
-        return "" if self.recorder is None else str(self.recorder.metrics())
+        rows = self._scanner.rows()
+        return timeline.metrics(scan.device_view(rows), [row.as_json() for row in rows])
 
     def profiler(self) -> dict[str, Any]:
         """Return the models in the form of the profiler's route."""
@@ -133,7 +133,7 @@ class MemoryView:
                 raise UnknownModelError(
                     f"there is no device {device!r}; there are: {', '.join(known)}"
                 )
-        job = self.jobs.post("clear_cache", lambda: None)
+        job = self.jobs.post("clear_cache", lambda: self._clear_now(devices))
         return self._accepted(
             job, "clear the caches of " + ", ".join(devices or ["every device"]), []
         )
@@ -210,6 +210,10 @@ class MemoryView:
                 unloaded.append(type(inner).__name__)
         return {"unloaded": unloaded}
 
+    def _clear_now(self, devices: list[str] | None) -> dict[str, Any]:
+        report = caches.clear_caches(devices)
+        return {"freed": report.freed, "collected": report.collected}
+
     # Worker and browser
 
     def _measure(self) -> dict[str, int]:
@@ -245,6 +249,7 @@ class MemoryView:
                 return
             try:
                 self.jobs.nudge()
+                self._timeline.add(scan.device_view(()))
                 self.push_update()
             except Exception:
                 log.exception("DisTorch: the memory view could not be updated")
@@ -347,7 +352,7 @@ def install() -> MemoryView:
     from server import PromptServer
 
     server = PromptServer.instance
-    view = MemoryView(server, comfy.model_management, _recorder())
+    view = MemoryView(server, comfy.model_management)
     scanner = scan.scanner()
     scanner.add_management(_management_of)
     scanner.add_users(view.in_use)
@@ -355,8 +360,6 @@ def install() -> MemoryView:
     view.jobs.install()
     events = NodeEvents(execution)
     events.listeners.append(view)
-    if view.recorder is not None:
-        events.listeners.append(view.recorder)
     events.install()
     add_to_table(server.routes, view)
     _add_profiler_route_last(server, view)
@@ -374,11 +377,3 @@ def _add_profiler_route_last(server: Any, view: MemoryView) -> None:
         return original(*args, **kwargs)
 
     server.add_routes = add_routes
-
-
-def _recorder() -> Any:
-    try:
-        from distorch.sampler import RunRecorder
-    except ImportError:
-        return None
-    return RunRecorder()
