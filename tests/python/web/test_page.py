@@ -26,7 +26,7 @@ def on_page(check: Check, backend: StandInBackend | None = None, *, tab: bool = 
     """Runs `check` on a fresh page, with the tab open; nothing may have thrown there."""
 
     async def run() -> None:
-        async with serve(backend or StandInBackend()) as server, open_page(1280, 960) as page:
+        async with serve(backend or StandInBackend()) as server, open_page(1280, 1100) as page:
             await page.goto(server.url)
             await page.wait_for("window.started")
             if tab:
