@@ -67,7 +67,10 @@ void Filler::Fill(uint32_t device) {
   size_t p = front_;
   while (p < size() && !Fits(p, device)) ++p;
   const size_t begin = p;
-  for (; p < size() && Fits(p, device); ++p) Take(p, device, Reason::kPart);
+  // Atoms that an earlier device took out of its last group do not end a part.
+  for (; p < size() && (Where(p) != kUnplaced || Fits(p, device)); ++p) {
+    if (Where(p) == kUnplaced) Take(p, device, Reason::kPart);
+  }
   if (p == begin || p == size()) return;
   TakeFromSplitGroup(p, begin, device);
 }
@@ -77,9 +80,13 @@ void Filler::Fill(uint32_t device) {
 void Filler::TakeFromSplitGroup(size_t p, size_t begin, uint32_t device) {
   const size_t end = GroupEnd(p - 1);
   if (end == p) return;
+  bool ours = false;
   for (size_t i = p; i-- > begin && GroupEnd(i) == end;) {
+    if (Where(i) != device) continue;
     layout_.reasons[At(i)] = Reason::kBoundary;
+    ours = true;
   }
+  if (!ours) return;
   for (size_t i = p; i < end; ++i) {
     if (Fits(i, device)) Take(i, device, Reason::kBoundary);
   }

@@ -185,6 +185,29 @@ TEST(PlannerTest, LaterBlocksOfASplitGroupFillTheCap) {
 }
 
 // accelerate leaves a device empty when the next module is larger than it.
+// The small block that cuda:0 takes out of the group it ends in does not end
+// the part of cuda:1, which goes on with the next group.
+TEST(PlannerTest, APartGoesOnBehindWhatAnEarlierDeviceTookOfAGroup) {
+  std::vector<Block> blocks;
+  for (int layer = 0; layer < 4; ++layer) {
+    for (const auto& [name, size] : std::vector<std::pair<std::string, int>>{
+             {"q", 10}, {"up", 40}, {"down", 40}, {"norm", 1}}) {
+      const std::string group = "layers." + std::to_string(layer);
+      Block block;
+      block.name = group + "." + name;
+      block.bytes = MiB(size);
+      block.group = group;
+      blocks.push_back(block);
+    }
+  }
+  const Plan plan = MustPlan("cuda:0,105mb;cuda:1,175mb;cpu,*", blocks,
+                             TwoGpusAndHost(), "cuda:0", kContiguous);
+  EXPECT_EQ(Picture(plan),
+            "00000110"
+            "1111"
+            "uuuu");
+}
+
 TEST(PlannerTest, ABlockLargerThanADeviceDoesNotLeaveItEmpty) {
   auto blocks = EqualBlocks(6, MiB(100));
   blocks[0].bytes = GiB(2);
