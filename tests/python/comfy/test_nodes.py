@@ -76,10 +76,14 @@ def test_a_model_computes_on_the_device_of_its_node(comfy: ComfyServer) -> None:
     assert row[0] == ("ModelPatcherDynamic" if comfy.version.dynamic else "ModelPatcher")
 
 
-def plain_wan(loader: str, **inputs: object) -> Workflow:
+def plain_wan(loader: str, *, lora: float = 0.0, **inputs: object) -> Workflow:
     w = Workflow()
-    settings = {"weight_dtype": "default", **inputs}
-    model = w.add(loader, unet_name="wan.safetensors", **settings)
+    settings = {"weight_dtype": "default", "unet_name": "wan.safetensors", **inputs}
+    model = w.add(loader, **settings)
+    if lora:
+        model = w.add(
+            "LoraLoaderModelOnly", model=model, lora_name="wan.safetensors", strength_model=lora
+        )
     return w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
 
 
@@ -106,6 +110,23 @@ def test_the_chosen_weight_type_is_stored_on_every_device(comfy: ComfyServer) ->
     sizes = state(comfy).placed("WAN21")["bytes"]
     assert sum(sizes.values()) < 16 * 2**20 / 3
     assert sizes["sim:1"] > 2**20
+
+
+@pytest.mark.parametrize("lora", [0.0, 0.8])
+def test_scaled_fp8_weights_travel_as_they_are_stored(comfy: ComfyServer, lora: float) -> None:
+    file = {"unet_name": "wan_scaled_fp8.safetensors"}
+    expected = comfy.run(plain_wan("UNETLoader", lora=lora, **file)).values["wan"]
+    comfy.free()
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:0,70%;sim:1,15%;cpu,*"}
+    result = comfy.run(plain_wan("UNETLoaderDisTorch2MultiGPU", lora=lora, **file, **inputs))
+    difference = (result.values["wan"] - expected).abs().max()
+    assert difference <= (0.5 if lora else 1e-5)  # a patch is rounded back to fp8 at random
+    placed = state(comfy).placed("WAN21")["bytes"]
+    total = sum(placed.values())
+    assert total < 9 * 2**20  # of 16 MB in float32
+    assert placed["sim:1"] > 0.1 * total
+    assert placed["cpu"] > 0.1 * total
+    assert state(comfy).allocated["sim:1"] >= placed["sim:1"]
 
 
 def test_select_model_device_takes_a_whole_copy(comfy: ComfyServer) -> None:

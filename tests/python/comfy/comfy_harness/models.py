@@ -11,7 +11,7 @@ import math
 import pathlib
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -240,6 +240,21 @@ def write_all(models: pathlib.Path) -> None:
     for seed, (name, shapes, dtype) in enumerate(wanted):
         if not (models / name).exists():
             write(models / name, shapes, dtype, seed)
+    folder = models / "diffusion_models"
+    write_scaled_fp8(folder / "wan.safetensors", folder / "wan_scaled_fp8.safetensors")
+
+
+def write_scaled_fp8(source: pathlib.Path, target: pathlib.Path) -> None:
+    """A float32 diffusion model as a scaled fp8 file: 8-bit linear weights in blocks, one scale each."""
+    tensors = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for key, tensor in load_file(source).items():
+        if key.startswith("blocks.") and key.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.abs().max() / 448
+            tensors[key] = (tensor / scale).to(torch.float8_e4m3fn)
+            tensors[key.removesuffix("weight") + "scale_weight"] = scale
+        else:
+            tensors[key] = tensor
+    save_file(tensors, target)
 
 
 def wan_lora_keys(blocks: int = 2) -> list[str]:
