@@ -30,6 +30,21 @@ PyMethodDef hook_method = {
     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(HookShim)),
     METH_FASTCALL, "Remembers the module that registered something."};
 
+// gc.get_objects() also lists tuples that another thread is still filling, and
+// resizing one of those fails as long as somebody else refers to it (`tuple(x
+// for x in y)` then raises SystemError). So no other thread may run while the
+// list lives: no Python code is evaluated here and no collection may start one.
+std::size_t WalkEverythingShim(ModuleScanner& scanner) {
+  struct WithoutCollection {
+    const int enabled = PyGC_Disable();
+    ~WithoutCollection() {
+      if (enabled != 0) PyGC_Enable();
+    }
+  } const guard;
+  const py::list objects = py::module_::import("gc").attr("get_objects")();
+  return scanner.Walk(objects, 0, objects.size());
+}
+
 py::object MakeHookShim(const ScannerPtr& scanner) {
   const py::capsule capsule(
       new ScannerPtr(scanner), "distorch.ModuleScanner", [](PyObject* object) {
@@ -88,6 +103,8 @@ void BindScan(py::module_& module) {
           py::arg("module"), "Whether the module was unknown until now.")
       .def("walk", &ModuleScanner::Walk, py::arg("objects"), py::arg("start"),
            py::arg("stop"), "Adds the modules in objects[start:stop].")
+      .def("walk_everything", &WalkEverythingShim,
+           "Adds the modules among all objects of the garbage collector.")
       .def("verify", &ModuleScanner::Verify, py::arg("deep") = false,
            "Compares all modules with what is known; returns the differences.")
       .def("models", &ModelsShim,

@@ -10,7 +10,6 @@ bounded, or by a scan that asks for one.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -244,9 +243,7 @@ class Scanner:
         """Look at every object of the garbage collector once; returns the new modules."""
         started = time.perf_counter()
         with self._lock:
-            objects = gc.get_objects()
-            found: int = self._core.walk(objects, 0, len(objects))
-            del objects
+            found: int = self._core.walk_everything()
             self._walked = True
             self.last_walk_seconds = time.perf_counter() - started
         if found:
