@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "distorch/execution/stream_scheduler.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "allocation/cost_model.h"
+#include "tests/distorch/execution/virtual_backend.h"
+
+namespace distorch {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+struct Machine {
+  int groups;
+  int slots;
+  double compute;  // seconds a group
+  std::set<int> streamed;
+  VirtualBackend backend;
+  StreamScheduler scheduler;
+
+  Machine(int n, int s, double c, double tau, std::set<int> offloaded)
+      : groups(n),
+        slots(s),
+        compute(c),
+        streamed(std::move(offloaded)),
+        backend(std::vector<double>(static_cast<std::size_t>(n), tau), s),
+        scheduler(&backend, n, s) {}
+
+  // Runs the groups of one step; returns its seconds.
+  double Step(const std::vector<int>& order) {
+    const double begin = backend.now();
+    scheduler.BeginStep();
+    for (const int group : order) {
+      if (streamed.count(group) == 0) {
+        backend.Compute(group, -1, compute);
+        continue;
+      }
+      const auto slot = scheduler.Acquire(group);
+      EXPECT_TRUE(slot.ok()) << slot.status();
+      backend.Compute(group, *slot, compute);
+      EXPECT_TRUE(scheduler.Release(group).ok());
+    }
+    return backend.now() - begin;
+  }
+  std::vector<int> All() const {
+    std::vector<int> order(static_cast<std::size_t>(groups));
+    for (int i = 0; i < groups; ++i) order[static_cast<std::size_t>(i)] = i;
+    return order;
+  }
+};
+
+std::set<int> Offloaded(int groups, int count, bool strided) {
+  std::set<int> chosen;
+  for (int i = 0; i < count; ++i) {
+    chosen.insert(strided ? static_cast<int>(std::lround(
+                                static_cast<double>(i) * groups / count)) %
+                                groups
+                          : groups - count + i);
+  }
+  return chosen;
+}
+
+struct TableCase {
+  double rho;
+  double share;
+  int slots;
+  bool strided;
+};
+
+class SteadyStateTest : public testing::TestWithParam<TableCase> {};
+
+// The table of docs/execution.md, by the cost model's formulas.
+TEST_P(SteadyStateTest, StepTimeEqualsTheModelWithinOnePercent) {
+  const TableCase& c = GetParam();
+  constexpr int kGroups = 40;
+  const int count = static_cast<int>(kGroups * c.share);
+  Machine machine(kGroups, c.slots, 1.0, c.rho,
+                  Offloaded(kGroups, count, c.strided));
+  double step = 0;
+  for (int i = 0; i < 8; ++i) step = machine.Step(machine.All());
+  StepModel model;
+  model.compute_seconds = kGroups;
+  model.groups = kGroups;
+  model.slots = c.slots;
+  model.pattern = c.strided ? StreamPattern::kStrided : StreamPattern::kTail;
+  const StreamSource source{c.rho * count, 1.0, count};
+  const double expected = PredictStep(model, {source});
+  EXPECT_NEAR(step, expected, expected * 0.01);
+  EXPECT_GE(step * 1.000001, StepBound(kGroups, {source}));
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+}
+
+std::vector<TableCase> Table() {
+  std::vector<TableCase> cases;
+  for (const double rho : {0.5, 1.0, 2.0, 4.0, 8.0}) {
+    for (const double share : {0.25, 0.5, 1.0}) {
+      for (const int slots : {1, 2, 3, 8}) {
+        for (const bool strided : {false, true}) {
+          cases.push_back({rho, share, slots, strided});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, SteadyStateTest, testing::ValuesIn(Table()), [](const auto& test) {
+      return "Rho" + std::to_string(static_cast<int>(test.param.rho * 10)) +
+             "Share" +
+             std::to_string(static_cast<int>(test.param.share * 100)) +
+             "Slots" + std::to_string(test.param.slots) +
+             (test.param.strided ? "Strided" : "Tail");
+    });
+
+TEST(StreamSchedulerTest, TwoSlotsReachTheBoundWhereTheTailDoesNot) {
+  Machine strided(40, 2, 1.0, 2.0, Offloaded(40, 20, true));
+  Machine tail(40, 2, 1.0, 2.0, Offloaded(40, 20, false));
+  double a = 0;
+  double b = 0;
+  for (int i = 0; i < 6; ++i) {
+    a = strided.Step(strided.All());
+    b = tail.Step(tail.All());
+  }
+  EXPECT_NEAR(a / 40, 1.00, 0.01);
+  EXPECT_NEAR(b / 40, 1.45, 0.015);
+}
+
+TEST(StreamSchedulerTest, LearnsTheOrderAndCopiesAheadOverTheEndOfAStep) {
+  Machine machine(4, 2, 1.0, 0.5, {0, 1, 2, 3});
+  machine.Step(machine.All());
+  EXPECT_EQ(machine.scheduler.counters().on_demand, 4);
+  EXPECT_EQ(machine.scheduler.counters().ahead, 0);
+  machine.Step(machine.All());
+  machine.Step(machine.All());
+  EXPECT_THAT(machine.scheduler.order(), ElementsAre(0, 1, 2, 3));
+  const StreamCounters& counters = machine.scheduler.counters();
+  EXPECT_EQ(counters.on_demand, 5) << "only the first group of the second step";
+  EXPECT_EQ(counters.wasted, 0);
+}
+
+TEST(StreamSchedulerTest, EachStreamedGroupIsCopiedOnceAStep) {
+  Machine machine(12, 2, 1.0, 3.0, Offloaded(12, 6, true));
+  machine.Step(machine.All());
+  machine.Step(machine.All());
+  const int before = machine.backend.bytes_copied;
+  for (int i = 0; i < 10; ++i) machine.Step(machine.All());
+  EXPECT_EQ(machine.backend.bytes_copied - before, 60);
+}
+
+TEST(StreamSchedulerTest, GroupsThatAllFitAreCopiedOnceForGood) {
+  Machine machine(3, 3, 1.0, 3.0, {0, 1, 2});
+  for (int i = 0; i < 5; ++i) machine.Step(machine.All());
+  EXPECT_EQ(machine.backend.bytes_copied, 3);
+}
+
+TEST(StreamSchedulerTest, AChangedOrderIsServedOnDemandAndLearned) {
+  Machine machine(6, 2, 1.0, 0.5, {0, 1, 2, 3, 4, 5});
+  const std::vector<int> other = {5, 3, 1, 0, 2, 4};
+  for (int i = 0; i < 3; ++i) machine.Step(machine.All());
+  machine.Step(other);
+  machine.Step(other);
+  const auto before = machine.scheduler.counters().on_demand;
+  machine.Step(other);
+  machine.Step(other);
+  EXPECT_EQ(machine.scheduler.counters().on_demand, before);
+  EXPECT_THAT(machine.scheduler.order(), ElementsAre(5, 3, 1, 0, 2, 4));
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+}
+
+TEST(StreamSchedulerTest, SkippedGroupsDoNotStopTheStream) {
+  Machine machine(6, 2, 1.0, 0.5, {0, 1, 2, 3, 4, 5});
+  for (int i = 0; i < 3; ++i) machine.Step(machine.All());
+  machine.Step({0, 1, 4, 5});
+  machine.Step(machine.All());
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+}
+
+TEST(StreamSchedulerTest, AFailedCopyAheadIsTriedAgainOnDemand) {
+  Machine machine(4, 2, 1.0, 0.5, {0, 1, 2, 3});
+  machine.Step(machine.All());
+  machine.Step(machine.All());
+  machine.backend.fail_copies = 2;
+  machine.Step(machine.All());
+  machine.Step(machine.All());
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+}
+
+TEST(StreamSchedulerTest, AFailedCopyOnDemandIsAnErrorAndLeavesNothingHeld) {
+  Machine machine(2, 1, 1.0, 0.5, {0, 1});
+  machine.backend.fail_copies = 1;
+  machine.scheduler.BeginStep();
+  const auto slot = machine.scheduler.Acquire(0);
+  EXPECT_EQ(slot.status().message(), "copy failed");
+  EXPECT_EQ(machine.scheduler.Release(0).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(machine.scheduler.Acquire(0).ok());
+}
+
+TEST(StreamSchedulerTest, MisuseIsNamed) {
+  Machine machine(3, 2, 1.0, 0.5, {0, 1, 2});
+  ASSERT_TRUE(machine.scheduler.Acquire(0).ok());
+  EXPECT_THAT(std::string(machine.scheduler.Acquire(0).status().message()),
+              HasSubstr("group 0 is held already"));
+  ASSERT_TRUE(machine.scheduler.Acquire(1).ok());
+  EXPECT_THAT(std::string(machine.scheduler.Acquire(2).status().message()),
+              HasSubstr("all 2 slots are held, none is left for group 2"));
+  EXPECT_EQ(machine.scheduler.Release(2).message(), "group 2 is not held");
+}
+
+TEST(StreamSchedulerTest, ResetAfterAnInterruptBeginsAnew) {
+  Machine machine(4, 2, 1.0, 0.5, {0, 1, 2, 3});
+  machine.Step(machine.All());
+  machine.Step(machine.All());
+  machine.scheduler.BeginStep();
+  ASSERT_TRUE(machine.scheduler.Acquire(0).ok());
+  machine.scheduler.Reset();
+  EXPECT_EQ(machine.backend.drains, 1);
+  machine.Step(machine.All());
+  machine.Step(machine.All());
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+  EXPECT_THAT(machine.scheduler.order(), ElementsAre(0, 1, 2, 3));
+}
+
+TEST(VirtualBackendTest, NoticesWhatASchedulerMustNotDo) {
+  VirtualBackend backend({1.0, 1.0}, 1);
+  ASSERT_TRUE(backend.StartCopy(0, 0).ok());
+  backend.Compute(0, 0, 5.0);                 // without Await
+  ASSERT_TRUE(backend.StartCopy(1, 0).ok());  // without MarkUsed
+  backend.Compute(0, 0, 1.0);
+  EXPECT_THAT(backend.violations,
+              ElementsAre("read before the copy", "overwritten early",
+                          "wrong group in slot", "read before the copy"));
+}
+
+// Random machines and orders, with failing copies and interrupts among them.
+TEST(StreamSchedulerTest, NoSlotIsReadEarlyOrOverwrittenEarly) {
+  std::mt19937 random(11);
+  const auto pick = [&](int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(random);
+  };
+  for (int schedule = 0; schedule < 10'000; ++schedule) {
+    const int groups = pick(1, 8);
+    Machine machine(groups, pick(1, 4), 0.1 * pick(1, 20), 0.1 * pick(1, 40),
+                    {});
+    for (int g = 0; g < groups; ++g) {
+      if (pick(0, 2) > 0) machine.streamed.insert(g);
+    }
+    std::vector<int> order = machine.All();
+    for (int step = 0; step < 4; ++step) {
+      if (pick(0, 3) == 0) std::shuffle(order.begin(), order.end(), random);
+      std::vector<int> run = order;
+      if (pick(0, 3) == 0)
+        run.resize(static_cast<std::size_t>(pick(0, groups)));
+      machine.backend.fail_copies = pick(0, 4) == 0 ? pick(1, 6) : 0;
+      machine.scheduler.BeginStep();
+      for (const int group : run) {
+        if (machine.streamed.count(group) == 0) continue;
+        const auto slot = machine.scheduler.Acquire(group);
+        if (!slot.ok() || pick(0, 30) == 0) {
+          machine.scheduler.Reset();
+          break;
+        }
+        machine.backend.Compute(group, *slot, machine.compute);
+        ASSERT_TRUE(machine.scheduler.Release(group).ok());
+      }
+    }
+    ASSERT_THAT(machine.backend.violations, IsEmpty()) << schedule;
+  }
+}
+
+}  // namespace
+}  // namespace distorch

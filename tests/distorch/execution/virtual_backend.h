@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// A compute device and a copy engine under a virtual clock. The host queues
+// work and never waits, as with real streams; both queues run in order.
+// Checks that no slot is read before its copy or overwritten before its use.
+#ifndef DISTORCH_TESTS_DISTORCH_EXECUTION_VIRTUAL_BACKEND_H_
+#define DISTORCH_TESTS_DISTORCH_EXECUTION_VIRTUAL_BACKEND_H_
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "distorch/execution/stream_scheduler.h"
+
+namespace distorch {
+
+class VirtualBackend : public StreamBackend {
+ public:
+  VirtualBackend(std::vector<double> copy_seconds, int slots)
+      : copy_seconds_(std::move(copy_seconds)),
+        slots_(static_cast<std::size_t>(slots)) {}
+
+  absl::Status StartCopy(int group, int slot) override {
+    if (fail_copies > 0 && --fail_copies == 0) {
+      return absl::InternalError("copy failed");
+    }
+    State& state = slots_[static_cast<std::size_t>(slot)];
+    const double begin = std::max(copy_free_, state.used_until);
+    if (begin < state.reading_until) violations.push_back("overwritten early");
+    copy_free_ = begin + copy_seconds_[static_cast<std::size_t>(group)];
+    state.group = group;
+    state.ready = copy_free_;
+    bytes_copied += 1;
+    return absl::OkStatus();
+  }
+  absl::Status Await(int slot) override {
+    now_ = std::max(now_, slots_[static_cast<std::size_t>(slot)].ready);
+    return absl::OkStatus();
+  }
+  absl::Status MarkUsed(int slot) override {
+    slots_[static_cast<std::size_t>(slot)].used_until = now_;
+    return absl::OkStatus();
+  }
+  void Drain() override {
+    now_ = std::max(now_, copy_free_);
+    for (State& state : slots_) state = State{};
+    ++drains;
+  }
+
+  // Queues a computation that reads `group` from `slot`; slot -1 for a
+  // resident group.
+  void Compute(int group, int slot, double seconds) {
+    if (slot >= 0) {
+      State& state = slots_[static_cast<std::size_t>(slot)];
+      if (state.group != group) violations.push_back("wrong group in slot");
+      if (now_ < state.ready) violations.push_back("read before the copy");
+      state.reading_until = now_ + seconds;
+    }
+    now_ += seconds;
+  }
+
+  double now() const { return now_; }
+
+  int fail_copies = 0;  // the n-th copy from now on fails; 0: none
+  int bytes_copied = 0;
+  int drains = 0;
+  std::vector<std::string> violations;
+
+ private:
+  struct State {
+    int group = -1;
+    double ready = 0;          // the copy into it is done
+    double used_until = 0;     // marked: computes up to here read it
+    double reading_until = 0;  // truly read until here
+  };
+
+  std::vector<double> copy_seconds_;
+  std::vector<State> slots_;
+  double copy_free_ = 0;  // the copy engine
+  double now_ = 0;        // the compute stream
+};
+
+}  // namespace distorch
+
+#endif  // DISTORCH_TESTS_DISTORCH_EXECUTION_VIRTUAL_BACKEND_H_
