@@ -18,6 +18,7 @@ _EXPORTS: dict[str, str] = {
     "LoraPatch": "distorch.patching",
     "PlacedModel": "distorch.placed",
     "PlanError": "distorch.allocation",
+    "StreamedExecutor": "distorch.engine",
     "inventory": "distorch.inventory",
     "list_devices": "distorch.devices",
     "make_plan": "distorch.allocation",

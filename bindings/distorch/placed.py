@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +71,7 @@ class _Loan:
         self._depth = 0
         self._lent: list[tuple[TensorRef, Any, Any, int]] = []
         self.handles = [
-            module.register_forward_pre_hook(self._begin, prepend=True),
+            module.register_forward_pre_hook(self._begin),
             module.register_forward_hook(self._end, always_call=True),
         ]
 
@@ -115,6 +115,11 @@ class _Loan:
                     stored.copy_(here)
             ref.table[ref.name] = stored
         self._refresh()
+
+    def recover(self) -> None:
+        if self._depth:
+            self._depth = 0
+            self._return()
 
     def _refresh(self) -> None:
         for module in {ref.module for ref in self._refs}:
@@ -205,11 +210,18 @@ class PlacedModel:
 
         repatch(self, patches or {})
 
-    def attach_hooks(self) -> None:
-        """Install the hooks that lend weights to the compute device, module by module."""
+    def attach_hooks(self, skip: Collection[str] = ()) -> None:
+        """Install the hooks that lend weights to the compute device, module by module.
+
+        Blocks in `skip` are somebody else's business (an engine that brings whole groups).
+        """
         if self._loans or not self.loaded:
             return
-        away = [b for b in self.inventory.blocks if self.assignment[b.name] != self.compute]
+        away = [
+            b
+            for b in self.inventory.blocks
+            if self.assignment[b.name] != self.compute and b.name not in skip
+        ]
         refs: dict[nn.Module, list[TensorRef]] = {b.module: list(b.tensors) for b in away}
         self._read_through(refs)
         for module, owned in refs.items():
@@ -233,8 +245,17 @@ class PlacedModel:
     def detach_hooks(self) -> None:
         """Remove them again; another engine then brings the weights (distorch.engine)."""
         for loan in self._loans:
+            loan.recover()
             loan.remove()
         self._loans.clear()
+
+    def recover(self) -> None:
+        """Put the stored tensors back where a run was cut off by what torch's hooks do not see (KeyboardInterrupt).
+
+        Done by itself before the next run and by `unload`; to be called only while the model does not run.
+        """
+        for loan in self._loans:
+            loan.recover()
 
     def _lend(self, stored: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -250,6 +271,7 @@ class PlacedModel:
         def to_compute(
             _module: nn.Module, args: Any, kwargs: dict[str, Any]
         ) -> tuple[Any, dict[str, Any]]:
+            self.recover()
             return move_nested(args, self.compute_device), {
                 key: move_nested(value, self.compute_device) for key, value in kwargs.items()
             }
@@ -265,9 +287,9 @@ class PlacedModel:
 
     def unload(self) -> None:
         """Put the original tensors back and drop the placed ones. Copies nothing. Does nothing the second time."""
-        for callback in self._on_unload:
+        callbacks, self._on_unload = self._on_unload, []
+        for callback in callbacks:
             callback(self)
-        self._on_unload.clear()
         self.detach_hooks()
         if self._input_handle is not None:
             self._input_handle.remove()

@@ -337,6 +337,28 @@ def test_an_error_while_running_puts_the_stored_weights_back(
 
 
 @pytest.mark.usefixtures("sim")
+def test_a_keyboard_interrupt_while_running_is_put_right_before_the_next_run(
+    model: Model, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.inference_mode():
+        expected = model(ids)
+        placed = place(model, plan_of(spread(inventory(model))), compute="sim:0")
+        before = State.of(model)
+
+        def interrupt(*_: object, **__: object) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.functional, "gelu", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                model(ids)
+        assert torch.equal(model(ids).cpu(), expected)
+        assert State.of(model) == before
+        placed.unload()
+        assert torch.equal(model(ids), expected)
+
+
+@pytest.mark.usefixtures("sim")
 def test_running_out_of_memory_while_running_leaves_a_model_that_runs(
     model: Model, ids: torch.Tensor
 ) -> None:

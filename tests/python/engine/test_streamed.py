@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming layer groups: same bits, exactly the bytes of the streamed groups, clean after errors."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import distorch_sim
+import pytest
+import torch
+from placing import Layer, Model, State, plan_of
+from torch import nn
+
+from distorch.engine import ALIGNMENT, StreamedExecutor
+from distorch.inventory import inventory
+from distorch.mover import place
+from distorch.placed import PlacedModel
+
+MIB = 2**20
+
+
+class Deep(nn.Module):
+    """Eight layers, run in the order given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(32) for _ in range(8))
+        self.order = list(range(8))
+        self.head = nn.Linear(32, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index in self.order:
+            x = self.layers[index](x)
+        return self.head(x)
+
+
+@pytest.fixture(autouse=True)
+def _sim() -> Iterator[None]:
+    gc.collect()
+    distorch_sim.install([64 * MIB] * 3)
+    yield
+    distorch_sim.clear_faults()
+    gc.collect()
+
+
+@pytest.fixture
+def model() -> Deep:
+    torch.manual_seed(3)
+    return Deep().eval()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(4))
+
+
+def streamed(model: nn.Module, homes: tuple[str, ...], every: int = 1) -> PlacedModel:
+    """Place every `every`-th layer on the homes in turn, all else on the compute device."""
+    assignment = {}
+    for block in inventory(model).blocks:
+        layer = int(block.group.split(".")[1]) if block.group else -1
+        away = layer >= 0 and layer % every == 0
+        assignment[block.name] = homes[layer // every % len(homes)] if away else "sim:0"
+    return place(model, plan_of(assignment), compute="sim:0")
+
+
+@pytest.mark.parametrize("homes", [("cpu",), ("sim:1",), ("cpu", "sim:1", "sim:2")])
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_the_same_bits_and_one_copy_a_group_and_step(
+    model: Deep, x: torch.Tensor, homes: tuple[str, ...], slots: int
+) -> None:
+    with torch.inference_mode():
+        expected = model(x)
+        executor = StreamedExecutor(streamed(model, homes, every=2), slots=slots)
+        assert executor.streamed == [f"layers.{i}" for i in (0, 2, 4, 6)]
+        for step in range(4):
+            distorch_sim.reset_counters()
+            before = executor.bytes_copied
+            assert torch.equal(model(x).cpu(), expected), step
+        moved = sum(distorch_sim.copied(home, "sim:0") for home in set(homes))
+        inputs = x.nbytes if "cpu" in homes else 0
+        assert moved == executor.bytes_per_step + inputs
+        assert executor.bytes_copied - before == executor.bytes_per_step
+        assert distorch_sim.copied("sim:0", "sim:1") == 0, "nothing is copied back"
+
+
+def test_groups_come_ahead_once_the_order_is_known(model: Deep, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        executor = StreamedExecutor(streamed(model, ("cpu",)))
+        model(x)
+        assert executor.counters["on_demand"] == 8
+        for _ in range(5):
+            model(x)
+        assert executor.counters["on_demand"] == 9, "only the first group of the second step"
+        before = executor.counters
+        for _ in range(4):
+            model(x)
+        after = executor.counters
+        assert after["ahead"] - before["ahead"] == 4 * 8
+        assert after["on_demand"] == 9
+        assert after["wasted"] == 0
+
+
+def test_a_changed_order_and_skipped_layers_still_give_the_right_result(
+    model: Deep, x: torch.Tensor
+) -> None:
+    orders = [list(range(8)), [7, 6, 5, 4, 3, 2, 1, 0], [0, 2, 4], [3, 3, 1], list(range(8))]
+    with torch.inference_mode():
+        expected = []
+        for order in orders:
+            model.order = order
+            expected.append(model(x))
+        StreamedExecutor(streamed(model, ("cpu", "sim:1")))
+        for _ in range(2):
+            for order, wanted in zip(orders, expected, strict=True):
+                model.order = order
+                for _ in range(2):
+                    assert torch.equal(model(x).cpu(), wanted), order
+
+
+def test_the_compute_device_holds_its_share_and_the_slots(model: Deep, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        x = x.to("sim:0")
+        model.to("sim:0")
+        model(x)
+        torch.sim.reset_peak_memory_stats(0)
+        base = torch.sim.memory_allocated(0)
+        model(x)
+        activations = torch.sim.max_memory_allocated(0) - base
+        model.to("cpu")
+        gc.collect()
+        placed = streamed(model, ("cpu",))
+        executor = StreamedExecutor(placed)
+        share = placed.bytes_per_device()["sim:0"] + x.nbytes
+        assert torch.sim.memory_allocated(0) == share + 2 * executor.slot_bytes
+        torch.sim.reset_peak_memory_stats(0)
+        for _ in range(3):
+            model(x)
+        assert torch.sim.max_memory_allocated(0) <= share + 2 * executor.slot_bytes + activations
+
+
+def test_detaching_gives_the_slots_back_and_the_model_runs_on(model: Deep, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        expected = model(x)
+        placed = streamed(model, ("cpu", "sim:1"))
+        before = torch.sim.memory_allocated(0)
+        executor = StreamedExecutor(placed)
+        model(x)
+        executor.detach()
+        gc.collect()
+        assert torch.sim.memory_allocated(0) == before
+        placed.verify()
+        assert torch.equal(model(x).cpu(), expected)
+        executor.detach()
+
+
+def test_unloading_puts_the_originals_back(model: Deep, x: torch.Tensor) -> None:
+    before = State.of(model)
+    placed = streamed(model, ("cpu", "sim:1"))
+    executor = StreamedExecutor(placed)
+    with torch.inference_mode():
+        model(x)
+    placed.unload()
+    del executor
+    assert State.of(model) == before
+
+
+def test_an_error_between_blocks_leaves_a_clean_state(
+    model: Deep, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.inference_mode():
+        expected = model(x)
+        StreamedExecutor(streamed(model, ("cpu", "sim:1")))
+        model(x)
+        before = State.of(model)
+        real = Layer.forward
+        for bad in range(8):
+
+            def interrupt(
+                self: Layer, value: torch.Tensor, bad: int = bad, **_: object
+            ) -> torch.Tensor:
+                if self is model.layers[bad]:
+                    raise InterruptedError
+                return real(self, value)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Layer, "forward", interrupt)
+                with pytest.raises(InterruptedError):
+                    model(x)
+            assert State.of(model) == before, bad
+            assert torch.equal(model(x).cpu(), expected), bad
+
+
+def test_a_keyboard_interrupt_is_put_right_before_the_next_run(
+    model: Deep, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.inference_mode():
+        expected = model(x)
+        executor = StreamedExecutor(streamed(model, ("cpu", "sim:1"), every=2))
+        model(x)
+        before = State.of(model)
+
+        def interrupt(self: Layer, value: torch.Tensor, **_: object) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+        for step in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(Layer, "forward", interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    model(x)
+            if step:
+                executor.recover()
+                assert State.of(model) == before
+            assert torch.equal(model(x).cpu(), expected)
+        assert State.of(model) == before
+
+
+def test_failing_copies_are_errors_or_are_tried_again(model: Deep, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        expected = model(x)
+        StreamedExecutor(streamed(model, ("cpu",)))
+        model(x)
+        before = State.of(model)
+        raised = 0
+        for nth in range(1, 12):
+            with distorch_sim.faults(copy=nth):
+                try:
+                    same = torch.equal(model(x).cpu(), expected)
+                except RuntimeError as error:
+                    same = "injected" in str(error)
+                    raised += 1
+            assert same, nth
+            after = State.of(model)
+            assert (after.objects, after.hashes, after.hooks) == (
+                before.objects,
+                before.hashes,
+                before.hooks,
+            ), nth
+            assert torch.equal(model(x).cpu(), expected), nth
+        assert 1 <= raised < 11, "some of the copies ahead were tried again without an error"
+
+
+def test_no_room_for_the_slots_leaves_the_placed_model_as_it_was(
+    model: Deep, x: torch.Tensor
+) -> None:
+    with torch.inference_mode():
+        expected = model(x)
+        placed = streamed(model, ("cpu",))
+        with distorch_sim.faults(allocation=2), pytest.raises(torch.OutOfMemoryError):
+            StreamedExecutor(placed)
+        gc.collect()
+        placed.verify()
+        assert torch.equal(model(x).cpu(), expected)
+
+
+def test_a_layer_called_twice_tied_weights_and_buffers(x: torch.Tensor) -> None:
+    torch.manual_seed(1)
+    model = Model().eval()
+    ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = model(ids)
+        assignment = {
+            b.name: "sim:0" if b.pinned or b.tied else "cpu" for b in inventory(model).blocks
+        }
+        executor = StreamedExecutor(place(model, plan_of(assignment), compute="sim:0"))
+        assert executor.streamed == [f"layers.{i}" for i in range(4)]
+        for _ in range(3):
+            assert torch.equal(model(ids).cpu(), expected)
+    assert executor.slot_bytes % ALIGNMENT == 0
+
+
+def test_what_is_not_streamed_is_said(model: Deep, x: torch.Tensor) -> None:
+    with torch.inference_mode():
+        expected = model(x)
+        placed = place(
+            model, plan_of({b.name: "cpu" for b in inventory(model).blocks}), compute="sim:0"
+        )
+        executor = StreamedExecutor(placed)
+        (note,) = executor.notes
+        assert note.endswith(
+            "MB are lent module by module: outside of layer groups or of a type of their own"
+        )
+        assert torch.equal(model(x).cpu(), expected)
+    resident = place(nn.Sequential(nn.Linear(2, 2)), plan_of({"0": "sim:0"}), compute="sim:0")
+    assert StreamedExecutor(resident).notes == [
+        "no layer group has weights elsewhere: nothing to stream"
+    ]
+    with pytest.raises(ValueError, match="slots must be at least 1, not 0"):
+        StreamedExecutor(resident, slots=0)
