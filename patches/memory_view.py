@@ -19,7 +19,7 @@ from torch import nn
 
 from distorch import allocation, caches, placements, scan
 
-from . import timeline
+from . import keep, timeline
 from .between_prompts import BetweenPrompts, Job
 from .node_events import NodeEvents
 from .server_routes import UnknownModelError, add_profiler_route, add_to_table
@@ -90,6 +90,11 @@ class MemoryView:
         """Keep a model, or have it ejected with the next eject."""
         module = self._module(model_id)
         self._flags[module] = eject
+        if any(module is model for model in keep.managed()):
+            if eject:
+                keep.release(module)
+            else:
+                keep.retain(module)
         self._scanner.invalidate()
         self._wake.set()
         return {"id": model_id, "eject": eject}
@@ -205,6 +210,8 @@ class MemoryView:
         unloaded = []
         for index, entry, inner in list(self._entries()):
             if any(inner is module for module in modules):
+                if any(inner is model for model in keep.managed()):
+                    keep.release(inner)
                 if entry.model_unload():
                     self._management.current_loaded_models.pop(index)
                 unloaded.append(type(inner).__name__)

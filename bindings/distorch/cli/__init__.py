@@ -23,10 +23,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("distorch.cli.plan", "show what would go where, without loading anything"),
     "devices": ("distorch.cli.devices", "list the devices with their memory"),
     "doctor": ("distorch.cli.doctor", "say what was found, what was not, and what to do about it"),
-    "links": ("distorch.cli.links", "measure the bandwidth between all devices"),
-    "monitor": ("distorch.cli.monitor", "sample the memory of every device until stopped"),
-    "stats": ("distorch.cli.stats", "peak, average and minimum from a monitor's log"),
-    "e2e": ("distorch.cli.e2e", "run workflows on a ComfyUI server and watch its memory"),
 }
 
 

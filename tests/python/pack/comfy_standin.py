@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import types
 import uuid
 import weakref
@@ -211,6 +212,21 @@ class LoadedModel:
         return True
 
 
+class Queue:
+    """The core's queue of prompts, as far as flags go."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.not_empty = threading.Condition(self.mutex)
+        self.currently_running: dict[int, Any] = {}
+        self.flags: dict[str, Any] = {}
+
+    def set_flag(self, name: str, data: Any) -> None:
+        with self.mutex:
+            self.flags[name] = data
+            self.not_empty.notify()
+
+
 class StandIn:
     """The modules, and shortcuts for tests."""
 
@@ -222,6 +238,14 @@ class StandIn:
         self.extension.CallbacksMP = types.SimpleNamespace(ON_LOAD="on_load")
         self.extension.WrappersMP = types.SimpleNamespace(OUTER_SAMPLE="outer_sample")
         self.patcher.ModelPatcher = self.patcher.CoreModelPatcher = ModelPatcher
+        self.folders = types.ModuleType("folder_paths")
+        self.folders.folder_names_and_paths = {}
+        self.folders.get_full_path = lambda folder, name: None
+        self.server = types.ModuleType("server")
+        self.queue = Queue()
+        self.server.PromptServer = types.SimpleNamespace(
+            instance=types.SimpleNamespace(prompt_queue=self.queue)
+        )
         self._fill_mm()
 
     def _fill_mm(self) -> None:
@@ -239,6 +263,22 @@ class StandIn:
             lambda d: 64 * GIB if d.type == "cpu" else torch.sim.mem_get_info(d.index)[1]
         )
         mm.load_models_gpu = self.load_models_gpu
+        mm.DISABLE_SMART_MEMORY = False
+        mm.OOM_EXCEPTION = torch.OutOfMemoryError
+        mm.cpu_mode = lambda: False
+        mm.unload_all_models = self.unload_all_models
+        mm.soft_empty_cache = self.soft_empty_cache
+        self.calls: list[str] = []
+
+    def unload_all_models(self) -> None:
+        """Everything goes, as in the core."""
+        self.calls.append("unload_all_models")
+        for entry in list(self.mm.current_loaded_models):
+            entry.model_unload()
+        self.mm.current_loaded_models.clear()
+
+    def soft_empty_cache(self, force: bool = False) -> None:
+        self.calls.append("soft_empty_cache")
 
     def load_models_gpu(self, patchers: list[Any], budget: float = 1e32) -> None:
         """Loads each and puts it first in the list, as the core does."""
@@ -260,6 +300,10 @@ class StandIn:
             "comfy.model_patcher": self.patcher,
             "comfy.patcher_extension": self.extension,
         }
+
+    def servers_modules(self) -> dict[str, types.ModuleType]:
+        """Those by which the pack knows that it is inside a ComfyUI; for tests, after the pack is imported."""
+        return {"folder_paths": self.folders, "server": self.server}
 
     def model(self, **sizes: int) -> ModelPatcher:
         """A patcher with a model of random weights, on the host."""

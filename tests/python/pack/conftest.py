@@ -48,8 +48,11 @@ def comfy(monkeypatch: pytest.MonkeyPatch) -> comfy_standin.StandIn:
 
 
 @pytest.fixture
-def pack(comfy: comfy_standin.StandIn) -> Iterator[Pack]:
+def pack(comfy: comfy_standin.StandIn, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack]:
     """The pack, imported beside the stand-in."""
-    yield Pack()
+    pack = Pack()
+    for name, module in comfy.servers_modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    yield pack
     for name in [n for n in sys.modules if n == NAME or n.startswith(f"{NAME}.")]:
         del sys.modules[name]

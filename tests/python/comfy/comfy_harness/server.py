@@ -211,7 +211,7 @@ class ComfyServer:
         """POST /free as ComfyUI-Manager sends it, then waits until the worker has done it."""
         mark = self.evaluate(_WATCH_WORKER)
         self.request("/free", {"unload_models": unload_models, "free_memory": free_memory})
-        for _ in range(1200):
+        for _ in range(400):
             events = self.evaluate("result = _worker_events")[mark:]
             if "flags" in events and "get" in events[events.index("flags") :]:
                 return

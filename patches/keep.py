@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which managed models stay through "free", and what is unloaded before a model of ours is loaded.
+
+`keep_loaded` (default on): the outputs of the loader are held here, so that the model outlives the executor's caches;
+the core itself holds weak references only. Off: the inner model carries `_mgpu_unload_distorch_model == True` and
+nothing here holds it. A kept model is let go of when it is ejected, when a node asks for the same file with
+`keep_loaded` off, or when the host runs out of memory (`pressure`). Running the same loader again with the same
+files and settings gives the kept outputs: no byte is read.
+
+`eject_models` (default on, off for text encoders): before the model is loaded, every model is unloaded from its
+compute device except kept ones.
+
+Used by ComfyUI's one worker thread; `kept()` may be called from any.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import threading
+import weakref
+from typing import Any
+
+import comfy.model_management as mm
+import folder_paths
+
+from distorch import hostmemory
+
+from . import lifecycle
+from .adopt import FLAG, find_patcher
+from .shards import DonorShard
+
+log = logging.getLogger("DisTorch")
+
+#: Share of the host's memory in use above which kept models are let go of, oldest first (0 to 1).
+pressure = 0.92
+
+# What a widget may change without the loaded model being another one.
+_NOT_ITS_IDENTITY = ("keep_loaded", "eject_models")
+
+
+class Kept:
+    """The outputs of one loader that are held, and what they were loaded from."""
+
+    def __init__(self, outputs: tuple[Any, ...], request: Any, signature: tuple[Any, ...]) -> None:
+        self.outputs, self.request, self.signature = outputs, request, signature
+
+    @property
+    def models(self) -> list[Any]:
+        """The inner models."""
+        patchers = [find_patcher(output) for output in self.outputs]
+        return [patcher.model for patcher in patchers if patcher is not None]
+
+
+_lock = threading.Lock()
+_kept: list[Kept] = []
+_managed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def managed() -> list[Any]:
+    """The inner models of ours that are alive."""
+    return list(_managed)
+
+
+def kept() -> list[Kept]:
+    """What is held now, oldest first."""
+    with _lock:
+        return list(_kept)
+
+
+def owner_of(model: Any) -> Any:
+    """The inner model that a donor's shard belongs to; any other model itself."""
+    return model.owner() if isinstance(model, DonorShard) else model
+
+
+def is_kept(model: Any) -> bool:
+    """Whether an inner model is held here, or the one whose shard it is."""
+    model = owner_of(model)
+    return any(model is other for entry in kept() for other in entry.models)
+
+
+def is_flagged(model: Any) -> bool:
+    """Whether a "free" unloads this inner model."""
+    return bool(getattr(model, FLAG, False))
+
+
+def release(model: Any) -> bool:
+    """Let go of an inner model, and flag it; says whether it was held."""
+    setattr(model, FLAG, True)
+    with _lock:
+        before = len(_kept)
+        _kept[:] = [entry for entry in _kept if not any(model is m for m in entry.models)]
+        return len(_kept) < before
+
+
+def retain(model: Any) -> None:
+    """Take the flag off again: a "free" leaves the model alone while somebody holds it."""
+    setattr(model, FLAG, False)
+
+
+def _stat(value: object) -> tuple[Any, ...] | None:
+    """Path, size and time of the file that an input names, if it names one of a model folder."""
+    if not isinstance(value, str) or not value:
+        return None
+    for folder in folder_paths.folder_names_and_paths:
+        try:
+            path = folder_paths.get_full_path(folder, value)
+        except (ValueError, OSError, KeyError):
+            continue
+        if path:
+            status = pathlib.Path(path).stat()
+            return (path, status.st_size, status.st_mtime_ns)
+    return None
+
+
+def _signature(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ...]:
+    settings = {k: v for k, v in inputs.items() if k not in _NOT_ITS_IDENTITY}
+    files = tuple(_stat(value) for value in settings.values())
+    values = tuple(sorted((k, repr(v)) for k, v in settings.items()))
+    return (node, request.compute, request.text, request.high_precision_loras, values, files)
+
+
+def _on_adopted(patcher: Any, _request: Any) -> None:
+    _managed.add(patcher.model)
+
+
+def _on_loaded(request: Any, node: str, inputs: dict[str, Any], outputs: tuple[Any, ...]) -> None:
+    if request.keep_loaded:
+        with _lock:
+            _kept.append(Kept(outputs, request, _signature(request, node, inputs)))
+
+
+def _reuse(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ...] | None:
+    signature = _signature(request, node, inputs)
+    for entry in kept():
+        if entry.signature != signature:
+            continue
+        for model in entry.models:
+            if request.keep_loaded:
+                setattr(model, FLAG, False)
+            else:
+                release(model)
+        log.info("%s: the kept model is used again, nothing is read", node)
+        return entry.outputs
+    return None
+
+
+def _before_load(request: Any) -> None:
+    relieve()
+    if request.eject_models:
+        eject_from(request.compute)
+
+
+def eject_from(device: str) -> list[str]:
+    """Unload every model from a device except kept ones; returns the names of their classes."""
+    gone = []
+    for entry in list(mm.current_loaded_models):
+        model = entry.model.model if entry.model is not None else None
+        if model is None or _name(entry.device) != device or is_kept(model):
+            continue
+        gone.append(type(model).__name__)
+        unload(entry)
+    if gone:
+        log.info("unloaded from %s to make room: %s", device, ", ".join(gone))
+        mm.soft_empty_cache()
+    return gone
+
+
+def unload(entry: Any) -> None:
+    """Unload one entry of the core's list as the core does, and take it off the list; the others keep their order.
+
+    An entry that is gone from the list (a shard goes with its model) is left alone.
+    """
+    if entry.model is None or all(e is not entry for e in mm.current_loaded_models):
+        return
+    entry.model_unload()
+    mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
+
+
+def _name(device: Any) -> str:
+    bare = device.index is None and device.type not in ("cpu", "mps")
+    return f"{device.type}:0" if bare else str(device)
+
+
+def relieve() -> list[str]:
+    """Let go of kept models while the host has too little memory, those that are not loaded first; returns names."""
+    let_go = []
+    while kept() and hostmemory.available_bytes() < (1 - pressure) * hostmemory.total_bytes():
+        loaded = {id(e.model.model) for e in mm.current_loaded_models if e.model is not None}
+        entries = sorted(kept(), key=lambda entry: any(id(m) in loaded for m in entry.models))
+        names = [type(m).__name__ for m in entries[0].models]
+        for model in entries[0].models:
+            release(model)
+        let_go += names
+        log.warning(
+            "the host's memory is more than %.0f %% full: %s is no longer kept",
+            100 * pressure,
+            ", ".join(names),
+        )
+    return let_go
+
+
+_LISTENERS = (
+    (lifecycle.adopted, _on_adopted),
+    (lifecycle.loaded, _on_loaded),
+    (lifecycle.reuse, _reuse),
+    (lifecycle.before_load, _before_load),
+)
+
+
+def install() -> None:
+    """Listen to the life of managed models; a second call does nothing."""
+    for listeners, function in _LISTENERS:
+        if function not in listeners:
+            listeners.append(function)  # type: ignore[attr-defined]
+
+
+def uninstall() -> None:
+    """Stop listening and let go of everything."""
+    for listeners, function in _LISTENERS:
+        if function in listeners:
+            listeners.remove(function)  # type: ignore[attr-defined]
+    with _lock:
+        _kept.clear()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`unload_all_models` unloads what was flagged and nothing else; `soft_empty_cache` clears every device in use.
+
+Reason: ComfyUI's "free" unloads everything. With managed models alive, only those whose inner model carries
+`_mgpu_unload_distorch_model == True` are unloaded; when none does, not one call goes into the core. Recovery from
+running out of memory, `--disable-smart-memory`, and a ComfyUI without a managed model get the core's own function.
+
+After each "free", every model that stayed is checked: the same tensors on the same devices, still on the core's list.
+A difference is an error in the log, and is counted in `violations`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management as mm
+
+from distorch import caches
+
+from . import cleanup, keep
+from .seam import FunctionSeam
+
+log = logging.getLogger("DisTorch")
+
+#: How many models did not stay as they were through a "free" that should not have touched them.
+violations = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """A model that stays, as it was when models were unloaded."""
+
+    model: weakref.ref[Any]
+    name: str
+    listed: bool
+    tensors: tuple[tuple[str, int, str], ...]
+
+
+_watched: list[_Look] = []
+
+
+def _tensors(model: Any) -> tuple[tuple[str, int, str], ...]:
+    return tuple((name, id(t), str(t.device)) for name, t in model.named_parameters())
+
+
+def _listed(model: Any) -> bool:
+    return any(e.model is not None and e.model.model is model for e in mm.current_loaded_models)
+
+
+def _recovering() -> bool:
+    """Whether the core calls because memory ran out: the exception is being handled."""
+    error = sys.exc_info()[1]
+    if error is None:
+        return False
+    if hasattr(mm, "is_oom"):
+        return bool(mm.is_oom(error))
+    return isinstance(error, mm.OOM_EXCEPTION)
+
+
+def _unload_all_models(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    managed = keep.managed()
+    if not managed or _recovering() or getattr(mm, "DISABLE_SMART_MEMORY", False):
+        return original(*args, **kwargs)
+    try:
+        _unload_flagged(managed)
+    except Exception:  # the caller is ComfyUI's worker: it must live, and a "free" must free
+        log.exception("the selective unload failed; ComfyUI unloads everything instead")
+        return original(*args, **kwargs)
+    return None
+
+
+def _unload_flagged(managed: list[Any]) -> None:
+    entries = [e for e in mm.current_loaded_models if e.model is not None]
+    flagged = [e for e in entries if keep.is_flagged(e.model.model)]
+    stay = [m for m in managed if not keep.is_flagged(m)]
+    looks = [_Look(weakref.ref(m), type(m).__name__, _listed(m), _tensors(m)) for m in stay]
+    if not flagged:
+        _watched[:] = looks
+        log.info(
+            "free: no model is flagged, nothing is unloaded. %s stay (keep_loaded); to let go of "
+            "one, switch keep_loaded off, use the DisTorch tab, or eject it",
+            ", ".join(sorted(type(m).__name__ for m in stay)) or "None",
+        )
+        return
+    for entry in flagged:
+        if entry.model is None:
+            continue
+        model = keep.owner_of(entry.model.model)
+        name = type(model).__name__
+        if model is not None and any(model is m for m in managed):
+            keep.release(model)
+        keep.unload(entry)
+        log.info("free: %s is unloaded from %s (keep_loaded is off)", name, entry.device)
+    mm.soft_empty_cache()
+    # Compared after the executor's reset and the garbage collection that follow.
+    _watched[:] = looks
+
+
+def _soft_empty_cache(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    answer = original(*args, **kwargs)
+    if not keep.managed() or mm.cpu_mode():
+        return answer
+    try:
+        caches.clear_caches(collect=False)
+        check()
+        if kwargs.get("force", args[0] if args else False):
+            cleanup.trigger_executor_cache_reset("soft_empty_cache(force=True)")
+        else:
+            cleanup.check_cpu_memory_threshold()
+    except Exception:  # as above: clearing a cache must not end the caller
+        log.exception("clearing the caches of all devices failed")
+    return answer
+
+
+def check() -> int:
+    """Compare the models that stayed with what they were when models were unloaded; returns the differences."""
+    global violations
+    looks, _watched[:] = list(_watched), []
+    found = 0
+    for look in looks:
+        model = look.model()
+        if model is None:
+            culprit = "it is gone" if look.listed else ""
+        elif look.listed and not _listed(model):
+            culprit = "it is no longer on ComfyUI's list of loaded models"
+        elif _tensors(model) != look.tensors:
+            now = {name: rest for name, *rest in _tensors(model)}
+            changed = [name for name, *rest in look.tensors if now.get(name) != rest]
+            culprit = f"tensors have moved: {', '.join(changed[:3])} ({len(changed)} in all)"
+        else:
+            culprit = ""
+        if culprit:
+            found += 1
+            log.error("%s was to stay through this free, but %s", look.name, culprit)
+    violations += found
+    return found
+
+
+SEAMS = (
+    FunctionSeam(mm, "unload_all_models", _unload_all_models, "unload what was flagged"),
+    FunctionSeam(mm, "soft_empty_cache", _soft_empty_cache, "clear every device in use"),
+)
+
+
+def install() -> None:
+    """Wrap both functions."""
+    keep.install()
+    for seam in SEAMS:
+        seam.install()
+
+
+def uninstall() -> None:
+    """Put the core's functions back."""
+    for seam in SEAMS:
+        seam.uninstall()
+    keep.uninstall()

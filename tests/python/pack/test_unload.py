@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selective unload, keeping, and what "free" does, beside the stand-in for ComfyUI."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import pathlib
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import comfy_standin
+import pytest
+import torch
+
+FLAG = "_mgpu_unload_distorch_model"
+
+
+class Machine:
+    """The pack's modules and models that went through our loaders."""
+
+    def __init__(self, pack: Any, comfy: comfy_standin.StandIn) -> None:
+        self.comfy, self.mm = comfy, comfy.mm
+        self.unload = pack.load("patches.unload")
+        self.keep = pack.load("patches.keep")
+        self.cleanup = pack.load("patches.cleanup")
+        self.lifecycle = pack.load("patches.lifecycle")
+        self.request = pack.load("patches.request").Request
+        self.originals = (comfy.mm.unload_all_models, comfy.mm.soft_empty_cache)
+        self.unload.install()
+
+    def load(self, name: str, *, keep: bool = True, eject: bool = False, **inputs: Any) -> Any:
+        """As a node of ours does, without its file."""
+        request = self.request(
+            "sim:0", "sim:0,*#sim:0", name, name, keep_loaded=keep, eject_models=eject
+        )
+        inputs = {"unet_name": name, "keep_loaded": keep, **inputs}
+        kept = self.lifecycle.kept_outputs(request, name, inputs)
+        if kept is not None:
+            return kept[0]
+        self.lifecycle.tell(self.lifecycle.before_load, request)
+        patcher = self.comfy.model()
+        setattr(patcher.model, FLAG, not keep)
+        self.lifecycle.tell(self.lifecycle.adopted, patcher, request)
+        self.lifecycle.tell(self.lifecycle.loaded, request, name, inputs, (patcher,))
+        self.mm.load_models_gpu([patcher])
+        return patcher
+
+    def listed(self) -> list[Any]:
+        return [entry.model for entry in self.mm.current_loaded_models]
+
+
+@pytest.fixture
+def machine(pack: Any, comfy: comfy_standin.StandIn) -> Iterator[Machine]:
+    machine = Machine(pack, comfy)
+    yield machine
+    machine.unload.uninstall()
+    machine.mm.current_loaded_models.clear()
+    gc.collect()
+
+
+def test_without_a_managed_model_the_core_does_it(machine: Machine) -> None:
+    plain = machine.comfy.model()
+    machine.mm.load_models_gpu([plain])
+    machine.mm.unload_all_models()
+    machine.mm.soft_empty_cache()
+    assert machine.comfy.calls == ["unload_all_models", "soft_empty_cache"]
+    assert machine.listed() == []
+
+
+def test_none_flagged_is_a_strict_no_op(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    plain = machine.comfy.model()
+    machine.mm.load_models_gpu([plain])
+    first, second = machine.load("a"), machine.load("b")
+    before = list(machine.mm.current_loaded_models)
+    pointers = [p.data_ptr() for p in first.model.parameters()]
+    with caplog.at_level(logging.INFO, "DisTorch"):
+        assert machine.mm.unload_all_models() is None
+    assert machine.comfy.calls == []
+    assert machine.mm.current_loaded_models == before
+    assert [p.data_ptr() for p in first.model.parameters()] == pointers
+    assert machine.listed() == [second, first, plain]
+    assert (
+        "no model is flagged, nothing is unloaded. Model, Model stay (keep_loaded)" in caplog.text
+    )
+
+
+def test_exactly_the_flagged_go_and_the_others_keep_their_order(machine: Machine) -> None:
+    plain = machine.comfy.model()
+    machine.mm.load_models_gpu([plain])
+    a, b, c = machine.load("a"), machine.load("b", keep=False), machine.load("c")
+    d = machine.load("d", keep=False)
+    machine.mm.unload_all_models()
+    assert machine.listed() == [c, a, plain]
+    assert "unload_all_models" not in machine.comfy.calls
+    assert all(p.device.type == "cpu" for m in (b, d) for p in m.model.parameters())
+    assert all(p.device.type == "sim" for m in (a, c) for p in m.model.parameters())
+    assert [entry.request.node for entry in machine.keep.kept()] == ["a", "c"]
+
+
+def test_a_kept_model_outlives_everyone_and_a_flagged_one_does_not(machine: Machine) -> None:
+    kept = weakref.ref(machine.load("a").model)
+    held_by_the_executor = machine.load("b", keep=False)
+    gone = weakref.ref(held_by_the_executor.model)
+    machine.mm.unload_all_models()
+    del held_by_the_executor
+    gc.collect()  # the executor's reset has dropped its outputs
+    machine.mm.soft_empty_cache()
+    assert kept() is not None
+    assert gone() is None
+    assert len(machine.listed()) == 1
+    assert machine.unload.violations == 0
+    machine.keep.eject_from("sim:0")
+    assert kept() is not None
+    last = machine.listed()[0]
+    machine.keep.release(kept())
+    machine.mm.unload_all_models()
+    del last
+    gc.collect()
+    assert kept() is None
+    assert torch.sim.memory_allocated(0) == 0
+
+
+def test_recovery_from_out_of_memory_unloads_everything(machine: Machine) -> None:
+    machine.load("a")
+    try:
+        raise torch.OutOfMemoryError("sim:0")
+    except torch.OutOfMemoryError:
+        machine.mm.unload_all_models()
+    assert machine.comfy.calls == ["unload_all_models"]
+    assert machine.listed() == []
+
+
+def test_disabled_smart_memory_unloads_everything(machine: Machine) -> None:
+    machine.load("a")
+    machine.mm.DISABLE_SMART_MEMORY = True
+    machine.mm.unload_all_models()
+    assert machine.comfy.calls == ["unload_all_models"]
+
+
+def test_the_same_loader_finds_the_kept_model(machine: Machine) -> None:
+    first = machine.load("a", weight_dtype="default")
+    assert machine.load("a", weight_dtype="default") is first
+    assert machine.load("a", weight_dtype="fp8") is not first
+    assert machine.load("b", weight_dtype="default") is not first
+
+
+def test_a_changed_file_is_read_again(machine: Machine, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"1")
+    machine.comfy.folders.folder_names_and_paths = {"diffusion_models": None}
+    machine.comfy.folders.get_full_path = lambda folder, name: str(tmp_path / name)
+    first = machine.load("a")
+    assert machine.load("a") is first
+    file.write_bytes(b"22")
+    assert machine.load("a") is not first
+
+
+def test_keep_loaded_switched_off_lets_go_and_gives_the_same_model(machine: Machine) -> None:
+    first = machine.load("a")
+    again = machine.load("a", keep=False)
+    assert again is first
+    assert getattr(first.model, FLAG) is True
+    assert machine.keep.kept() == []
+    machine.mm.unload_all_models()
+    assert machine.listed() == []
+
+
+def test_eject_models_spares_kept_models_and_other_devices(machine: Machine) -> None:
+    plain = machine.comfy.model()
+    other = machine.comfy.model()
+    other.load_device = torch.device("sim", 1)
+    machine.mm.load_models_gpu([plain, other])
+    kept, loose = machine.load("a"), machine.load("b", keep=False)
+    machine.load("c", eject=True)
+    assert kept in machine.listed()
+    assert other in machine.listed()
+    assert plain not in machine.listed()
+    assert loose not in machine.listed()
+
+
+def test_a_kept_model_that_was_moved_is_an_error_with_its_name(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = machine.load("a").model
+    machine.load("b")
+    machine.mm.unload_all_models()
+    next(iter(model._modules.values()))
+    name, parameter = next(iter(model.named_parameters()))
+    parameter_owner = model.get_submodule(name.rpartition(".")[0])
+    parameter_owner._parameters[name.rpartition(".")[2]] = torch.nn.Parameter(parameter.cpu())
+    with caplog.at_level(logging.ERROR, "DisTorch"):
+        machine.mm.soft_empty_cache()
+    assert machine.unload.violations == 1
+    assert (
+        f"Model was to stay through this free, but tensors have moved: {name} (1 in all)"
+        in caplog.text
+    )
+    machine.mm.soft_empty_cache()
+    assert machine.unload.violations == 1
+
+
+def test_pressure_lets_go_of_kept_models_that_are_not_loaded_first(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.load("a")
+    machine.load("b")
+    machine.mm.current_loaded_models.pop()  # a is on the host only
+    free = iter([5, 50, 50])
+    monkeypatch.setattr(machine.keep, "hostmemory", SimpleNamespace(
+        available_bytes=lambda: next(free), total_bytes=lambda: 100
+    ))  # fmt: skip
+    assert machine.keep.relieve() == ["Model"]
+    assert [entry.request.node for entry in machine.keep.kept()] == ["b"]
+
+
+def test_caches_of_every_device_are_cleared_and_the_current_one_stays(machine: Machine) -> None:
+    machine.load("a")
+    torch.sim.set_device(2)
+    before = torch.sim.empty_cache_calls
+    machine.mm.soft_empty_cache()
+    assert torch.sim.current_device() == 2
+    assert torch.sim.empty_cache_calls > before
+    torch.sim.set_device(0)
+
+
+def test_a_full_host_resets_the_executors_caches_once_and_never_in_a_run(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(machine.cleanup.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(machine.cleanup, "hostmemory", SimpleNamespace(
+        available_bytes=lambda: 8, total_bytes=lambda: 100
+    ))  # fmt: skip
+    queue = machine.comfy.queue
+    queue.currently_running = {1: "prompt"}
+    assert not machine.cleanup.check_cpu_memory_threshold()
+    queue.currently_running = {}
+    assert machine.cleanup.check_cpu_memory_threshold()
+    assert queue.flags == {"free_memory": True}
+    assert not machine.cleanup.check_cpu_memory_threshold(), "the threshold was raised"
+    clock[0] += 130
+    assert machine.cleanup.current_threshold() == machine.cleanup.cpu_threshold
+    assert machine.cleanup.check_cpu_memory_threshold(), "and has come down again"
+
+
+def test_forced_cleanup_sets_both_flags_as_the_manager_does(machine: Machine) -> None:
+    report = machine.cleanup.force_full_system_cleanup("test")
+    assert machine.comfy.queue.flags == {"unload_models": True, "free_memory": True}
+    assert set(report) >= {"cpu", "sim:0"}
+    assert report["sim:0"]["total"] == comfy_standin.GIB
+    machine.comfy.queue.flags.clear()
+    machine.load("a")
+    machine.mm.soft_empty_cache(force=True)
+    assert machine.comfy.queue.flags == {"free_memory": True}
+
+
+def test_memory_lines_by_their_old_names(machine: Machine) -> None:
+    cleanup = machine.cleanup
+    assert cleanup.comfyui_memory_load("x").startswith("tag=x|cpu=")
+    assert cleanup.multigpu_memory_log("load", "before") is None
+    cleanup.record_memory(True)
+    assert cleanup.multigpu_memory_log("load", "before").startswith("tag=before|cpu=")
+    assert "=== memory over 1 snapshots" in cleanup.multigpu_memory_log("print_summary", "")
+    cleanup.record_memory(False)
+    logging.getLogger("DisTorch").mgpu_mm_log("seen %d", 1)
+
+
+def test_uninstalling_gives_the_cores_functions_back(machine: Machine) -> None:
+    assert machine.mm.unload_all_models is not machine.originals[0]
+    machine.unload.uninstall()
+    assert (machine.mm.unload_all_models, machine.mm.soft_empty_cache) == machine.originals
+    assert machine.keep.kept() == []
