@@ -47,6 +47,7 @@ test-cpp: build  ## C++ tests
 	@ctest --preset dev
 
 test-python: build  ## Python tests (COMFYUI_PATH=<folder[:folder]> adds those inside real ComfyUI)
+	@tools/system_packages.sh test
 	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: build  ## Google Benchmark, and the byte counts on simulated devices
@@ -66,6 +67,7 @@ coverage: $(DEPS_STAMP)  ## line and branch coverage of the C++ code that needs 
 	@gcovr --root . --filter allocation/ --filter distorch/ build/coverage --print-summary
 
 fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60)
+	@tools/system_packages.sh fuzz
 	@cmake --workflow --preset fuzz
 	@tools/fuzz.sh build/fuzz $${FUZZ_SECONDS:-60}
 

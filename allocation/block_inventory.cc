@@ -24,7 +24,6 @@ struct Structure {
   size_t blocks = 0;
   bool is_block = false;  // prefix.N itself is a block
   bool HasChildren() const { return blocks > (is_block ? 1u : 0u); }
-  friend bool operator==(const Structure&, const Structure&) = default;
 };
 
 bool IsNumber(std::string_view part) {

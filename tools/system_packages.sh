@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Checks for what Debian or Ubuntu must provide; installs it where the user is root, else says how to get it.
+# system_packages.sh [test|fuzz]: what the build needs, and what those targets need beside it.
 set -euo pipefail
 
 missing=()
@@ -9,6 +10,7 @@ need() {  # need PACKAGE TEST...: PACKAGE is missing when the test fails
   shift
   "$@" > /dev/null 2>&1 || missing+=("$package")
 }
+fuzzer_runtime() { echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' | clang++ -fsanitize=fuzzer,address -x c++ - -o /dev/null; }
 header() { echo "#include <$1>" | g++ -std=c++20 -E -x c++ - ; }
 
 need build-essential command -v g++
@@ -21,7 +23,14 @@ need libabsl-dev header absl/status/statusor.h
 need libgtest-dev header gtest/gtest.h
 need libgmock-dev header gmock/gmock.h
 need libbenchmark-dev header benchmark/benchmark.h
-need chromium command -v chromium
+
+case "${1:-}" in
+  test) need chromium command -v chromium ;;
+  fuzz)
+    need clang command -v clang++
+    need libclang-rt-dev fuzzer_runtime
+    ;;
+esac
 
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null; then

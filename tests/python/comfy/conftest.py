@@ -23,7 +23,7 @@ def comfy_models(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session", params=versions() or [None], ids=lambda v: v.name if v else "none")
-def comfy(
+def _server(
     request: pytest.FixtureRequest,
     comfy_models: pathlib.Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -36,3 +36,10 @@ def comfy(
     server = ComfyServer(request.param, base)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def comfy(_server: ComfyServer) -> ComfyServer:
+    """The server, with nothing kept from the test before."""
+    _server.free()
+    return _server

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from comfy_harness import ComfyError, ComfyServer, Workflow, models, versions
+from comfy_harness.server import LET_GO
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "web"))
 
@@ -180,6 +181,7 @@ def test_a_model_that_comfyui_did_not_load_cannot_be_ejected(server: ComfyServer
 
 
 def test_freeing_everything_empties_the_list(server: ComfyServer) -> None:
+    server.evaluate(LET_GO)
     answer = server.request("/distorch/free", {"unload_models": True, "free_memory": True})
     report = wait_report(server, answer["ticket"])
     assert report["state"] == "done"

@@ -78,6 +78,15 @@ class Result:
     seconds: float
 
 
+LET_GO = """
+import sys
+for _name, _module in list(sys.modules.items()):
+    if _name.endswith("patches.keep"):
+        for _model in _module.managed():
+            _module.release(_model)
+"""
+
+
 class ComfyServer:
     """A running server; `stop()` ends it. Not for use by several threads at once."""
 
@@ -207,8 +216,15 @@ class ComfyServer:
                 values[name] = torch.load(self.base / "output" / f"{name}.pt")
         return Result(prompt_id, history["outputs"], values, seconds)
 
-    def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
-        """POST /free as ComfyUI-Manager sends it, then waits until the worker has done it."""
+    def free(
+        self, *, unload_models: bool = True, free_memory: bool = True, let_go: bool = True
+    ) -> None:
+        """POST /free as ComfyUI-Manager sends it, then waits until the worker has done it.
+
+        `let_go` flags every managed model first, as `keep_loaded` off does: then nothing is kept.
+        """
+        if let_go:
+            self.evaluate(LET_GO)
         mark = self.evaluate(_WATCH_WORKER)
         self.request("/free", {"unload_models": unload_models, "free_memory": free_memory})
         for _ in range(400):
