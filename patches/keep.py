@@ -46,6 +46,11 @@ class Kept:
         self.outputs, self.request, self.signature = outputs, request, signature
 
     @property
+    def file(self) -> tuple[Any, ...]:
+        """The node and the files that it read."""
+        return (self.signature[0], self.request.file, self.signature[-1])
+
+    @property
     def models(self) -> list[Any]:
         """The inner models."""
         patchers = [find_patcher(output) for output in self.outputs]
@@ -126,8 +131,11 @@ def _on_adopted(patcher: Any, _request: Any) -> None:
 
 def _on_loaded(request: Any, node: str, inputs: dict[str, Any], outputs: tuple[Any, ...]) -> None:
     if request.keep_loaded:
+        new = Kept(outputs, request, _signature(request, node, inputs))
         with _lock:
-            _kept.append(Kept(outputs, request, _signature(request, node, inputs)))
+            # The same file with other settings takes the place of what was kept of it before.
+            _kept[:] = [entry for entry in _kept if entry.file != new.file]
+            _kept.append(new)
 
 
 def _reuse(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ...] | None:

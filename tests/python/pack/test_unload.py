@@ -143,7 +143,9 @@ def test_disabled_smart_memory_unloads_everything(machine: Machine) -> None:
 def test_the_same_loader_finds_the_kept_model(machine: Machine) -> None:
     first = machine.load("a", weight_dtype="default")
     assert machine.load("a", weight_dtype="default") is first
+    assert len(machine.keep.kept()) == 1
     assert machine.load("a", weight_dtype="fp8") is not first
+    assert len(machine.keep.kept()) == 1, "the same file with other settings takes its place"
     assert machine.load("b", weight_dtype="default") is not first
 
 

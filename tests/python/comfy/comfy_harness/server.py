@@ -78,12 +78,16 @@ class Result:
     seconds: float
 
 
+# A function, so that no name of the server's namespace goes on holding a model.
 LET_GO = """
-import sys
-for _name, _module in list(sys.modules.items()):
-    if _name.endswith("patches.keep"):
-        for _model in _module.managed():
-            _module.release(_model)
+def _let_go():
+    import sys
+    for name, module in list(sys.modules.items()):
+        if name.endswith("patches.keep"):
+            for model in module.managed():
+                module.release(model)
+
+_let_go()
 """
 
 
