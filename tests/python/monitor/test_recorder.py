@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The background monitor: pace, bounds, sinks that fail, and a thread that always ends."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import pytest
+from fake_comfy import GB, FakeComfy, FakeDevice
+
+from distorch.monitor import BackgroundMonitor, DeviceSample, Gap, Mark, Sample, open_sources
+from distorch.monitor.recorder import ClockJump
+
+
+def one(used: int = 5) -> Sample:
+    return Sample(time.time(), "nvml", (DeviceSample("cuda:0", used, 10 - used, 10),))
+
+
+class Reader:
+    """Answers at once, or as `script` says."""
+
+    def __init__(self, script=None) -> None:
+        self.script = script
+        self.reads = 0
+        self.closed = threading.Event()
+
+    def read(self):
+        self.reads += 1
+        return self.script(self) if self.script else one()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Sink:
+    def __init__(self, fails: bool = False) -> None:
+        self.events: list = []
+        self.closed = 0
+        self.fails = fails
+
+    def take(self, event) -> None:
+        self.events.append(event)
+        if self.fails:
+            raise OSError(28, "No space left on device")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def wait_for(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def test_samples_marks_and_order() -> None:
+    sink = Sink()
+    with BackgroundMonitor(Reader(), 0.01, [sink]) as monitor:
+        wait_for(lambda: monitor.taken >= 3)
+        monitor.mark("scene 1")
+        wait_for(lambda: monitor.taken >= 6)
+    assert not monitor.running
+    assert len(monitor.samples()) == monitor.taken
+    assert [m.label for m in monitor.marks()] == ["scene 1"]
+    times = [event.time for event in sink.events]
+    assert times == sorted(times)
+    assert sum(isinstance(event, Mark) for event in sink.events) == 1
+    assert sink.closed == 1
+
+
+def test_what_is_kept_is_bounded() -> None:
+    with BackgroundMonitor(Reader(), 0.001, capacity=7) as monitor:
+        wait_for(lambda: monitor.taken >= 20)
+    assert len(monitor.samples()) == 7
+    assert monitor.taken >= 20
+
+
+def test_a_first_look_at_once_and_a_last_one_at_the_end() -> None:
+    reader = Reader()
+    monitor = BackgroundMonitor(reader, 3600).start()
+    wait_for(lambda: reader.reads == 1)
+    assert monitor.stop() is True
+    assert reader.reads == 2
+    assert monitor.stop() is True
+    assert reader.reads == 2
+
+
+def test_the_pace_is_kept_and_missed_ticks_are_dropped() -> None:
+    def slow(reader: Reader) -> Sample:
+        time.sleep(0.25 if reader.reads == 2 else 0)
+        return one()
+
+    with BackgroundMonitor(Reader(slow), 0.1) as monitor:
+        wait_for(lambda: monitor.taken >= 6)
+        times = [s.time for s in monitor.samples()]
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    assert steps[0] > 0.3  # late by two and a half ticks
+    assert all(0.04 < step < 0.3 for step in steps[1:5])  # no burst to make up for it
+
+
+def test_gaps_are_counted_and_told() -> None:
+    def script(reader: Reader):
+        return Gap(time.time(), (("nvml", "no driver"),)) if reader.reads % 2 else one()
+
+    sink = Sink()
+    with BackgroundMonitor(Reader(script), 0.005, [sink]) as monitor:
+        wait_for(lambda: monitor.gaps >= 3)
+    assert monitor.last_gap is not None
+    assert monitor.last_gap.reason == "nvml: no driver"
+    assert sum(isinstance(e, Gap) for e in sink.events) == monitor.gaps
+
+
+def test_a_sink_that_fails_costs_nothing_but_its_events() -> None:
+    bad, good = Sink(fails=True), Sink()
+    with BackgroundMonitor(Reader(), 0.005, [bad, good]) as monitor:
+        wait_for(lambda: monitor.taken >= 4)
+    assert monitor.sink_errors >= 4
+    assert "No space left on device" in monitor.last_sink_error
+    assert len(good.events) == len(bad.events) == monitor.taken
+    assert bad.closed == good.closed == 1
+
+
+def test_a_clock_that_is_set_is_told() -> None:
+    offset = [0.0]
+    sink = Sink()
+    with BackgroundMonitor(
+        Reader(), 0.01, [sink], wall=lambda: time.monotonic() + offset[0], monotonic=time.monotonic
+    ) as monitor:
+        wait_for(lambda: monitor.taken >= 2)
+        offset[0] = -3600.0
+        wait_for(lambda: any(isinstance(e, ClockJump) for e in sink.events))
+        offset[0] = 0.0
+        wait_for(lambda: sum(isinstance(e, ClockJump) for e in sink.events) == 2)
+    assert [round(e.seconds) for e in sink.events if isinstance(e, ClockJump)] == [-3600, 3600]
+
+
+def test_stopping_ends_a_question_that_hangs() -> None:
+    with FakeComfy() as server:
+        server.fault = "hang"
+        monitor = BackgroundMonitor(open_sources(server.url, timeout=60, local=False), 1).start()
+        wait_for(lambda: bool(server.requests))
+        start = time.monotonic()
+        assert monitor.stop(timeout=1) is True
+        assert time.monotonic() - start < 3
+
+
+def test_a_reader_that_never_returns_does_not_hold_the_caller() -> None:
+    release = threading.Event()
+
+    def script(reader: Reader) -> Sample:
+        release.wait(30)
+        return one()
+
+    sink = Sink()
+    monitor = BackgroundMonitor(Reader(script), 1, [sink]).start()
+    assert monitor.stop(timeout=0.2) is False
+    assert sink.closed == 1
+    release.set()
+    wait_for(lambda: not monitor.running)
+    assert sink.events == []  # nothing after close
+
+
+def test_eight_devices_through_a_restart() -> None:
+    devices = [FakeDevice(f"cuda:{i}", used=i * GB) for i in range(8)]
+    with FakeComfy(devices) as server:
+        live = server.live_history()
+        with BackgroundMonitor(open_sources(server.url, local=False), 0.02) as monitor:
+            wait_for(lambda: monitor.taken >= 3)
+            server.restart(down=0.2)
+            before = monitor.taken
+            wait_for(lambda: monitor.taken >= before + 3, 20)
+            devices[7].used, live.peak = 20 * GB, None
+            wait_for(lambda: monitor.samples()[-1].devices[7].used == 20 * GB)
+    assert monitor.gaps >= 1
+    assert [d.device for d in monitor.samples()[-1].devices] == [f"cuda:{i}" for i in range(8)]
+
+
+def test_a_monitor_runs_once_and_at_a_positive_interval() -> None:
+    with pytest.raises(ValueError, match="the interval must be positive, not 0"):
+        BackgroundMonitor(Reader(), 0)
+    monitor = BackgroundMonitor(Reader(), 1).start()
+    with pytest.raises(RuntimeError, match="runs once"):
+        monitor.start()
+    monitor.stop()
