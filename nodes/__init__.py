@@ -13,11 +13,12 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     import folder_paths
     import nodes as core
 
-    from ..patches import devices, memory_view, unload
+    from ..patches import devices, memory_view, unload, unload_now
     from . import table
 
     devices.install()
     unload.install()
+    unload_now.install()
     memory_view.install()
     paths = map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes"))
     folders = [p.name for path in paths if path.is_dir() for p in path.iterdir() if p.is_dir()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every node id of the pack, as a table: ComfyUI-MultiGPU's 26, and 18 more with the GGUF pack."""
+"""Every node id of the pack, as a table: ComfyUI-MultiGPU's 26, 18 more with the GGUF pack, and our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from . import checkpoint, low_precision, selector, wrapped
+from . import checkpoint, device, low_precision, plan, selector, unload, wrapped
 
 log = logging.getLogger("DisTorch")
 
@@ -36,6 +36,13 @@ GGUF: dict[str, wrapped.Family] = {
     "QuadrupleCLIPLoaderGGUF": wrapped.CLIP_WITHOUT_DEVICE,
 }
 
+# Ids that ComfyUI-MultiGPU has not.
+OWN: dict[str, type] = {
+    "DisTorchPlan": plan.DisTorchPlan,
+    "DisTorchUnload": unload.DisTorchUnload,
+    "DisTorchDevice": device.DisTorchDevice,
+}
+
 
 def node_classes(known: Mapping[str, type], folders: Collection[str]) -> dict[str, type]:
     """The pack's nodes.
@@ -49,8 +56,9 @@ def node_classes(known: Mapping[str, type], folders: Collection[str]) -> dict[st
             "ComfyUI-MultiGPU is installed too: its nodes keep their names, and DisTorch registers "
             "none of them. Remove it to have its workflows run by DisTorch."
         )
-        return {}
+        return dict(OWN)
     made: dict[str, type] = {
+        **OWN,
         "DeviceSelectorMultiGPU": selector.DeviceSelectorMultiGPU,
         "UNetLoaderLP": low_precision.UNetLoaderLP,
         "CheckpointLoaderAdvancedMultiGPU": checkpoint.CheckpointLoaderAdvancedMultiGPU,

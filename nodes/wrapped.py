@@ -56,6 +56,20 @@ def switch(default: bool) -> tuple[str, dict[str, Any]]:
     return ("BOOLEAN", {"default": default})
 
 
+class AnyType(str):
+    """A type name that is unlike none: ComfyUI asks with `!=` whether two types match."""
+
+    __slots__ = ()
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+ANY = AnyType("*")
+
+
 class AnyDevice:
     """Accepts a device that this machine lacks: the node then says so and takes another."""
 

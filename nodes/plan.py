@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows what would go where, without loading the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..patches import preview
+from ..patches.request import available, spec_text
+from .wrapped import AnyDevice, device_input, gigabytes, text
+
+ALL, NOW = "all of each device", "what is free now"
+
+
+class DisTorchPlan(AnyDevice):
+    """Reads the header of the file only; the loader's widgets mean here what they mean there."""
+
+    CATEGORY = "multigpu/distorch_2"
+    FUNCTION = "plan"
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("plan",)
+    OUTPUT_NODE = True
+    TITLE = "DisTorch Plan"
+    DESCRIPTION = "Shows which block of a model would lie on which device, without loading it."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "file": (preview.files(),),
+                "compute_device": device_input(),
+                "virtual_vram_gb": gigabytes(4.0),
+                "donor_device": device_input("cpu"),
+                "expert_mode_allocations": text(),
+            },
+            "optional": {
+                "part": (list(preview.PARTS), {"default": "model"}),
+                "memory": ([ALL, NOW], {"default": ALL}),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs: Any) -> float:
+        """Files, devices and free memory change without an input doing so; a look costs milliseconds."""
+        return float("nan")
+
+    def plan(
+        self,
+        file: str,
+        compute_device: str,
+        virtual_vram_gb: float,
+        donor_device: str,
+        expert_mode_allocations: str,
+        part: str = "model",
+        memory: str = ALL,
+    ) -> dict[str, Any]:
+        compute = available(compute_device)
+        donors = [available(donor_device, default="cpu")]
+        request = spec_text(compute, expert_mode_allocations, virtual_vram_gb, donors)
+        shown = preview.describe(file, part, request, compute, free_now=memory == NOW)
+        return {"ui": {"text": [shown]}, "result": (shown,)}

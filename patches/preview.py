@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a loader would put where, from the header of a safetensors file alone: nothing is loaded.
+
+The blocks are made as `blocks.py` makes them from a loaded model, as far as names and sizes tell: only `weight` and
+`bias` of a module travel, blocks below 16 KB and embeddings of text encoders stay on the compute device. Sizes are the
+file's; a loader that changes the type of the weights (`weight_dtype`) changes them. A file does not tell the order of
+the modules, numbers count as numbers here: where a device is full, the loader's border may lie one block further.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable
+
+import comfy.model_management as mm
+import folder_paths
+import torch
+
+from distorch import allocation, safetensors_header
+
+from . import devices
+from .blocks import SMALL, TRAVELLERS
+
+#: The model folders whose files our loaders read.
+FOLDERS = ("diffusion_models", "checkpoints", "text_encoders", "vae", "controlnet", "clip_vision")
+ENDINGS = (".safetensors", ".sft")
+
+#: Part of a checkpoint → how the names of its tensors begin.
+PARTS: dict[str, tuple[str, ...]] = {
+    "model": ("model.diffusion_model.", "model_ema."),
+    "text encoder": ("cond_stage_model.", "conditioner.", "text_encoders."),
+    "VAE": ("first_stage_model.", "vae."),
+    "whole file": (),
+}
+
+
+def files() -> list[str]:
+    """Every file that can be planned, as "folder/name"; the folders as ComfyUI calls them."""
+    found = []
+    for folder in FOLDERS:
+        if folder in folder_paths.folder_names_and_paths:
+            names = folder_paths.get_filename_list(folder)
+            found += [f"{folder}/{name}" for name in names if name.lower().endswith(ENDINGS)]
+    return found
+
+
+def path_of(file: str) -> pathlib.Path:
+    """The path of one of `files()`. Raises FileNotFoundError for any other text."""
+    folder, _, name = file.partition("/")
+    path = None
+    if folder in FOLDERS and folder in folder_paths.folder_names_and_paths:
+        path = folder_paths.get_full_path(folder, name) if name.lower().endswith(ENDINGS) else None
+    if path is None:
+        raise FileNotFoundError(f"no safetensors file {file!r} in ComfyUI's model folders")
+    return pathlib.Path(path)
+
+
+def blocks_of(path: pathlib.Path, part: str) -> list[allocation.Block]:
+    """The blocks of a file, or of one part of a checkpoint; a file without that part is taken whole.
+
+    Raises OSError, and SafetensorsError (a ValueError) for a file that is none.
+    """
+    header = safetensors_header.read_header(path)
+    tensors = sorted(((t.name, t.end - t.begin) for t in header.tensors), key=_natural)
+    chosen = [row for row in tensors if row[0].startswith(PARTS[part])] if PARTS[part] else tensors
+    if not chosen:
+        if _has_parts(name for name, _ in tensors):
+            raise ValueError(f"{path.name} holds no {part}")
+        chosen = tensors
+    travel = [row for row in chosen if row[0].rpartition(".")[2] in TRAVELLERS]
+    stay = [row for row in chosen if row[0].rpartition(".")[2] not in TRAVELLERS]
+    return [
+        *(_with_reason(block) for block in allocation.blocks_of_tensors(travel)),
+        *(
+            allocation.Block(f"{b.name} (own)", b.bytes, b.group, "not moved by the layer's cast")
+            for b in allocation.blocks_of_tensors(stay)
+        ),
+    ]
+
+
+def _natural(row: tuple[str, int]) -> list[tuple[int, str]]:
+    """Sorts "blocks.2" before "blocks.10"."""
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in row[0].split(".")]
+
+
+def _has_parts(names: Iterable[str]) -> bool:
+    prefixes = PARTS["model"] + PARTS["VAE"] + PARTS["text encoder"]
+    return any(name.startswith(prefixes) for name in names)
+
+
+def _with_reason(block: allocation.Block) -> allocation.Block:
+    reason = block.pinned or ("small" if block.bytes < SMALL else "")
+    return allocation.Block(block.name, block.bytes, block.group, reason)
+
+
+def machine(*, free_now: bool) -> list[allocation.Device]:
+    """ComfyUI's devices: all of their memory, as when ComfyUI has made room, or what is free now."""
+    found = []
+    for name in devices.names():
+        device = torch.device(name)
+        total = int(mm.get_total_memory(device))
+        free = int(mm.get_free_memory(device)) if free_now else total
+        found.append(allocation.Device(name, total=total, free=min(free, total)))
+    return found
+
+
+def describe(file: str, part: str, text: str, compute: str, *, free_now: bool) -> str:
+    """The plan as the log would show it.
+
+    Args:
+        file: one of `files()`.
+        part: one of `PARTS`.
+        text: an allocation string in its full form (`request.spec_text`).
+        compute: where the forward pass runs.
+        free_now: count on what is free now only.
+
+    Raises AllocationError for the string, PlanError if it fits nowhere, OSError or ValueError for the file.
+    """
+    there = machine(free_now=free_now)
+    spec = allocation.parse(text, there)
+    blocks = blocks_of(path_of(file), part)
+    plan = allocation.make_plan(spec, blocks, there, compute)
+    total = allocation.format_bytes(sum(block.bytes for block in blocks))
+    heading = f"{file}: {total} in {len(blocks)} blocks, computed on {compute}\nallocation: {spec}"
+    return f"{heading}\n\n{plan.tables()}"
