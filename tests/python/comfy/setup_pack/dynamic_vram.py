@@ -35,6 +35,7 @@ class ModelVBAR:
     def __init__(self, size: int, device: int) -> None:
         self.device, self.max_size, self.offset = device, size, 0
         self.storage: dict[int, torch.Tensor] = {}
+        self.generations: dict[int, int] = {}
         self.generation = 0
 
     def prioritize(self) -> None:
@@ -58,15 +59,19 @@ class ModelVBAR:
             except torch.OutOfMemoryError:
                 return None
             self.generation += 1
-        return (offset, id(self.storage[offset]))
+            self.generations[offset] = self.generation
+        return (offset, self.generations[offset])
 
     def loaded_size(self) -> int:
         return sum(tensor.nbytes for tensor in self.storage.values())
 
     def free_memory(self, size_bytes: float) -> int:
+        """Pages go as in the library, also while layers hold tensors that lie on them."""
         freed = 0
         while self.storage and freed < size_bytes:
-            freed += self.storage.pop(next(reversed(self.storage))).nbytes
+            tensor = self.storage.pop(next(reversed(self.storage)))
+            freed += tensor.nbytes
+            tensor.untyped_storage().resize_(0)
         return freed
 
     def set_watermark_limit(self, size_bytes: int) -> None:
