@@ -17,9 +17,9 @@ log = logging.getLogger("DisTorch")
 
 #: Share of the host's memory in use above which the executor's caches are reset (0 to 1).
 cpu_threshold = 0.85
-# After a reset the threshold lies this much above what was in use then, and comes back down within the time given:
-# otherwise a machine that is simply full would reset its caches after every node.
-_STEP = 0.05
+#: After a reset the threshold lies this much above what was in use then, and comes back down within the time below:
+#: otherwise a machine that is simply full would reset its caches after every node.
+cpu_hysteresis = 0.05
 _DECAY_SECONDS = 120.0
 
 _raised_to = 0.0
@@ -72,7 +72,7 @@ def check_cpu_memory_threshold(threshold: float | None = None) -> bool:
         return False
     if queue is None or _running(queue):
         return False
-    _raised_to, _raised_at = min(0.99, used + _STEP), time.monotonic()
+    _raised_to, _raised_at = min(0.99, used + cpu_hysteresis), time.monotonic()
     return trigger_executor_cache_reset(f"{used:.0%} of the host's memory are in use")
 
 
@@ -118,9 +118,9 @@ def multigpu_memory_log(identifier: str, tag: str) -> str | None:
 
 def record_memory(on: bool) -> None:
     """Switch the recording of snapshots on or off; off costs nothing."""
-    if on:
+    if on and not _series.enabled:
         _series.start()
-    else:
+    elif not on:
         _series.stop()
 
 

@@ -20,6 +20,7 @@ from distorch import allocation, safetensors_header
 
 from . import devices
 from .blocks import SMALL, TRAVELLERS
+from .settings import reserve_bytes, settings
 
 #: The model folders whose files our loaders read.
 FOLDERS = ("diffusion_models", "checkpoints", "text_encoders", "vae", "controlnet", "clip_vision")
@@ -100,7 +101,8 @@ def machine(*, free_now: bool) -> list[allocation.Device]:
         device = torch.device(name)
         total = int(mm.get_total_memory(device))
         free = int(mm.get_free_memory(device)) if free_now else total
-        found.append(allocation.Device(name, total=total, free=min(free, total)))
+        reserve = 0 if name == "cpu" else reserve_bytes()
+        found.append(allocation.Device(name, total, min(free, total), reserve))
     return found
 
 
@@ -119,7 +121,8 @@ def describe(file: str, part: str, text: str, compute: str, *, free_now: bool) -
     there = machine(free_now=free_now)
     spec = allocation.parse(text, there)
     blocks = blocks_of(path_of(file), part)
-    plan = allocation.make_plan(spec, blocks, there, compute)
+    options = allocation.Options(strict=settings["strict"])
+    plan = allocation.make_plan(spec, blocks, there, compute, options)
     total = allocation.format_bytes(sum(block.bytes for block in blocks))
     heading = f"{file}: {total} in {len(blocks)} blocks, computed on {compute}\nallocation: {spec}"
     return f"{heading}\n\n{plan.tables()}"

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user chose on ComfyUI's settings page under "DisTorch", as the server sees it.
+
+ComfyUI's front end writes each choice into `user/default/comfy.settings.json` by itself. That file is what is read
+here, whenever it has changed: so the choices hold after a restart, before any page is open, and without a route that
+could be called from elsewhere. Where ComfyUI runs with several users, that of user "default" counts: a server's memory
+is not one user's matter. A value of a wrong type or out of its range is passed over with a warning.
+
+`web/lib/settings.js` shows the same table in the browser; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+log = logging.getLogger("DisTorch")
+
+PREFIX = "DisTorch."
+FILE_LIMIT = 16 * 2**20  # bytes; a settings file is a few KB
+LOOK_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One setting: its default gives the type; a number lies in [low, high], a text is one of `options`."""
+
+    default: bool | float | str
+    low: float = 0
+    high: float = 0
+    options: tuple[str, ...] = ()
+
+    def accepts(self, value: object) -> bool:
+        """Whether a value from the file is of the right type and in range."""
+        if isinstance(self.default, bool) or isinstance(value, bool):
+            return isinstance(self.default, bool) and isinstance(value, bool)
+        if isinstance(self.default, str):
+            return value in self.options
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+
+#: Every setting that the server reads, by its name behind "DisTorch.".
+CHOICES: dict[str, Choice] = {
+    "cpu_memory_threshold": Choice(85, 50, 100),  # % of the host's memory; 100: never
+    "cpu_memory_hysteresis": Choice(5, 0, 20),  # points above what was in use at a reset
+    "kept_under_pressure": Choice(True),
+    "kept_memory_threshold": Choice(92, 50, 100),  # % of the host's memory
+    "reserve_gb": Choice(0, 0, 64),  # left free on each accelerator
+    "strict": Choice(False),
+    "log_level": Choice("INFO", options=("DEBUG", "INFO", "WARNING", "ERROR")),
+    "debug_mode": Choice(False),
+    "scan_interval": Choice(1, 0.5, 60),  # seconds
+}
+
+
+class Settings:
+    """The choices now, and who is told when they change. Thread safe."""
+
+    def __init__(self, path: Callable[[], pathlib.Path]) -> None:
+        """`path` gives the file; it may be missing."""
+        self._path = path
+        self._values = {name: choice.default for name, choice in CHOICES.items()}
+        self._seen: tuple[int, int] | None = None
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def values(self) -> dict[str, Any]:
+        """All choices."""
+        return dict(self._values)
+
+    def listen(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have a function called with all choices, now and after each change, in any thread."""
+        with self._lock:
+            self._listeners.append(listener)
+            self._tell([listener])
+
+    def look(self) -> bool:
+        """Read the file if it has changed; returns whether a choice did."""
+        with self._lock:
+            try:
+                status = self._path().stat()
+                mark = (status.st_mtime_ns, status.st_size)
+            except OSError:
+                mark = (0, 0)
+            if mark == self._seen:
+                return False
+            found = self._read() if mark != (0, 0) else {}
+            if found is None:  # ComfyUI is writing it: the next look reads it
+                return False
+            self._seen = mark
+            values = {name: self._pick(name, found) for name in CHOICES}
+            if values == self._values:
+                return False
+            self._values = values
+            self._tell(self._listeners)
+            return True
+
+    def _read(self) -> Mapping[str, Any] | None:
+        try:
+            with self._path().open("rb") as file:
+                found = json.loads(file.read(FILE_LIMIT))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else {}
+
+    def _pick(self, name: str, found: Mapping[str, Any]) -> Any:
+        choice, value = CHOICES[name], found.get(PREFIX + name)
+        if value is None:
+            return choice.default
+        if choice.accepts(value):
+            return value
+        log.warning("setting %s%s cannot be %.60r: %r is used", PREFIX, name, value, choice.default)
+        return choice.default
+
+    def _tell(self, listeners: list[Callable[[Mapping[str, Any]], None]]) -> None:
+        for listener in listeners:
+            try:
+                listener(self.values())
+            except Exception:  # one that fails must not keep the others from the news
+                log.exception("a setting could not be applied")
+
+    def start(self) -> None:
+        """Look now, and from now on every second."""
+        self.look()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="distorch-settings", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            self.look()
+
+
+def _file() -> pathlib.Path:
+    import folder_paths
+
+    return pathlib.Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
+
+
+settings = Settings(_file)
+
+
+def reserve_bytes() -> int:
+    """Bytes to leave free on each accelerator."""
+    return int(settings["reserve_gb"] * 2**30)
+
+
+def _apply(values: Mapping[str, Any]) -> None:
+    """Give the choices to the modules that keep them as their own."""
+    from distorch import scan
+
+    from . import cleanup, keep, memory_view
+
+    log.setLevel(values["log_level"])
+    cleanup.cpu_threshold = values["cpu_memory_threshold"] / 100
+    cleanup.cpu_hysteresis = values["cpu_memory_hysteresis"] / 100
+    keep.pressure = values["kept_memory_threshold"] / 100 if values["kept_under_pressure"] else 1.0
+    cleanup.record_memory(values["debug_mode"])
+    scan.scanner().cache_seconds = values["scan_interval"]
+    memory_view.UPDATE_SECONDS = values["scan_interval"]
+
+
+def _note_loaded(request: Any, node: str, _inputs: Any, _outputs: Any) -> None:
+    from . import cleanup
+
+    cleanup.multigpu_memory_log(request.file, f"loaded by {node}")
+
+
+def _note_changed(patcher: Any) -> None:
+    from . import cleanup
+
+    cleanup.multigpu_memory_log(type(patcher.model).__name__, "placed, spilled or unloaded")
+
+
+def install() -> None:
+    """Follow the file, and give the choices to whom they concern; a second call does nothing."""
+    from . import lifecycle
+
+    if _apply not in settings._listeners:
+        settings.listen(_apply)
+        lifecycle.loaded.append(_note_loaded)
+        lifecycle.changed.append(_note_changed)
+    settings.start()

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings page: one table in the browser and in the server, read from ComfyUI's own file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def module(pack: Any) -> Any:
+    return pack.load("patches.settings")
+
+
+@pytest.fixture
+def file(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "comfy.settings.json"
+
+
+@pytest.fixture
+def chosen(module: Any, file: pathlib.Path) -> Any:
+    return module.Settings(lambda: file)
+
+
+def write(file: pathlib.Path, **choices: Any) -> None:
+    """As ComfyUI writes it; each time with another modification time."""
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    file.write_text(json.dumps({f"DisTorch.{k}": v for k, v in choices.items()}, indent=4))
+    os.utime(file, ns=(before + 10**9, before + 10**9))
+
+
+def test_without_a_file_everything_is_at_its_default(chosen: Any) -> None:
+    assert chosen.look() is False
+    assert chosen["cpu_memory_threshold"] == 85
+    assert chosen["log_level"] == "INFO"
+
+
+def test_a_change_of_the_file_is_told_once(chosen: Any, file: pathlib.Path) -> None:
+    told: list[float] = []
+    chosen.listen(lambda values: told.append(values["reserve_gb"]))
+    assert told == [0]
+    write(file, reserve_gb=1.5, **{"other": 1})
+    assert chosen.look() is True
+    assert chosen.look() is False
+    assert told == [0, 1.5]
+    write(file, reserve_gb=1.5, other=2)
+    assert chosen.look() is False  # nothing of ours
+    file.unlink()
+    assert chosen.look() is True
+    assert told == [0, 1.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cpu_memory_threshold", 101),
+        ("cpu_memory_threshold", "85"),
+        ("cpu_memory_threshold", True),
+        ("cpu_memory_threshold", float("nan")),
+        ("strict", 1),
+        ("strict", "false"),
+        ("log_level", "LOUD"),
+        ("log_level", ["INFO"]),
+        ("scan_interval", 0),
+        ("reserve_gb", -1),
+        ("reserve_gb", {}),
+    ],
+)
+def test_a_value_that_cannot_be_is_passed_over(
+    chosen: Any, file: pathlib.Path, name: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    default = chosen[name]
+    write(file, **{name: value, "debug_mode": True})
+    with caplog.at_level(logging.WARNING, "DisTorch"):
+        assert chosen.look() is True
+    assert chosen[name] == default
+    assert f"setting DisTorch.{name} cannot be" in caplog.text
+
+
+@pytest.mark.parametrize("text", ['{"DisTorch.strict": tr', "", "[" * 10000])
+def test_a_file_that_is_being_written_is_read_again(
+    chosen: Any, file: pathlib.Path, text: str
+) -> None:
+    write(file, strict=True)
+    assert chosen.look() is True
+    file.write_text(text)
+    assert chosen.look() is False
+    assert chosen["strict"] is True
+    write(file, strict=False)
+    assert chosen.look() is True
+
+
+def test_a_file_of_another_form_sets_nothing(chosen: Any, file: pathlib.Path) -> None:
+    file.write_text("[1, 2]")
+    assert chosen.look() is False
+    assert chosen["strict"] is False
+
+
+def test_a_listener_that_fails_keeps_nobody_from_the_news(
+    chosen: Any, file: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[bool] = []
+    chosen.listen(lambda values: 1 / 0)
+    chosen.listen(lambda values: told.append(values["strict"]))
+    write(file, strict=True)
+    chosen.look()
+    assert told == [False, True]
+    assert "a setting could not be applied" in caplog.text
+
+
+def test_the_thread_follows_the_file(
+    module: Any, chosen: Any, file: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    changed = threading.Event()
+    chosen.start()
+    try:
+        chosen.listen(lambda values: changed.set() if values["strict"] else None)
+        write(file, strict=True)
+        assert changed.wait(5)
+    finally:
+        chosen.stop()
+
+
+def test_each_choice_reaches_whom_it_concerns(
+    pack: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distorch import scan
+
+    cleanup, keep, view = (pack.load(f"patches.{n}") for n in ("cleanup", "keep", "memory_view"))
+    logger = logging.getLogger("DisTorch")
+    level, cached = logger.level, scan.scanner().cache_seconds
+    try:
+        module._apply({
+            "cpu_memory_threshold": 70, "cpu_memory_hysteresis": 9, "kept_under_pressure": True,
+            "kept_memory_threshold": 80, "log_level": "ERROR", "debug_mode": True, "scan_interval": 4,
+        })  # fmt: skip
+        assert (cleanup.cpu_threshold, cleanup.cpu_hysteresis, keep.pressure) == (0.7, 0.09, 0.8)
+        assert logger.level == logging.ERROR
+        assert scan.scanner().cache_seconds == view.UPDATE_SECONDS == 4
+        assert cleanup.multigpu_memory_log("a", "recorded in debug mode") is not None
+        defaults = {name: choice.default for name, choice in module.CHOICES.items()}
+        module._apply({**defaults, "kept_under_pressure": False})
+        assert keep.pressure == 1.0
+        assert cleanup.multigpu_memory_log("a", "not recorded") is None
+    finally:
+        logger.setLevel(level)
+        scan.scanner().cache_seconds = cached
+
+
+def test_reserve_and_strictness_change_plans(
+    pack: Any, comfy: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A donor of 1 GB with all but 100 KB reserved."""
+    request = pack.load("patches.request").Request("sim:0", "sim:1,300kb;cpu,*#sim:0", "node")
+    patcher = comfy.model()
+    values = module.settings._values
+    placed = pack.load("patches.patcher").attach(patcher.model, request)
+    pack.load("patches.shards").plan_for_an_empty_machine(placed)
+    assert placed.planned_bytes("sim:1") > 200 * 1024
+    monkeypatch.setitem(values, "reserve_gb", 1 - 100 / 2**20)
+    pack.load("patches.shards").plan_for_an_empty_machine(placed)
+    assert placed.planned_bytes("sim:1") <= 100 * 1024
+    monkeypatch.setitem(values, "strict", True)
+    from distorch.allocation import PlanError
+
+    with pytest.raises(PlanError, match="sim:1"):
+        pack.load("patches.shards").plan_for_an_empty_machine(placed)
+
+
+def shown_in_the_browser() -> list[dict[str, Any]]:
+    node = shutil.which("node")
+    assert node, "node is needed: the table of the browser is JavaScript"
+    script = (
+        "import('./web/lib/settings.js').then(m => console.log(JSON.stringify(m.serverSettings)))"
+    )
+    done = subprocess.run(
+        [node, "--experimental-default-type=module", "-e", script],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout))
+
+
+def test_browser_and_server_know_the_same_settings(module: Any) -> None:
+    rows = {row["id"].removeprefix("DisTorch."): row for row in shown_in_the_browser()}
+    assert set(rows) == set(module.CHOICES) - {"debug_mode"}  # that one stands in distorch.js
+    for name, row in rows.items():
+        choice = module.CHOICES[name]
+        assert row["defaultValue"] == choice.default, name
+        assert tuple(row.get("options", ())) == choice.options
+        if row["type"] == "slider":
+            assert (row["attrs"]["min"], row["attrs"]["max"]) == (choice.low, choice.high)
+        assert row["category"][0] == "DisTorch"
+        assert row["tooltip"]
+    page = (ROOT / "web" / "distorch.js").read_text()
+    assert "id: 'DisTorch.debug_mode'" in page
+    assert "...serverSettings" in page
