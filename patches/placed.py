@@ -66,10 +66,16 @@ class Placed:
 
     # Planning
 
-    def make_plan(self, free: dict[str, tuple[int, int]]) -> None:
-        """Plans for these devices, `{name: (total, free)}` in bytes. Raises PlanError."""
+    def make_plan(
+        self, free: dict[str, tuple[int, int]], *, reserve: int = 0, strict: bool = False
+    ) -> None:
+        """Plans for these devices, `{name: (total, free)}` in bytes. Raises PlanError.
+
+        `reserve` bytes of each accelerator stay free; `strict`: one that is short of memory is an error, not a note.
+        """
         devices = [
-            allocation.Device(name, total, available) for name, (total, available) in free.items()
+            allocation.Device(name, total, available, 0 if name == "cpu" else reserve)
+            for name, (total, available) in free.items()
         ]
         spec = allocation.parse(self.request.text, list(free))
         groups = allocation.group_names([b.name for b in self.blocks])
@@ -77,7 +83,8 @@ class Placed:
             allocation.Block(b.name, b.bytes, group, b.pinned, b.tied, self._is_patched(b))
             for b, group in zip(self.blocks, groups, strict=True)
         ]
-        self.plan = allocation.make_plan(spec, blocks, devices, name_of(self.compute))
+        options = allocation.Options(strict=strict)
+        self.plan = allocation.make_plan(spec, blocks, devices, name_of(self.compute), options)
 
     def _is_patched(self, block: Block) -> bool:
         return any(cell.key in self.patched for cell in block.cells)

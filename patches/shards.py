@@ -19,6 +19,7 @@ import torch
 
 from . import devices
 from .placed import Placed, name_of
+from .settings import reserve_bytes, settings
 
 log = logging.getLogger("DisTorch")
 
@@ -108,7 +109,12 @@ def machine(*, empty: bool, placed: Placed) -> dict[str, tuple[int, int]]:
 
 def plan_for_an_empty_machine(placed: Placed) -> None:
     """The plan as long as nothing is loaded: what could be, before the core is asked for room."""
-    placed.make_plan(machine(empty=True, placed=placed))
+    _plan(placed, empty=True)
+
+
+def _plan(placed: Placed, *, empty: bool) -> None:
+    free = machine(empty=empty, placed=placed)
+    placed.make_plan(free, reserve=reserve_bytes(), strict=settings["strict"])
 
 
 def place(patcher: Any, placed: Placed, budget: float | None) -> None:
@@ -130,7 +136,7 @@ def _make_plan(patcher: Any, placed: Placed) -> None:
         plan_for_an_empty_machine(placed)
     for donor in placed.donors():
         _make_room(patcher, placed, donor)
-    placed.make_plan(machine(empty=False, placed=placed))
+    _plan(placed, empty=False)
 
 
 def _call_back(patcher: Any, placed: Placed) -> None:
