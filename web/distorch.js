@@ -6,6 +6,7 @@ import { api } from '../../scripts/api.js'
 import { Badges, mountBadges } from './lib/badges.js'
 import { debugLog, useDebugSetting } from './lib/debug.js'
 import { Panel } from './lib/panel.js'
+import { serverSettings } from './lib/settings.js'
 import { Store } from './lib/store.js'
 
 const TAB = 'distorch'
@@ -74,7 +75,8 @@ app.registerExtension({
       type: 'boolean',
       defaultValue: true,
       onChange: (value) => showBadges(value)
-    }
+    },
+    ...serverSettings
   ],
   async setup() {
     useDebugSetting(() => setting('DisTorch.debug_mode', false))
