@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// distorch/telemetry for Python: file headers. The lock is released while a
-// file is read.
+// distorch/telemetry for Python: file headers and statistics of logs. The lock
+// is released while a file is read.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstddef>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "bindings/bindings.h"
+#include "distorch/telemetry/log_stats.h"
 #include "distorch/telemetry/safetensors_header.h"
 
 namespace distorch::bindings {
@@ -45,9 +48,94 @@ py::tuple ReadSafetensorsShim(const std::string& path) {
   return py::make_tuple(tensors, metadata, header->header_bytes());
 }
 
+// None, or (message, whether the log is not there)
+py::object ReadLogShim(LogStats& stats, const std::string& path) {
+  absl::Status status;
+  {
+    const py::gil_scoped_release release;
+    status = stats.ReadFile(path);
+  }
+  if (status.ok()) return py::none();
+  return py::make_tuple(std::string(status.message()),
+                        status.code() == absl::StatusCode::kNotFound);
+}
+
+// A log may hold any bytes; what is no UTF-8 is replaced.
+py::object ToText(const std::string& bytes) {
+  return py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+      bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
+}
+
+py::list DevicesShim(const LogStats& stats) {
+  py::list rows;
+  for (const LogDeviceStats& d : stats.Devices()) {
+    rows.append(py::make_tuple(
+        ToText(d.device), d.samples, d.peak, d.sampled_peak, d.minimum,
+        d.average, d.median, d.p95, d.peak_time, d.peak_since_1970, d.interval,
+        d.gaps, d.gap_seconds, d.longest_gap));
+  }
+  return rows;
+}
+
+py::list NamesShim(const std::vector<LogNameStats>& names) {
+  py::list rows;
+  for (const LogNameStats& n : names) {
+    py::dict peaks;
+    for (const auto& [device, megabytes] : n.peaks) {
+      peaks[ToText(device)] = megabytes;
+    }
+    rows.append(py::make_tuple(ToText(n.name), ToText(n.type), n.count,
+                               n.seconds, peaks));
+  }
+  return rows;
+}
+
+py::list BadLinesShim(const LogStats& stats) {
+  py::list rows;
+  for (const BadLogLine& bad : stats.first_bad_lines()) {
+    rows.append(py::make_tuple(ToText(bad.log), bad.line, bad.reason,
+                               ToText(bad.text)));
+  }
+  return rows;
+}
+
+py::dict FailuresShim(const LogStats& stats) {
+  py::dict rows;
+  for (const auto& [reason, count] : stats.failures()) {
+    rows[ToText(reason)] = count;
+  }
+  return rows;
+}
+
+void BindLogStats(py::module_& module) {
+  py::class_<LogStats>(module, "LogStats")
+      .def(py::init<>())
+      .def("start", &LogStats::Start, py::arg("name"))
+      .def(
+          "feed",
+          [](LogStats& stats, const py::bytes& piece) {
+            stats.Feed(std::string_view(piece));
+          },
+          py::arg("piece"))
+      .def("end", &LogStats::End)
+      .def("read_file", &ReadLogShim, py::arg("path"))
+      .def("devices", &DevicesShim)
+      .def("models",
+           [](const LogStats& stats) { return NamesShim(stats.models()); })
+      .def("nodes",
+           [](const LogStats& stats) { return NamesShim(stats.nodes()); })
+      .def("failures", &FailuresShim)
+      .def("first_bad_lines", &BadLinesShim)
+      .def_property_readonly("lines", &LogStats::lines)
+      .def_property_readonly("bad_lines", &LogStats::bad_lines)
+      .def_property_readonly("clock_changes", &LogStats::clock_changes)
+      .def_property_readonly("dropped", &LogStats::dropped);
+}
+
 }  // namespace
 
 void BindTelemetry(py::module_& module) {
+  BindLogStats(module);
   module.def("read_safetensors_header", &ReadSafetensorsShim, py::arg("path"));
 }
 

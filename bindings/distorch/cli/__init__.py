@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "plan": ("distorch.cli.plan", "show what would go where, without loading anything"),
     "devices": ("distorch.cli.devices", "list the devices with their memory"),
+    "stats": ("distorch.cli.stats", "peak, average, median and gaps of memory logs"),
     "doctor": ("distorch.cli.doctor", "say what was found, what was not, and what to do about it"),
 }
 
