@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -82,8 +84,8 @@ def test_equals_a_plain_recomputation(samples, form: str, cut: int) -> None:
         assert device.average == pytest.approx(statistics.fmean(used))
         assert device.median == statistics.median(used)
         assert device.p95 == used[-(-95 * len(used) // 100) - 1]
-        steps = [round(b - a, 3) for a, b in zip(plain["times"], plain["times"][1:], strict=False)]
-        tenths = [int((s + 86400 if s < 0 else s) * 10 + 0.5) / 10 for s in steps]
+        steps = [b - a for a, b in itertools.pairwise(plain["times"])]
+        tenths = [math.floor((s + 86400 if s < 0 else s) * 10 + 0.5) / 10 for s in steps]
         interval = statistics.median_low(tenths) if tenths else 0
         gaps = [s for s in tenths if s > max(2.5 * interval, interval + 1.5)]
         assert device.interval == pytest.approx(interval)
