@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow, state, versions
+from comfy_harness import ComfyServer, Workflow, help_pages, state, versions
 
 pytestmark = [
     pytest.mark.comfy,
@@ -79,6 +79,10 @@ def test_all_eighteen_nodes_are_there(comfy: ComfyServer) -> None:
         "use_other_vram",
         "expert_mode_allocations",
     ]
+
+
+def test_each_node_has_a_help_page_with_its_inputs_and_outputs(comfy: ComfyServer) -> None:
+    assert help_pages.compare(comfy) == 29 + 18
 
 
 @pytest.mark.parametrize("lora", [0.0, 0.8])

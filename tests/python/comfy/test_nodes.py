@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow, state
+from comfy_harness import ComfyServer, Workflow, help_pages, state
 
 pytestmark = pytest.mark.comfy
 
@@ -223,3 +223,13 @@ for _p in (_block.ff.net[2].weight, _block.attn1.to_q.weight):
 result = {k: sorted(v) for k, v in result.items()}
 del _model, _block, _p
 """
+
+
+def test_each_node_has_a_help_page_with_its_inputs_and_outputs(comfy: ComfyServer) -> None:
+    assert help_pages.compare(comfy) == 29
+
+
+def test_the_front_end_finds_each_of_our_modules_once(comfy: ComfyServer) -> None:
+    paths = [p for p in comfy.get("/extensions") if "distorch" in p.lower()]
+    assert "/extensions/DisTorch/distorch.js" in paths
+    assert [p for p in paths if not p.startswith("/extensions/DisTorch/")] == []

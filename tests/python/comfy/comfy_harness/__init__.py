@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from . import models
+from . import help_pages, models
 from .server import ComfyError, ComfyServer, Result, repository_root, versions
 from .state import State, reset_counters, state
 from .workflows import Workflow
@@ -14,6 +14,7 @@ __all__ = [
     "Result",
     "State",
     "Workflow",
+    "help_pages",
     "models",
     "repository_root",
     "reset_counters",

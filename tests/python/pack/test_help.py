@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The help pages are what the tool writes, in plain words that ComfyUI can show."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
+
+
+def check(tool: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_pages_are_up_to_date() -> None:
+    done = check(ROOT / "tools" / "node_help.py")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(PAGES) == 47
+
+
+def test_a_page_that_differs_is_found(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "tools").mkdir()
+    tool = tmp_path / "tools" / "node_help.py"
+    tool.write_text((ROOT / "tools" / "node_help.py").read_text())
+    assert subprocess.run([sys.executable, str(tool)], check=False).returncode == 0
+    page = tmp_path / "web" / "docs" / "DisTorchPlan.md"
+    page.write_text(page.read_text() + "more\n")
+    (page.parent / "Unknown.md").write_text("# Unknown\n")
+    done = check(tool)
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "web/docs/DisTorchPlan.md",
+        "web/docs/Unknown.md",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_is_complete(page: pathlib.Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# {page.stem}\n\n")
+    assert [line for line in text.splitlines() if line.startswith("## ")][:2] == [
+        "## Inputs",
+        "## Outputs",
+    ]
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert rows
+    assert all(len(row.split(" | ")) == 2 and len(row) > 12 for row in rows), rows
