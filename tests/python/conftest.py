@@ -28,7 +28,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
-    for reason in ("COMFYUI_PATH is not set", "no CUDA device"):
+    for reason in (
+        "COMFYUI_PATH is not set",
+        "DISTORCH_PREDECESSOR_PATH is not set",
+        "no CUDA device",
+    ):
         count = sum(reason in str(report.longrepr) for report in skipped)
         if count:
             terminalreporter.write_line(
