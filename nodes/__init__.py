@@ -13,7 +13,7 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     import folder_paths
     import nodes as core
 
-    from ..patches import devices, memory_view, settings, unload, unload_now
+    from ..patches import devices, memory_view, old_names, settings, unload, unload_now
     from . import table
 
     devices.install()
@@ -21,6 +21,7 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     unload_now.install()
     memory_view.install()
     settings.install()
+    old_names.install(__name__.rpartition(".")[0])
     paths = map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes"))
     folders = [p.name for path in paths if path.is_dir() for p in path.iterdir() if p.is_dir()]
     classes = table.node_classes(core.NODE_CLASS_MAPPINGS, folders)

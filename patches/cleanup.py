@@ -2,12 +2,14 @@
 """Freeing on request, the host's memory watched, and memory in one line, by the names users of ComfyUI-MultiGPU know.
 
 `force_full_system_cleanup` does what the Manager's "Free model and node cache" does: it sets both flags of the prompt
-queue; the worker acts on them between prompts.
+queue; the worker acts on them between prompts. `old_names.py` gives these functions under their old modules' names.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sys
 import time
 from typing import Any
 
@@ -76,26 +78,75 @@ def check_cpu_memory_threshold(threshold: float | None = None) -> bool:
     return trigger_executor_cache_reset(f"{used:.0%} of the host's memory are in use")
 
 
-def force_full_system_cleanup(
-    reason: str = "manual", force: bool = True
-) -> dict[str, dict[str, int]]:
-    """Free models and node caches as the Manager does.
+class CleanupReport(dict[str, dict[str, int]]):
+    """Bytes a device: "used" and "total" when it was asked, and what it then gave back as "freed".
 
-    Returns for each device the bytes in use when it was asked; what it gave back is in the report of
-    `GET /distorch/report`, or in a second call: the worker acts between prompts, not within this call.
+    `done` is False while the worker has not acted yet; every "freed" is then 0.
     """
-    before = {
-        i.device: {"used": i.total - i.free, "total": i.total} for i in devices.list_devices()
-    }
+
+    done = False
+
+    def __str__(self) -> str:
+        if not self.done:
+            return "models and caches are freed when the running prompt has ended"
+        freed = {device: row["freed"] for device, row in self.items() if row["freed"]}
+        parts = [f"{device}: {size} bytes given back" for device, size in freed.items()]
+        return ", ".join(parts) or "no device gave anything back"
+
+
+def force_full_system_cleanup(
+    reason: str = "manual", force: bool = True, timeout: float = 30.0
+) -> CleanupReport:
+    """Free models and node caches as the Manager does, and report what each device gave back.
+
+    The worker acts between prompts. This waits for it, `timeout` seconds at most, unless it cannot: from within a
+    prompt, from a server's event loop, or with `force` off it only asks.
+    """
+    report = CleanupReport(_used())
     queue = _queue()
-    if queue is not None:
-        log.info("full cleanup: %s", reason)
+    if queue is None:
+        return report
+    log.info("full cleanup: %s", reason)
+    with queue.mutex:  # so that the worker sees all of it at once
         queue.set_flag("unload_models", True)
         queue.set_flag("free_memory", True)
-        if force:  # the worker may have gone to sleep between its look at the flags and now
-            with queue.mutex:
-                queue.not_empty.notify()
-    return before
+        job = _job_after_it()
+        queue.not_empty.notify()
+    if job is None or not force or _running(queue) or _in_event_loop():
+        return report
+    deadline = time.monotonic() + timeout
+    while job.state not in ("done", "failed"):
+        if time.monotonic() > deadline:
+            return report
+        time.sleep(0.02)
+        with queue.mutex:  # a flag that was set while the worker went to sleep woke nobody
+            queue.not_empty.notify()
+    after = _used()
+    for device, row in report.items():
+        row["freed"] = max(0, row["used"] - after.get(device, row)["used"])
+    report.done = True
+    log.info("full cleanup: %s", report)
+    return report
+
+
+def _used() -> dict[str, dict[str, int]]:
+    infos = devices.list_devices()
+    return {i.device: {"used": i.total - i.free, "total": i.total, "freed": 0} for i in infos}
+
+
+def _job_after_it() -> Any | None:
+    """A job that the worker finishes when it has acted on its flags; None without the memory view."""
+    view = getattr(sys.modules.get(f"{__package__}.memory_view"), "_installed", None)
+    return None if view is None else view.jobs.post("cleanup", lambda: None)
+
+
+def _in_event_loop() -> bool:
+    """Nodes and routes run in one: waiting there would keep everything waiting."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def comfyui_memory_load(tag: str) -> str:
@@ -128,4 +179,5 @@ def _mgpu_mm_log(message: str, *args: Any) -> None:
     log.info("[memory] " + message, *args)
 
 
-log.mgpu_mm_log = _mgpu_mm_log  # type: ignore[attr-defined]
+for _logger in (log, logging.getLogger("MultiGPU")):
+    _logger.mgpu_mm_log = _mgpu_mm_log  # type: ignore[attr-defined]

@@ -233,3 +233,35 @@ def test_the_front_end_finds_each_of_our_modules_once(comfy: ComfyServer) -> Non
     paths = [p for p in comfy.get("/extensions") if "distorch" in p.lower()]
     assert "/extensions/DisTorch/distorch.js" in paths
     assert [p for p in paths if not p.startswith("/extensions/DisTorch/")] == []
+
+
+CLEANUP = """
+import importlib, sys
+_pack = next(name for name in sys.modules if name.endswith("DisTorch"))
+_management = importlib.import_module(_pack + ".model_management_mgpu")
+_report = _management.force_full_system_cleanup("test")
+result = [_report.done, {device: row["freed"] for device, row in _report.items()}, str(_report)]
+"""
+
+
+def test_a_cleanup_by_its_old_name_reports_what_each_device_gave_back(comfy: ComfyServer) -> None:
+    w = Workflow()
+    settings = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,6mb;sim:0,*"}
+    model = w.add(
+        "UNETLoaderDisTorch2MultiGPU",
+        unet_name="wan.safetensors",
+        weight_dtype="default",
+        keep_loaded=False,
+        **settings,
+    )
+    w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+    comfy.run(w)
+    before = state(comfy)
+    assert before.allocated["sim:1"] > 2**20
+    done, freed, text = comfy.evaluate(CLEANUP)
+    assert done
+    assert freed["sim:0"] >= before.allocated["sim:0"] - 64 * 1024
+    assert freed["sim:1"] == before.allocated["sim:1"]
+    assert freed["sim:2"] == 0
+    assert f"sim:1: {freed['sim:1']} bytes given back" in text
+    assert state(comfy).loaded == []

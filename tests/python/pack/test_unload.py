@@ -253,6 +253,8 @@ def test_forced_cleanup_sets_both_flags_as_the_manager_does(machine: Machine) ->
     assert machine.comfy.queue.flags == {"unload_models": True, "free_memory": True}
     assert set(report) >= {"cpu", "sim:0"}
     assert report["sim:0"]["total"] == comfy_standin.GIB
+    assert report.done is False
+    assert str(report) == "models and caches are freed when the running prompt has ended"
     machine.comfy.queue.flags.clear()
     machine.load("a")
     machine.mm.soft_empty_cache(force=True)

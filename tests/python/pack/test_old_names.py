@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The predecessor's module names, and a cleanup that waits for the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import conftest
+import pytest
+import torch
+
+MB = 2**20
+
+
+@pytest.fixture
+def old(pack: Any) -> Iterator[Callable[[str], Any]]:
+    names = pack.load("patches.old_names")
+    names.install(conftest.NAME)
+    yield lambda name: importlib.import_module(f"{conftest.NAME}.{name}")
+    names.uninstall(conftest.NAME)
+
+
+def test_the_functions_have_their_names_and_work(old: Any, pack: Any) -> None:
+    management, utils = old("model_management_mgpu"), old("device_utils")
+    assert pack.module.device_utils is utils
+    assert utils.get_device_list() == ["cpu", "sim:0", "sim:1", "sim:2"]
+    assert utils.get_device_list() is not utils.get_device_list()
+    assert utils.is_accelerator_available()
+    assert utils.is_device_compatible("sim:2")
+    assert not utils.is_device_compatible("sim:3")
+    assert utils.get_device_type("sim:1") == "sim"
+    assert utils.parse_device_string("sim:1") == ("sim", 1)
+    assert utils.parse_device_string("cpu") == ("cpu", None)
+    assert utils.comfyui_memory_load("now").startswith("tag=now|cpu=")
+    assert management.multigpu_memory_log("a", "b") is None  # recording is off
+    management.logger.mgpu_mm_log("a line with % in it")
+    logging.getLogger("MultiGPU").mgpu_mm_log("another")
+
+
+def test_caches_are_cleared_by_the_old_names(old: Any, comfy: Any) -> None:
+    utils = old("device_utils")
+    tensor = torch.empty(MB, device="sim:1")
+    del tensor
+    calls = torch.sim.empty_cache_calls
+    assert "sim:1" in utils.soft_empty_cache_multigpu().before
+    assert torch.sim.empty_cache_calls > calls
+    utils.soft_empty_cache_distorch2_patched(True)
+    assert comfy.calls == ["soft_empty_cache"]
+    old("model_management_mgpu")._mgpu_patched_unload_all_models()
+    assert comfy.calls[-1] == "unload_all_models"
+
+
+def test_percentages_stay_percentages(
+    old: Any, pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = types.SimpleNamespace(available_bytes=lambda: 40, total_bytes=lambda: 100)
+    monkeypatch.setattr(pack.load("patches.cleanup"), "hostmemory", full)
+    management = old("model_management_mgpu")
+    assert not management.check_cpu_memory_threshold(threshold_percent=70.0)
+    assert management.check_cpu_memory_threshold(threshold_percent=50.0)
+    assert comfy.queue.flags == {"free_memory": True}
+    assert management.trigger_executor_cache_reset("test", force=True)
+    assert comfy.queue.flags == {"free_memory": True, "unload_models": True}
+
+
+class Worker(threading.Thread):
+    """Does with the queue's flags what ComfyUI's worker does; each takes what `held` holds from a device."""
+
+    def __init__(self, queue: Any, jobs: Any, held: list[Any]) -> None:
+        super().__init__(daemon=True)
+        self.queue, self.jobs, self.held, self.ended = queue, jobs, held, False
+        self.seen: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        while not self.ended:
+            with self.queue.mutex:
+                self.queue.not_empty.wait(0.05)
+            self.jobs._run_waiting()
+            with self.queue.mutex:
+                flags, self.queue.flags = self.queue.flags, {}
+            if flags.get("unload_models"):
+                self.held.clear()
+            if flags:
+                self.seen.append(flags)
+            self.jobs._finish()
+
+
+@pytest.fixture
+def worker(pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    between = pack.load("patches.between_prompts")
+    jobs = between.BetweenPrompts(comfy.queue, dict, lambda: None)
+    view = types.SimpleNamespace(jobs=jobs)
+    monkeypatch.setattr(pack.load("patches.memory_view"), "_installed", view)
+    worker = Worker(comfy.queue, jobs, [torch.empty(8 * MB, dtype=torch.uint8, device="sim:1")])
+    worker.start()
+    yield worker
+    worker.ended = True
+    worker.join()
+
+
+def test_a_cleanup_reports_what_each_device_gave_back(pack: Any, worker: Worker) -> None:
+    report = pack.load("patches.cleanup").force_full_system_cleanup("test")
+    assert report.done
+    assert report["sim:1"]["freed"] == 8 * MB
+    assert report["sim:0"]["freed"] == 0
+    assert f"sim:1: {8 * MB} bytes given back" in str(report)
+    (flags,) = worker.seen
+    assert flags["unload_models"] is flags["free_memory"] is True
+
+
+@pytest.mark.parametrize("where", ["in a prompt", "in a loop", "without force"])
+def test_a_cleanup_never_waits_for_itself(
+    pack: Any, comfy: Any, worker: Worker, where: str
+) -> None:
+    cleanup = pack.load("patches.cleanup").force_full_system_cleanup
+
+    async def in_a_loop() -> Any:
+        return cleanup("test")
+
+    comfy.queue.currently_running = {1: "prompt"} if where == "in a prompt" else {}
+    report = asyncio.run(in_a_loop()) if where == "in a loop" else cleanup("t", where[0] != "w")
+    assert not report.done
+    assert report["sim:1"]["used"] >= 8 * MB
+    assert report["sim:1"]["freed"] == 0
+
+
+def test_a_worker_that_never_comes_is_not_waited_for_long(
+    pack: Any, comfy: Any, worker: Worker
+) -> None:
+    worker.ended = True
+    worker.join()
+    assert not pack.load("patches.cleanup").force_full_system_cleanup("test", timeout=0.1).done
