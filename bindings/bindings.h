@@ -9,6 +9,7 @@
 namespace distorch::bindings {
 
 void BindAllocation(pybind11::module_& module);
+void BindCost(pybind11::module_& module);
 void BindDevice(pybind11::module_& module);
 void BindExecution(pybind11::module_& module);
 void BindScan(pybind11::module_& module);

@@ -10,6 +10,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("__version__") = DISTORCH_VERSION;
   module.attr("built_with_torch") = DISTORCH_BUILT_WITH_TORCH;
   distorch::bindings::BindAllocation(module);
+  distorch::bindings::BindCost(module);
   distorch::bindings::BindDevice(module);
   distorch::bindings::BindExecution(module);
   distorch::bindings::BindScan(module);

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a placed model group by group: weights come in one copy ahead of their use, or activations go to the donor.
+
+    placed = distorch.place_string(model, "cuda:0,8gb;cuda:1,8gb,mode=migrate;cpu,*", compute="cuda:0")
+    executor = StreamedExecutor(placed)
+    model(inputs)                            # the first step learns the order; later ones copy ahead and migrate
+    executor.detach()                        # or placed.unload()
+
+Each group's tensors that are stored elsewhere lie in one slab on their device, pinned where they are on the host and
+the compute device can make use of it. Two staging slots on the compute device take turns. Blocks outside of layer
+groups, and tensors that are not plain, go on being lent module by module; `notes` says which.
+
+For inference, one thread at a time.
+"""
+
+from __future__ import annotations
+
+from distorch.engine.choice import Decision
+from distorch.engine.executor import StreamedExecutor
+from distorch.engine.groups import GroupEngine, GroupSpec
+from distorch.engine.pinning import HostPinner, Registrar
+from distorch.engine.slabs import ALIGNMENT
+
+__all__ = [
+    "ALIGNMENT",
+    "Decision",
+    "GroupEngine",
+    "GroupSpec",
+    "HostPinner",
+    "Registrar",
+    "StreamedExecutor",
+]

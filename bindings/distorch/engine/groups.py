@@ -1,0 +1,547 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the layer groups of a model whose weights lie elsewhere: streamed ahead of use, or computed on their donor.
+
+The engine knows modules and tensors, not who placed them: `distorch.StreamedExecutor` gives it those of a placed model,
+the ComfyUI pack those of its own. It works by hooks on the groups' modules.
+
+Every group is streamed at first, and the engine learns: in which order they come, and which are called as modules at
+all. A group whose parent calls its children instead is split into them. From the second step on, groups come ahead of
+their use, and those of a donor in the mode "migrate" run there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from distorch.engine.choice import Decision, decide
+from distorch.engine.migration import MigratedGroup, Migrator
+from distorch.engine.nested import map_tensors
+from distorch.engine.pinning import HostPinner, registrar_for
+from distorch.engine.profile import Profile
+from distorch.engine.slabs import pack
+from distorch.engine.streaming import Streamer, StreamGroup
+from distorch.engine.travelling import resolve
+from distorch.inventory import TensorRef
+from distorch.placed import canonical, refresh_flat_weights
+
+log = logging.getLogger("distorch")
+
+# Takes over tensors: each reference is to hold this tensor from now on.
+Store = Callable[[list[tuple[TensorRef, torch.Tensor]]], None]
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """A layer group with tensors elsewhere.
+
+    `away` are its tensors that are stored elsewhere than on the compute device, all plain ones; `here` its others.
+    `donor` is the one device that stores all that could leave the compute device; "" when there is not one, and the
+    group can only be streamed.
+    """
+
+    name: str
+    module: nn.Module
+    away: tuple[TensorRef, ...]
+    here: tuple[TensorRef, ...] = ()
+    donor: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors that are elsewhere."""
+        return sum(ref.get().nbytes for ref in self.away)
+
+
+@dataclass
+class _Active:
+    """A group while the engine is attached."""
+
+    spec: GroupSpec
+    touched: bool = False  # a module inside was called
+    touches: list[Any] = field(
+        default_factory=list
+    )  # the hooks that tell, until the group itself is called
+    in_step: bool = False
+    depth: int = 0
+    # Streamed: its index in the streamer, the tables, what is stored, what a slot holds.
+    index: int = -1
+    cells: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    stored: list[torch.Tensor] = field(default_factory=list)
+    views: list[list[torch.Tensor]] = field(default_factory=list)
+    recurrent: list[nn.Module] = field(default_factory=list)
+    # Migrated:
+    migrator: Migrator | None = None
+    group: MigratedGroup | None = None
+
+    def forget_touches(self) -> None:
+        """It is known how the group is called."""
+        for handle in self.touches:
+            handle.remove()
+        self.touches.clear()
+
+
+def compiling() -> bool:
+    """Whether torch.compile is tracing: its graph has to take the weights as they are stored."""
+    return bool(torch.compiler.is_compiling())
+
+
+class GroupEngine:
+    """See the module. One thread at a time.
+
+    Attributes:
+        notes: what is not run group by group, and why.
+        steps: forward passes begun.
+        profile: measured times and bytes.
+        decision: which donors stream and which migrate, and the predicted step times; None until it is made.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[GroupSpec],
+        compute: torch.device,
+        store: Store,
+        *,
+        modes: Mapping[str, str] | None = None,
+        links: Mapping[str, float] | None = None,
+        slots: int = 2,
+        pinner: HostPinner | None = None,
+        resident: Mapping[str, nn.Module] | None = None,
+        changed: Callable[[], None] | None = None,
+    ) -> None:
+        """Pack the groups and attach.
+
+        Args:
+            specs: groups with tensors elsewhere, in the order of the model.
+            compute: the compute device.
+            store: see Store.
+            modes: "stream", "migrate" or "auto" (the default) for each donor.
+            links: GB/s from each donor to the compute device, for "auto"; one that is missing is streamed.
+            slots: staging slots on the compute device.
+            pinner: pins slabs on the host; the engine's own by default, closed with it.
+            resident: groups that lie on the compute device: they take the outputs of migrated ones.
+            changed: called between two steps when `called` or the way of a group has changed.
+
+        Raises:
+            ValueError: fewer than one slot.
+            torch.OutOfMemoryError: no room for one group more on a donor, or for the slots. The model runs as before.
+        """
+        if slots < 1:
+            raise ValueError(f"slots must be at least 1, not {slots}")
+        self.compute = compute
+        self.slots = slots
+        self.modes = dict(modes or {})
+        self.links = dict(links or {})
+        self.notes: list[str] = []
+        self.steps = 0
+        self.profile = Profile(compute)
+        self.decision: Decision | None = None
+        self._store = store
+        self._own_pinner = pinner is None
+        self._pinner = pinner or HostPinner(registrar_for(compute))
+        self._changed = changed
+        self._resident = dict(resident or {})
+        self._specs = list(specs)
+        self._called: set[str] = set()
+        self._groups: list[_Active] = []
+        self._streamer: Streamer | None = None
+        self._migrators: dict[str, Migrator] = {}
+        self._handles: list[Any] = []
+        self._copied_before = 0
+        self._attach()
+
+    # What it does
+
+    @property
+    def streamed(self) -> list[str]:
+        """Names of the streamed groups."""
+        return [group.spec.name for group in self._groups if group.index >= 0]
+
+    @property
+    def migrated(self) -> dict[str, list[str]]:
+        """Names of the groups that run on a donor, by donor."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for group in self._groups:
+            if group.migrator is not None:
+                found[group.spec.donor].append(group.spec.name)
+        return dict(found)
+
+    @property
+    def called(self) -> dict[str, nn.Module]:
+        """The groups that were called as modules so far: nobody else has to bring their weights."""
+        return {s.name: s.module for s in self._specs if s.name in self._called}
+
+    @property
+    def covered(self) -> set[tuple[int, str]]:
+        """The tensors (id of the module's table, name) whose weights those groups bring."""
+        return {
+            (id(ref.table), ref.name)
+            for spec in self._specs
+            if spec.name in self._called
+            for ref in spec.away
+        }
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one staging slot: the largest group that is streamed."""
+        return self._streamer.slot_bytes if self._streamer else 0
+
+    @property
+    def bytes_per_step(self) -> int:
+        """Bytes of all streamed groups: what one step copies when they do not all fit into the slots."""
+        return sum(group.bytes for group in self._streamer.groups) if self._streamer else 0
+
+    @property
+    def bytes_copied(self) -> int:
+        """Bytes of weights copied to the compute device since the engine was made."""
+        return self._copied_before + (self._streamer.bytes_copied if self._streamer else 0)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Copies started, of them ahead of use and on demand, and those overwritten unread; since the last change."""
+        if self._streamer is None:
+            return {"copies": 0, "ahead": 0, "on_demand": 0, "wasted": 0}
+        return self._streamer.counters
+
+    @property
+    def crossings(self) -> dict[str, tuple[int, int]]:
+        """Bytes of activations sent to each computing donor and fetched from it, since the last change."""
+        return {d: (m.bytes_sent, m.bytes_returned) for d, m in self._migrators.items()}
+
+    # Setting up
+
+    def _migrates(self, spec: GroupSpec) -> bool:
+        """Whether the group runs on its donor now: it has to be known to be called as a module."""
+        return (
+            bool(spec.donor)
+            and self.modes.get(spec.donor) == "migrate"
+            and spec.name in self._called
+        )
+
+    def _attach(self) -> None:
+        self._groups = [_Active(spec) for spec in self._specs]
+        try:
+            streams = [g for g in self._groups if not self._migrates(g.spec)]
+            if streams:
+                self._make_streamer(streams)
+            for group in self._groups:
+                if group.index < 0:
+                    self._make_migrated(group)
+        except BaseException:
+            self._drop()
+            raise
+        self._hook()
+
+    def _make_streamer(self, groups: list[_Active]) -> None:
+        packed = []
+        for index, group in enumerate(groups):
+            packed.append(self._pack(group))
+            group.index = index
+        streamer = Streamer(packed, self.compute, self.slots, self._pinner)
+        hosted = [slab for p in packed for slab in p.slabs if slab.device.type == "cpu"]
+        self._pinner.keep_only(hosted)
+        trouble = self._pinner.trouble
+        if trouble and not any(trouble in note for note in self.notes):
+            self.notes.append(f"not all of the host's part is pinned: {trouble}")
+        for group, stream in zip(groups, packed, strict=True):
+            group.stored, group.views = stream.stored, stream.views
+        self._streamer = streamer
+
+    def _pack(self, group: _Active) -> StreamGroup:
+        by_device: dict[torch.device, list[TensorRef]] = defaultdict(list)
+        for ref in group.spec.away:
+            by_device[ref.get().device].append(ref)
+        slabs, stored = [], []
+        for refs in by_device.values():
+            before = [ref.get() for ref in refs]
+            with torch.inference_mode(False), torch.no_grad():
+                slab, views = pack(before)
+            if any(a is not b for a, b in zip(before, views, strict=True)):
+                self._store(list(zip(refs, views, strict=True)))
+            slabs.append(slab)
+            stored += [ref.get() for ref in refs]
+            group.cells += [(ref.table, ref.name) for ref in refs]
+        modules = {ref.module for ref in group.spec.away}
+        group.recurrent = [module for module in modules if isinstance(module, nn.RNNBase)]
+        return StreamGroup(group.spec.name, slabs, stored)
+
+    def _make_migrated(self, group: _Active) -> None:
+        spec = group.spec
+        if spec.donor not in self._migrators:
+            self._migrators[spec.donor] = Migrator(torch.device(spec.donor), self.compute)
+        group.migrator = self._migrators[spec.donor]
+        others = [ref for ref in spec.here if canonical(ref.get().device) != spec.donor]
+        group.group = MigratedGroup(spec.name, spec.module, others)
+        group.migrator.prepare(group.group)
+
+    def _hook(self) -> None:
+        def on(module: nn.Module, enter: Any, leave: Any) -> None:
+            self._handles += [
+                module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+                module.register_forward_hook(leave, always_call=True),
+            ]
+
+        for group in self._groups:
+            if group.spec.name not in self._called:
+                for module in {r.module for r in group.spec.away} - {group.spec.module}:
+                    group.touches.append(
+                        module.register_forward_pre_hook(_touches(group), prepend=True)
+                    )
+            if group.index >= 0:
+                on(group.spec.module, *self._streamed_hooks(group))
+            else:
+                on(group.spec.module, *self._migrated_hooks(group))
+        for name, module in self._resident.items():
+            on(module, *self._resident_hooks(name))
+
+    # Steps
+
+    def begin_step(self) -> None:
+        """A forward pass begins. Called by the owner where it knows; noticed by itself when a group comes again."""
+        if any(group.depth for group in self._groups):  # the last run was interrupted
+            self.recover()
+        if self.steps > 0:
+            self._end_step()
+        self.steps += 1
+        for group in self._groups:
+            group.in_step = False
+        if self._streamer is not None:
+            self._streamer.begin_step()
+        for migrator in self._migrators.values():
+            migrator.begin_step()
+        self.profile.begin_step()
+        if self.profile.complete and self.decision is None:
+            self._decide()
+
+    def finish_step(self, *, failed: bool = False) -> None:
+        """The forward pass is over: donors let go of its inputs. Called by the owner where it knows."""
+        for migrator in self._migrators.values():
+            migrator.forget() if failed else migrator.begin_step()
+
+    def _end_step(self) -> None:
+        seen = {group.spec.name for group in self._groups if group.in_step}
+        fresh = seen - self._called
+        self._called |= fresh
+        for group in self._groups:
+            if group.touches and group.spec.name in self._called:
+                group.forget_touches()
+        hollow = [g for g in self._groups if g.touched and g.spec.name not in self._called]
+        if hollow:
+            self._split({group.spec.name for group in hollow})
+        elif any(self._migrates(group.spec) and group.index >= 0 for group in self._groups):
+            self.rebuild(self._specs)
+        if (fresh or hollow) and self._changed is not None:
+            self._changed()
+
+    def _split(self, names: set[str]) -> None:
+        specs: list[GroupSpec] = []
+        for spec in self._specs:
+            parts = _children(spec) if spec.name in names else [spec]
+            specs += parts
+            if not parts:
+                self.notes.append(f"{spec.name}: its weights come module by module")
+        self.rebuild(specs)
+
+    def _decide(self) -> None:
+        self.decision = decide(
+            self._specs, self.profile, self.modes, self.links, self.slots, canonical(self.compute)
+        )
+        for line in self.decision.lines:
+            log.info("%s", line)
+        if self.decision.modes != {d: self.modes.get(d, "auto") for d in self.decision.modes}:
+            self.set_modes(self.decision.modes)
+
+    def set_modes(self, modes: Mapping[str, str]) -> None:
+        """Change how donors are used; between two steps. Raises torch.OutOfMemoryError as the constructor does."""
+        self.modes.update(modes)
+        self.rebuild(self._specs)
+        if self._changed is not None:
+            self._changed()
+
+    def rebuild(self, specs: Iterable[GroupSpec]) -> None:
+        """Run these groups from now on, between two steps. What is packed stays where it is."""
+        specs = list(specs)
+        self._drop()
+        self._specs = specs
+        try:
+            self._attach()
+        except BaseException:
+            self._specs = []
+            raise
+        if self._streamer is not None:
+            self._streamer.begin_step()
+
+    def recover(self) -> None:
+        """Put the stored tensors back where a run was cut off by what torch's hooks do not see (KeyboardInterrupt).
+
+        Done by itself before the next run; to be called only while the model does not run.
+        """
+        for group in self._groups:
+            if group.depth:
+                group.depth = 0
+                self._put_back(group)
+        if self._streamer is not None:
+            self._streamer.reset()
+        self.finish_step(failed=True)
+        self.profile.forget()
+
+    def _put_back(self, group: _Active) -> None:
+        if group.migrator is not None and group.group is not None:
+            group.migrator.put_back(group.group)
+            return
+        for (table, name), stored in zip(group.cells, group.stored, strict=True):
+            table[name] = stored
+        for module in group.recurrent:
+            refresh_flat_weights(module)
+
+    # Hooks. `enter` returns None or (args, kwargs), `leave` None or the output.
+
+    def _starts_step(self, group: _Active) -> bool:
+        """Note that the group comes; whether the engine was rebuilt on that occasion."""
+        if group.in_step or self.steps == 0:
+            self.begin_step()
+            if not any(group is other for other in self._groups):
+                return True
+        group.in_step = True
+        return False
+
+    def _again(self, group: _Active, args: Any, kwargs: Any) -> Any:
+        """Enter the group's successor after a rebuild: its `leave` is on the module already."""
+        for other in self._groups:
+            if other.spec.module is group.spec.module:
+                hooks = self._streamed_hooks if other.index >= 0 else self._migrated_hooks
+                return hooks(other)[0](other.spec.module, args, kwargs)
+        return None
+
+    def _streamed_hooks(self, group: _Active) -> tuple[Any, Any]:
+        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if compiling():
+                return None
+            if group.depth:
+                group.depth += 1  # it calls itself: the weights are here
+                return None
+            if self._starts_step(group):
+                return self._again(group, args, kwargs)
+            streamer = self._streamer
+            assert streamer is not None
+            try:
+                slot = streamer.acquire(group.index)
+            except BaseException:
+                streamer.reset()
+                raise
+            group.depth = 1
+            for (table, name), lent in zip(group.cells, group.views[slot], strict=True):
+                table[name] = lent
+            for recurrent in group.recurrent:
+                refresh_flat_weights(recurrent)
+            if self.profile.active:
+                self.profile.enter(group.spec.name, args, kwargs)
+            return _resolved(args, kwargs) if self._migrators else None
+
+        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+            if group.depth != 1:
+                group.depth = max(0, group.depth - 1)
+                return
+            group.depth = 0
+            if self.profile.active:
+                self.profile.leave(group.spec.name, output)
+            self._put_back(group)
+            if self._streamer is not None:
+                self._streamer.release(group.index)
+
+        return enter, leave
+
+    def _migrated_hooks(self, group: _Active) -> tuple[Any, Any]:
+        migrator, migrated = group.migrator, group.group
+        assert migrator is not None
+        assert migrated is not None
+
+        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if compiling():
+                return None
+            if group.depth:
+                group.depth += 1
+                return None
+            if self._starts_step(group):
+                return self._again(group, args, kwargs)
+            moved = migrator.enter(migrated, args, kwargs)
+            group.depth = 1
+            return moved
+
+        def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if group.depth != 1:
+                group.depth = max(0, group.depth - 1)
+                return None
+            group.depth = 0
+            return migrator.leave(migrated, output)
+
+        return enter, leave
+
+    def _resident_hooks(self, name: str) -> tuple[Any, Any]:
+        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if compiling():
+                return None
+            if self.profile.active:
+                self.profile.enter(name, args, kwargs)
+            return _resolved(args, kwargs) if self._migrators else None
+
+        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+            if self.profile.active and not compiling():
+                self.profile.leave(name, output)
+
+        return enter, leave
+
+    # Tearing down
+
+    def _drop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for group in self._groups:
+            group.forget_touches()
+        if self._streamer is not None:
+            self._copied_before += self._streamer.bytes_copied
+            self._streamer.close()
+            self._streamer = None
+        self._migrators.clear()
+        self._groups = []
+
+    def close(self) -> None:
+        """Take the hooks off and give the slots back; the tensors stay packed. Does nothing the second time."""
+        if any(group.depth for group in self._groups):
+            self.recover()
+        self._drop()
+        self._specs = []
+        if self._own_pinner:
+            self._pinner.close()
+
+
+def _resolved(args: Any, kwargs: Any) -> Any:
+    return map_tensors(args, resolve), map_tensors(kwargs, resolve)
+
+
+def _touches(group: _Active) -> Any:
+    def touch(_module: nn.Module, _args: Any) -> None:
+        if group.depth == 0:
+            group.touched = True
+
+    return touch
+
+
+def _children(spec: GroupSpec) -> list[GroupSpec]:
+    """Split a group into those of its children that have tensors elsewhere; [] when it has no such child."""
+    parts = []
+    for name, child in spec.module.named_children():
+        below = {id(module) for module in child.modules()}
+        away = tuple(ref for ref in spec.away if id(ref.module) in below)
+        if away:
+            here = tuple(ref for ref in spec.here if id(ref.module) in below)
+            parts.append(
+                replace(spec, name=f"{spec.name}.{name}", module=child, away=away, here=here)
+            )
+    return parts

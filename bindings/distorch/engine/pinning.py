@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pins slabs on the host for fast copies: in segments, below a cap, with a fallback.
+
+Memory that exists is registered with the driver (`cudaHostRegister`), which takes exactly its bytes; memory that torch
+allocates pinned is rounded up to a power of two. What cannot be registered stays pageable: its copies go through a
+small pinned buffer (`distorch.engine.bounce`).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+
+from distorch.engine.slabs import PAGE, aligned
+from distorch.hostmemory import total_bytes
+
+log = logging.getLogger("distorch")
+
+# A failure costs one segment, and registering small ones one by one costs time.
+SEGMENT = 256 * 2**20
+
+# What may be pinned at most: pinned memory cannot be paged out, and Windows refuses more than about half.
+_SHARE = 0.4 if sys.platform == "win32" else 0.75
+
+
+class Registrar(Protocol):
+    """What registers host memory with a driver; both return "" or why not."""
+
+    def register(self, address: int, size: int) -> str:
+        """Pin `size` bytes from `address` on, both multiples of a page."""
+
+    def unregister(self, address: int) -> str:
+        """Undo it."""
+
+
+class CudaRegistrar:
+    """By CUDA's runtime, portable: for every device of the process."""
+
+    _PORTABLE = 1  # cudaHostRegisterPortable
+
+    def __init__(self) -> None:
+        self._runtime: Any = torch.cuda.cudart()
+
+    def register(self, address: int, size: int) -> str:
+        """See Registrar."""
+        return self._told(self._runtime.cudaHostRegister(address, size, self._PORTABLE))
+
+    def unregister(self, address: int) -> str:
+        """See Registrar."""
+        return self._told(self._runtime.cudaHostUnregister(address))
+
+    def _told(self, code: Any) -> str:
+        return "" if int(code) == 0 else str(self._runtime.cudaGetErrorString(code))
+
+
+def registrar_for(device: torch.device) -> Registrar | None:
+    """Return what registers host memory for a compute device; None where there is no such thing."""
+    return CudaRegistrar() if device.type == "cuda" and torch.version.cuda else None
+
+
+def default_cap() -> int:
+    """Return the bytes that may be pinned unless the caller says otherwise."""
+    return int(total_bytes() * _SHARE)
+
+
+class HostPinner:
+    """Pinned slabs of one model. Holds them, so that none is freed while it is registered. One thread at a time.
+
+    Attributes:
+        pinned: bytes that are registered now; never above `cap`.
+        cap: bytes.
+        trouble: why something stayed pageable; "" when nothing did.
+    """
+
+    def __init__(
+        self, registrar: Registrar | None, cap: int | None = None, segment: int = SEGMENT
+    ) -> None:
+        self._registrar = registrar
+        self.cap = default_cap() if cap is None else cap
+        self.segment = aligned(segment, PAGE)
+        self.pinned = 0
+        self.trouble = ""
+        self._slabs: dict[int, torch.Tensor] = {}
+        self._segments: dict[int, dict[int, int]] = {}  # by slab: address -> bytes
+
+    def pin(self, slab: torch.Tensor) -> list[tuple[int, int]]:
+        """Register a slab as far as it goes; returns its pinned parts as (begin, end) in bytes, rising."""
+        key, size = slab.data_ptr(), slab.nbytes
+        if self._registrar is None or key % PAGE:
+            return []
+        if key not in self._slabs:
+            self._slabs[key] = slab
+            self._segments[key] = self._register(key, aligned(size, PAGE))
+        return [(a - key, min(a - key + n, size)) for a, n in sorted(self._segments[key].items())]
+
+    def _register(self, start: int, size: int) -> dict[int, int]:
+        assert self._registrar is not None
+        done: dict[int, int] = {}
+        for offset in range(0, size, self.segment):
+            part = min(self.segment, size - offset)
+            if self.pinned + part > self.cap:
+                self._warn(f"the cap of {self.cap} bytes for pinned memory is reached")
+                break
+            problem = self._registrar.register(start + offset, part)
+            if problem:
+                self._warn(f"{part} bytes could not be pinned, {self.pinned} are: {problem}")
+                break
+            done[start + offset] = part
+            self.pinned += part
+        return done
+
+    def _warn(self, why: str) -> None:
+        if not self.trouble:
+            log.warning("%s. The rest is copied through a pinned buffer, which is slower.", why)
+        self.trouble = why
+
+    def keep_only(self, slabs: Iterable[torch.Tensor]) -> None:
+        """Unregister all other slabs and let them go."""
+        kept = {slab.data_ptr() for slab in slabs}
+        for key in [k for k in self._slabs if k not in kept]:
+            for address, size in self._segments.pop(key).items():
+                assert self._registrar is not None
+                problem = self._registrar.unregister(address)
+                if problem:
+                    log.error("pinned memory could not be given back: %s", problem)
+                self.pinned -= size
+            del self._slabs[key]
+
+    def close(self) -> None:
+        """Unregister everything."""
+        self.keep_only(())

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings the weights of layer groups to the compute device, ahead of their use, in one copy a slab.
+
+Two staging slots on the compute device take turns. A copy runs on a stream of its own, after the compute that used the
+slot before and before the compute that needs it (`distorch/execution/stream_scheduler.h`). Nothing is copied back.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from distorch._load import core
+from distorch.devices import device_module
+from distorch.engine.bounce import BounceCopier
+from distorch.engine.pinning import HostPinner
+from distorch.engine.slabs import dressed, layout, view
+
+
+@dataclass
+class StreamGroup:
+    """What is streamed of one layer group: packed slabs, and its tensors in the order in which they lie in them."""
+
+    name: str
+    slabs: list[torch.Tensor]
+    stored: list[torch.Tensor]  # by slab, in its order
+    views: list[list[torch.Tensor]] = field(default_factory=list)  # by slot
+
+    @property
+    def bytes(self) -> int:
+        """What one copy of the group moves."""
+        return sum(slab.nbytes for slab in self.slabs)
+
+
+class DeviceStreams:
+    """Streams and events of the compute device; where it has none, copies finish before they return."""
+
+    def __init__(self, device: torch.device, slots: int) -> None:
+        module = device_module(device.type)
+        has = hasattr(module, "Stream") and hasattr(module, "Event")
+        self.module: Any = module if has and device.type != "cpu" else None
+        self.device = device
+        self.copy: Any = None
+        self.ready: list[Any] = []
+        self.used: list[Any] = []
+        if self.module is not None:
+            self.copy = self.module.Stream(device=device)
+            self.ready = [self.module.Event() for _ in range(slots)]
+            self.used = [self.module.Event() for _ in range(slots)]
+
+    def compute(self) -> Any:
+        """Return the stream on which the model's kernels are queued."""
+        return self.module.current_stream(self.device)
+
+
+class Streamer:
+    """Slots, streams and the scheduler of one model's streamed groups. One thread at a time.
+
+    Attributes:
+        groups: what is streamed, in the order of the model.
+        slot_bytes: bytes of one slot: the largest group.
+        bytes_copied: bytes copied to the compute device since it was made.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[StreamGroup],
+        compute: torch.device,
+        slots: int,
+        pinner: HostPinner,
+    ) -> None:
+        """Make the slots. Raises torch.OutOfMemoryError when the compute device has no room for them."""
+        self.groups = list(groups)
+        self.compute = compute
+        self.bytes_copied = 0
+        self.slot_bytes = max(group.bytes for group in self.groups)
+        self._pinner = pinner
+        self._streams = DeviceStreams(compute, slots)
+        self._bounce: BounceCopier | None = None
+        self._pending: list[Future[None] | None] = [None] * slots
+        self._parts = [self._plan_parts(group) for group in self.groups]
+        self._buffers: list[torch.Tensor] = []
+        self._make_slots(slots)
+        # By weak reference: the garbage collector cannot look through a C++ object that holds its owner.
+        me = weakref.ref(self)
+        self._scheduler = core().StreamScheduler(
+            lambda group, slot: _alive(me)._start_copy(group, slot),
+            lambda slot: _alive(me)._await_copy(slot),
+            lambda slot: _alive(me)._mark_used(slot),
+            lambda: _alive(me).drain(),
+            len(self.groups),
+            slots,
+        )
+        self.acquire = self._scheduler.acquire
+        self.release = self._scheduler.release
+        self.begin_step = self._scheduler.begin_step
+        self.reset = self._scheduler.reset
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Copies started, of them ahead of use and on demand, and those overwritten unread."""
+        return dict(self._scheduler.counters)
+
+    def _plan_parts(self, group: StreamGroup) -> list[tuple[torch.Tensor, int, bool]]:
+        """Return (part of a slab, where it begins in a slot, whether it goes through the bounce buffer)."""
+        parts: list[tuple[torch.Tensor, int, bool]] = []
+        offset = 0
+        for slab in group.slabs:
+            pinned = self._pinner.pin(slab) if slab.device.type == "cpu" else [(0, slab.nbytes)]
+            at = 0
+            for begin, end in [*pinned, (slab.nbytes, slab.nbytes)]:
+                if begin > at:
+                    parts.append((slab[at:begin], offset + at, self._needs_bounce()))
+                if end > begin:
+                    parts.append((slab[begin:end], offset + begin, False))
+                at = end
+            offset += slab.nbytes
+        return parts
+
+    def _needs_bounce(self) -> bool:
+        return self._streams.module is not None and self.compute.type == "cuda"
+
+    def _make_slots(self, slots: int) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for _ in range(min(slots, len(self.groups))):  # never more slots than groups
+                self._buffers.append(
+                    torch.empty(self.slot_bytes, dtype=torch.uint8, device=self.compute)
+                )
+            while len(self._buffers) < slots:
+                self._buffers.append(self._buffers[-1])
+            for group in self.groups:
+                offsets = layout(group.stored)[0]
+                for buffer in self._buffers:
+                    group.views.append(
+                        [
+                            dressed(tensor, view(buffer, offset, tensor), lent=True)
+                            for tensor, offset in zip(group.stored, offsets, strict=True)
+                        ]
+                    )
+
+    # What the scheduler asks for; see its header for the ordering each must keep.
+
+    def _start_copy(self, index: int, slot: int) -> None:
+        self.bytes_copied += self.groups[index].bytes
+        if self._streams.module is None:
+            self._copy(index, slot)
+        elif any(bounce for _, _, bounce in self._parts[index]) and self._bouncing():
+            assert self._bounce is not None
+            self._pending[slot] = self._bounce.submit(lambda: self._copy_on_stream(index, slot))
+        else:
+            self._copy_on_stream(index, slot)
+
+    def _bouncing(self) -> bool:
+        if self._bounce is None:
+            try:
+                self._bounce = BounceCopier(
+                    self.compute, self._streams.copy, self._streams.module.Event
+                )
+            except RuntimeError:  # no pinned memory at all: the driver stages the copies
+                self._parts = [[(p, at, False) for p, at, _ in parts] for parts in self._parts]
+                return False
+        return True
+
+    def _copy_on_stream(self, index: int, slot: int) -> None:
+        streams = self._streams
+        with streams.module.stream(streams.copy):
+            streams.copy.wait_event(streams.used[slot])
+            self._copy(index, slot)
+            streams.ready[slot].record(streams.copy)
+
+    def _copy(self, index: int, slot: int) -> None:
+        buffer = self._buffers[slot]
+        with torch.no_grad():
+            for source, at, through_bounce in self._parts[index]:
+                target = buffer[at : at + source.nbytes]
+                if through_bounce and self._bounce is not None:
+                    self._bounce.copy(target, source)
+                else:
+                    target.copy_(source, non_blocking=True)
+
+    def _await_copy(self, slot: int) -> None:
+        pending, self._pending[slot] = self._pending[slot], None
+        if pending is not None:
+            pending.result()  # queued by then; raises what the copy raised
+        if self._streams.module is not None:
+            self._streams.compute().wait_event(self._streams.ready[slot])
+
+    def _mark_used(self, slot: int) -> None:
+        if self._streams.module is not None:
+            self._streams.used[slot].record(self._streams.compute())
+
+    def drain(self) -> None:
+        """Wait until no copy is under way and nothing computes from a slot."""
+        for slot, pending in enumerate(self._pending):
+            self._pending[slot] = None
+            if pending is not None:
+                pending.exception()  # waits; a copy nobody needs any more may have failed
+        if self._streams.module is not None:
+            self._streams.copy.synchronize()
+            self._streams.compute().synchronize()
+
+    def close(self) -> None:
+        """Give the slots back. Nothing may compute from them any more."""
+        self.drain()
+        if self._bounce is not None:
+            self._bounce.close()
+            self._bounce = None
+        self._buffers.clear()
+        self._parts.clear()
+        for group in self.groups:
+            group.views.clear()
+
+
+def _alive(reference: weakref.ref[Streamer]) -> Streamer:
+    streamer = reference()
+    assert streamer is not None, "the scheduler is called by its streamer only"
+    return streamer

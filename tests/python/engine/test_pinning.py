@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host slabs: exact, page-aligned, pinned in segments below a cap, copied through a small buffer where they are not."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from collections.abc import Iterator
+
+import distorch_sim
+import pytest
+import torch
+from placing import Layer, plan_of
+from torch import nn
+
+from distorch.engine import HostPinner, StreamedExecutor, bounce, slabs, streaming
+from distorch.engine.bounce import BounceCopier
+from distorch.engine.slabs import PAGE
+from distorch.inventory import inventory
+from distorch.mover import place
+from distorch.placed import PlacedModel
+
+MIB = 2**20
+
+
+class Driver:
+    """A registrar that keeps what CUDA's driver would, and refuses when told to."""
+
+    def __init__(self, refuse_from: int = 1 << 60) -> None:
+        self.ranges: dict[int, int] = {}
+        self.calls = 0
+        self.refuse_from = refuse_from
+
+    def register(self, address: int, size: int) -> str:
+        self.calls += 1
+        assert address % PAGE == 0
+        assert size % PAGE == 0
+        for other, length in self.ranges.items():
+            assert address + size <= other or other + length <= address, "registered twice"
+        if self.calls >= self.refuse_from:
+            return "out of memory"
+        self.ranges[address] = size
+        return ""
+
+    def unregister(self, address: int) -> str:
+        return "" if self.ranges.pop(address, None) else "not registered"
+
+
+@pytest.fixture(autouse=True)
+def _sim() -> Iterator[None]:
+    gc.collect()
+    distorch_sim.install([64 * MIB] * 2)
+    yield
+    distorch_sim.clear_faults()
+    gc.collect()
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(*(Layer(64) for _ in range(6))).eval()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(4))
+
+
+def on_host(model: nn.Module) -> PlacedModel:
+    return place(model, plan_of({b.name: "cpu" for b in inventory(model).blocks}), compute="sim:0")
+
+
+def test_a_slab_has_exactly_its_tensors_and_whole_pages() -> None:
+    tensors = [torch.randn(7, 3), torch.randn(1000, dtype=torch.float64), torch.tensor(5)]
+    slab, views = slabs.pack(tensors)
+    assert slab.data_ptr() % PAGE == 0
+    assert slab.nbytes == 256 + 8192 + 256
+    assert all(torch.equal(a, b) for a, b in zip(tensors, views, strict=True))
+    again, same = slabs.pack(views)
+    assert again.data_ptr() == slab.data_ptr()
+    assert all(a is b for a, b in zip(same, views, strict=True)), "packed already: nothing moves"
+    assert slabs.find(views[::-1]) is None
+    assert slabs.find(tensors) is None
+
+
+def test_segments_end_at_the_cap_and_the_rest_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    driver = Driver()
+    pinner = HostPinner(driver, cap=5 * PAGE, segment=2 * PAGE)
+    one, two = (
+        slabs.allocate(3 * PAGE, torch.device("cpu")),
+        slabs.allocate(4 * PAGE - 9, torch.device("cpu")),
+    )
+    with caplog.at_level(logging.WARNING, "distorch"):
+        assert pinner.pin(one) == [(0, 2 * PAGE), (2 * PAGE, 3 * PAGE)]
+        assert pinner.pin(two) == [(0, 2 * PAGE)]
+        assert pinner.pin(two) == [(0, 2 * PAGE)], "the second time nothing is registered"
+        assert pinner.pin(slabs.allocate(PAGE, torch.device("cpu"))) == []
+    assert pinner.pinned == sum(driver.ranges.values()) == 5 * PAGE
+    assert len(caplog.records) == 1
+    assert "for pinned memory is reached" in caplog.text
+    pinner.keep_only([two])
+    assert sum(driver.ranges.values()) == pinner.pinned == 2 * PAGE
+    pinner.close()
+    assert driver.ranges == {}
+    assert pinner.pinned == 0
+
+
+def test_a_refusal_keeps_what_is_pinned() -> None:
+    driver = Driver(refuse_from=2)
+    pinner = HostPinner(driver, cap=1 << 40, segment=PAGE)
+    slab = slabs.allocate(3 * PAGE, torch.device("cpu"))
+    assert pinner.pin(slab) == [(0, PAGE)]
+    assert pinner.trouble == f"{PAGE} bytes could not be pinned, {PAGE} are: out of memory"
+
+
+def test_the_executor_pins_its_slabs_and_gives_them_back(
+    model: nn.Sequential, x: torch.Tensor
+) -> None:
+    driver = Driver()
+    pinner = HostPinner(driver, cap=1 << 40)
+    with torch.inference_mode():
+        expected = model(x)
+        placed = on_host(model)
+        executor = StreamedExecutor(placed, pinner=pinner)
+        assert 0 < executor.bytes_per_step <= pinner.pinned <= executor.bytes_per_step + 6 * PAGE
+        for _ in range(3):
+            assert torch.equal(model(x).cpu(), expected)
+        assert driver.calls == 6, "a slab is registered once"
+        executor.detach()
+        assert driver.ranges, "the caller's pinner is the caller's to close"
+        pinner.close()
+        assert driver.ranges == {}
+        executor = StreamedExecutor(placed, pin_cap=0)
+        assert torch.equal(model(x).cpu(), expected)
+
+
+@pytest.mark.parametrize("cap_pages", [0, 5, 40])
+def test_pageable_parts_come_through_the_bounce_buffer(
+    model: nn.Sequential, x: torch.Tensor, cap_pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread and its two buffers, with the simulated device's streams; 1000 bytes a buffer."""
+    monkeypatch.setattr(bounce, "BUFFER_BYTES", 1000)
+    monkeypatch.setattr(bounce, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(streaming.Streamer, "_needs_bounce", lambda self: True)
+    pinner = HostPinner(Driver(), cap=cap_pages * PAGE, segment=PAGE)
+    with torch.inference_mode():
+        expected = model(x)
+        placed = on_host(model)
+        executor = StreamedExecutor(placed, pinner=pinner)
+        assert any("not all of the host's part is pinned" in note for note in executor.notes)
+        distorch_sim.reset_counters()
+        for _ in range(4):
+            assert torch.equal(model(x).cpu(), expected)
+        assert any(t.name == "distorch-bounce" for t in threading.enumerate())
+        executor.detach()
+        assert distorch_sim.copied("cpu", "sim:0") == executor.bytes_copied + 4 * x.nbytes
+        assert executor.bytes_copied >= 4 * 803328
+        assert not any(t.name == "distorch-bounce" for t in threading.enumerate())
+
+
+def test_a_failure_in_the_bounce_thread_reaches_who_waits(
+    model: nn.Sequential, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounce, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(streaming.Streamer, "_needs_bounce", lambda self: True)
+    with torch.inference_mode():
+        expected = model(x)
+        executor = StreamedExecutor(on_host(model), pinner=HostPinner(Driver(), cap=0))
+        x = x.to("sim:0")
+        for _ in range(2):
+            model(x)
+        with distorch_sim.faults(copy=3), pytest.raises(RuntimeError, match="injected"):
+            nn.Sequential(model, model)(x)
+        for _ in range(2):
+            assert torch.equal(model(x).cpu(), expected)
+        executor.detach()
+
+
+def test_the_bounce_copier_waits_for_its_buffers() -> None:
+    made: list[Event] = []
+
+    class Event:
+        def __init__(self) -> None:
+            self.log: list[str] = []
+            made.append(self)
+
+        def record(self, stream: object) -> None:
+            self.log.append("record")
+
+        def synchronize(self) -> None:
+            self.log.append("wait")
+
+    copier = BounceCopier(
+        torch.device("cpu"), None, Event, 10, lambda n: torch.empty(n, dtype=torch.uint8)
+    )
+    source = torch.arange(35, dtype=torch.uint8)
+    target = torch.zeros(35, dtype=torch.uint8)
+    copier.submit(lambda: copier.copy(target, source)).result(timeout=10)
+    assert torch.equal(target, source)
+    assert [event.log for event in made] == [["record", "wait", "record"]] * 2
+    copier.close()
