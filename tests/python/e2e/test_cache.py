@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generations that come from ComfyUI's cache measure nothing, and are said to; clearing it."""
+
+from __future__ import annotations
+
+import json
+
+from fake_comfy import MB, node_run, prompt_run
+from fake_runner import PROMPT, Play
+
+
+def test_a_scene_that_is_all_cached_fails_the_run(e2e, server) -> None:
+    server.plays = [Play(), Play(cached="all")]
+    ended = e2e("--repeat", "2")
+    assert ended.status == 6
+    assert ended.statuses == ["success", "success"]
+    second = ended.scenes[1]
+    assert (second["cache"], second["figures_hold"], second["ran"]) == ("all", False, [])
+    assert second["cached_nodes"] == ["1", "2", "3"]
+    assert second["notes"] == [
+        "everything came from ComfyUI's cache and no node ran, so the memory figures mean nothing: clear the cache "
+        "before each scene with --clear-cache, or vary a seed in the workflow"
+    ]
+    assert "1 scenes came from ComfyUI's cache (the first: 2)" in ended.out
+
+
+def test_it_may_be_allowed(e2e, server) -> None:
+    server.plays = [Play(cached="all")]
+    ended = e2e("--allow-cached")
+    assert ended.status == 0
+    assert ended.scenes[0]["figures_hold"] is False
+
+
+def test_only_the_last_node_ran_and_no_model_was_loaded(e2e, server) -> None:
+    server.plays = [Play(cached={"1", "2"}, rise={}, seconds=0.3)]
+    ended = e2e()
+    assert ended.status == 6
+    (scene,) = ended.scenes
+    assert scene["cache"] == "part"
+    assert scene["notes"][0].startswith(
+        "2 of 3 nodes came from ComfyUI's cache and no model was loaded, so the memory figures mean nothing"
+    )
+
+
+def test_a_cached_loader_before_a_sampler_that_works_is_fine(e2e, server) -> None:
+    server.plays = [Play(cached={"1"}, rise={"sim:1": 40 * MB}, seconds=0.2)]
+    ended = e2e()
+    assert ended.status == 0
+    assert (ended.scenes[0]["cache"], ended.scenes[0]["figures_hold"]) == ("part", True)
+
+
+def test_too_short_to_tell_is_not_called_cached(e2e, server) -> None:
+    server.plays = [Play(cached={"1"}, rise={"sim:1": 40 * MB}, seconds=0.01)]
+    ended = e2e("--interval", "30")
+    assert (ended.status, ended.scenes[0]["figures_hold"]) == (0, True)
+
+
+def test_the_pack_tells_that_a_model_was_loaded(e2e, server) -> None:
+    """Where the pack is there, its record of the prompt decides, not the level of memory."""
+    live = server.live_history()
+
+    def note(node: str) -> None:
+        loaded = [{"name": "wan", "type": "model", "bytes": {"sim:0": 9 * MB}}]
+        nodes = [node_run(node, "KSampler", 1.0, 2.0, loaded=loaded)]
+        live.runs.append(
+            prompt_run(
+                server.prompts[-1].prompt_id, 1.0, nodes, 2.0, "success", {"sim:0": 777 * MB}
+            )
+        )
+
+    server.plays = [Play(cached={"1", "2"}, rise={}, seconds=0.2, at=note)]
+    ended = e2e()
+    assert ended.status == 0
+    assert ended.scenes[0]["figures_hold"] is True
+    assert ended.scenes[0]["peak"]["sim:0"] == 777 * MB
+
+
+def test_a_spike_between_two_samples_is_in_the_peak(e2e, server) -> None:
+    """The allocator's own counter, that the pack passes on, is read before and after each scene."""
+    live = server.live_history()
+
+    def spike(node: str) -> None:
+        live.peak = 20_000 * MB  # what the allocator's counter tells at the next sample
+
+    server.plays = [Play(at=spike, rise={})]
+    ended = e2e("--interval", "60")
+    assert ended.scenes[0]["peak"]["sim:0"] == 20_000 * MB
+
+
+def test_clear_cache_frees_before_and_after_each_scene(e2e, server) -> None:
+    ended = e2e("--repeat", "2", "--clear-cache")
+    assert ended.status == 0
+    sent = [(r.path, r.body) for r in server.requests if r.method == "POST"]
+    assert {b for p, b in sent if p == "/free"} == {b'{"unload_models": true, "free_memory": true}'}
+    assert [p for i, (p, _) in enumerate(sent) if not i or sent[i - 1][0] != p] == [
+        "/free", "/prompt", "/free", "/prompt", "/free",
+    ]  # fmt: skip
+    assert [q.prompt for q in server.prompts] == [PROMPT, PROMPT]
+    assert [json.loads(b)["prompt"] for p, b in sent if p == "/prompt"] == [PROMPT, PROMPT]
+
+
+def test_a_cache_that_does_not_clear_is_said(e2e, server) -> None:
+    server.plays = [Play(cached={"1"}, seconds=0.1)]
+    ended = e2e("--clear-cache")
+    assert "ComfyUI was asked to clear its cache and still had results of nodes" in ended.out

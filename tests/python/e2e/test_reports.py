@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written: text, JSON, JUnit XML, the picture; lines and bars while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import pathlib
+import random
+import re
+from xml.etree import ElementTree
+
+import pytest
+from fake_comfy import GB, MB
+from fake_runner import PROMPT, Play
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distorch.e2e import display, plot, report
+from distorch.e2e.drift import Drift
+from distorch.e2e.events import Outcome, Status, Tracker
+from distorch.e2e.memory import Series
+from distorch.e2e.results import NodeTime, RunResult, SceneResult
+from distorch.e2e.workflow import Scene, Workflow
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+
+
+def scene(number: int, status: Status = Status.SUCCESS, message: str = "", **more) -> SceneResult:
+    start = 1_000_000.0 + number * 100
+    made = {
+        "queued": start,
+        "ended": start + 80,
+        "seconds": 79.5,
+        "prompt_id": f"id-{number}",
+        "nodes": 3,
+    }
+    return SceneResult(
+        number, f"wan.json #{number}", "wan.json", Outcome(status, message), **{**made, **more}
+    )
+
+
+def example(leak: int = 0, scenes: int = 12) -> tuple[RunResult, dict[str, Series]]:
+    """A run on two devices, of which the second loses `leak` bytes a scene."""
+    source = random.Random(3)
+    series = {"cuda:0": Series("NVIDIA GeForce RTX 4090", 24 * GB), "cuda:1": Series("", 24 * GB)}
+    result = RunResult(
+        "http://127.0.0.1:8188", "0.33.0", 1_000_090.0, 1_000_100.0 + scenes * 100, True
+    )
+    for n in range(1, scenes + 1):
+        for second in range(0, 100, 5):
+            busy = 15 * GB if 5 < second < 75 else GB
+            level = busy + source.randrange(200 * MB)
+            series["cuda:0"].add(1_000_000 + n * 100 + second, level, level + 300 * MB)
+            low = 2 * GB + leak * n + (6 * GB if 20 < second < 60 else 0)
+            series["cuda:1"].add(1_000_000 + n * 100 + second, low, low)
+        rest = {"cuda:0": GB, "cuda:1": 2 * GB + leak * n}
+        result.scenes.append(scene(n, rest=rest, peak={"cuda:0": 15 * GB, "cuda:1": 8 * GB}))
+    result.devices = [s.figures(d) for d, s in series.items()]
+    verdict = "leak" if leak else "clean"
+    result.drift = [
+        Drift("cuda:0", "clean", scenes, GB, GB, 0.0, 0.0, 0.0, 1.0, 0.0),
+        Drift(
+            "cuda:1", verdict, scenes, 2 * GB, 2 * GB + leak * scenes, leak, leak, leak, 4e-5, leak
+        ),
+    ]
+    return result, series
+
+
+# -- the exit status -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (Status.SUCCESS, 0), (Status.REFUSED, 1), (Status.FAILED, 1), (Status.INTERRUPTED, 1), (Status.TIMEOUT, 3),
+        (Status.LOST, 5),
+    ],
+)  # fmt: skip
+def test_exit_status_of_one_scene(status, expected) -> None:
+    assert RunResult("x", scenes=[scene(1), scene(2, status)]).exit_status == expected
+
+
+def test_the_worst_decides_the_exit_status() -> None:
+    leak, _ = example(64 * MB)
+    assert leak.exit_status == 4
+    leak.scenes[3].figures_hold = False
+    assert leak.exit_status == 4
+    leak.scenes[4].outcome = Outcome(Status.TIMEOUT)
+    assert leak.exit_status == 3
+    leak.scenes[5].outcome = Outcome(Status.FAILED)
+    assert leak.exit_status == 1
+    leak.scenes[6].outcome = Outcome(Status.LOST)
+    assert leak.exit_status == 5
+    leak.signal = 15
+    assert leak.exit_status == 143
+
+
+def test_a_cached_scene_that_failed_is_a_failure() -> None:
+    assert RunResult("x", scenes=[scene(1, Status.FAILED, figures_hold=False)]).exit_status == 1
+
+
+# -- text ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_has_the_statistics_block() -> None:
+    result, _ = example(64 * MB)
+    assert report.text(result).splitlines()[1:] == [
+        "12 scenes in 1210 s: 12 success",
+        "",
+        "=== VRAM Usage Statistics === cuda:0 NVIDIA GeForce RTX 4090",
+        f"Peak VRAM: {round(result.devices[0].peak / MB)} MB (from 240 samples), at "
+        f"{_clock(result.devices[0].peak_time)}",
+        f"Average VRAM: {round(result.devices[0].average / MB)} MB",
+        f"Minimum VRAM: {round(result.devices[0].minimum / MB)} MB",
+        "",
+        "=== VRAM Usage Statistics === cuda:1",
+        f"Peak VRAM: 8960 MB (from 240 samples), at {_clock(result.devices[1].peak_time)}",
+        f"Average VRAM: {round(result.devices[1].average / MB)} MB",
+        "Minimum VRAM: 2112 MB",
+        "",
+        "=== Memory at rest after each scene ===",
+        "cuda:0: clean, +0.00 MB/scene (+0.00 to +0.00) over 12 scenes; 1024.0 MB after the first scene, "
+        "1024.0 MB after the last",
+        "cuda:1: LEAK, +64.00 MB/scene (+64.00 to +64.00) over 12 scenes, p = 4e-05; 2048.0 MB after the first "
+        "scene, 2816.0 MB after the last",
+    ]  # fmt: skip
+
+
+def _clock(moment: float) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(moment).strftime("%H:%M:%S")
+
+
+# -- JUnit ---------------------------------------------------------------------------------------------------------
+
+
+def test_junit_has_a_case_a_scene_and_one_a_device() -> None:
+    result, _ = example(64 * MB)
+    result.scenes[1].outcome = Outcome(Status.FAILED, "node 2: boom\nand more", "2", "ValueError")
+    result.scenes[2].outcome = Outcome(Status.LOST, "gone")
+    result.scenes[3].outcome = Outcome(Status.NOT_RUN)
+    result.scenes[4].figures_hold, result.scenes[4].notes = False, ["it was cached"]
+    result.scenes[5].ran = [NodeTime("2", "KSampler", "KSampler", 4.25)]
+    root = ElementTree.fromstring(report.junit(result))
+    suite = root.find("testsuite")
+    assert suite is not None
+    assert {k: suite.get(k) for k in ("tests", "failures", "errors", "skipped", "time")} == {
+        "tests": "14", "failures": "3", "errors": "1", "skipped": "1", "time": "1210.000",
+    }  # fmt: skip
+    cases = {c.get("name"): c for c in suite.findall("testcase")}
+    failure = cases["2 wan.json #2"].find("failure")
+    assert failure is not None
+    assert (failure.get("type"), failure.get("message"), failure.text) == (
+        "ValueError", "node 2: boom", "node 2: boom\nand more",
+    )  # fmt: skip
+    assert cases["3 wan.json #3"].find("error") is not None
+    assert cases["4 wan.json #4"].find("skipped") is not None
+    assert cases["5 wan.json #5"].find("failure").get("type") == "cached"
+    assert "KSampler (2): 4.250 s" in cases["6 wan.json #6"].find("system-out").text
+    assert cases["memory comes back: cuda:1"].find("failure").get("type") == "leak"
+    assert len(cases["memory comes back: cuda:0"]) == 0
+
+
+@given(st.text(max_size=60))
+def test_junit_is_xml_whatever_a_node_says(words) -> None:
+    result = RunResult(words, words, scenes=[scene(1, Status.FAILED, words, notes=[words])])
+    assert ElementTree.fromstring(report.junit(result).encode()).tag == "testsuites"
+
+
+# -- the picture ---------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_has_each_device_each_scene_and_the_verdict() -> None:
+    result, series = example(64 * MB)
+    drawn = plot.svg(result, series)
+    root = ElementTree.fromstring(drawn)
+    words = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"cuda:0  NVIDIA GeForce RTX 4090", "cuda:1", "1", "12"} <= set(words)
+    assert "leak: +64.00 MB/scene" in words
+    assert "clean: +0.00 MB/scene" in words
+    titles = [t.text for t in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles.count("scene 7: wan.json #7, success") == 2
+    assert titles.count("at rest: 1024.0 MB") == 12
+    for number in re.findall(r'(?:x|y|cx|cy|x1|y1)="(-?[\d.]+)"', drawn):
+        assert 0 <= float(number) <= 1100
+
+
+@pytest.mark.parametrize("scenes", [0, 1])
+def test_a_picture_of_almost_nothing(scenes) -> None:
+    result = RunResult("http://x", scenes=[scene(i + 1) for i in range(scenes)])
+    assert "No sample was taken." in plot.svg(result, {})
+    one = Series("a", 0)
+    one.add(1.0, 0, 0)
+    ElementTree.fromstring(plot.svg(result, {"cuda:0": one}))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**45), st.integers(0, 2**45)), min_size=1, max_size=40))
+def test_any_series_can_be_drawn(values) -> None:
+    found = Series("a<b", 24 * GB)
+    for i, (used, more) in enumerate(values):
+        found.add(1_000_000.0 + i, used, used + more)
+    ElementTree.fromstring(
+        plot.svg(RunResult("x", started=1_000_000.0, ended=1_000_040.0), {"d": found})
+    )
+
+
+def test_a_series_is_bounded_and_keeps_its_extremes() -> None:
+    found = Series("a", 0)
+    for i in range(50_000):
+        found.add(float(i), 100 if i != 31_337 else 7, 100 if i != 12_345 else 999)
+    assert len(found.points) <= 4096
+    assert max(p[2] for p in found.points) == 999
+    assert min(p[1] for p in found.points) == 7
+    assert (found.samples, found.peak, found.peak_time, found.least) == (50_000, 999, 12_345.0, 7)
+    assert [p[0] for p in found.points] == sorted(p[0] for p in found.points)
+
+
+# -- while it runs -------------------------------------------------------------------------------------------------
+
+
+def test_lines_name_each_node_and_the_memory(e2e, server) -> None:
+    server.plays = [Play(seconds=0.15)]
+    ended = e2e("--monitor")
+    lines = ended.out.splitlines()
+    assert lines[1] == "[1/1] wan.json"
+    assert lines[2] == "        1/3  UNETLoader (1)"
+    assert re.fullmatch(
+        r"       done  UNETLoader \(1\)  0\.[12] s  \|  sim:0 8692 MB, sim:1 1 MB", lines[3]
+    )
+    assert "        3/3  Keep it (3, SaveImage)" in lines
+
+
+def test_quiet_has_a_line_a_scene(e2e, server) -> None:
+    ended = e2e("--quiet", "--repeat", "2")
+    body = ended.out.split("\n\n")[0].splitlines()
+    assert [line[:6] for line in body[1:5]] == ["[1/2] ", "  succ", "[2/2] ", "  succ"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_bars() -> None:
+    out = Terminal()
+    shown = display.make(out, memory=False, quiet=False)
+    assert isinstance(shown, display.Rich)
+    workflow = Workflow(pathlib.Path("wan.json"), PROMPT)
+
+    class NoMemory:
+        keeper = None
+
+    shown.begins(RunResult("http://x", "0.33.0"), 2, NoMemory())
+    shown.scene_begins(Scene(1, 1, "wan.json", workflow))
+    tracker = Tracker("p", workflow.nodes)
+    for kind, data in (
+        ("executing", {"node": "1"}),
+        ("executing", {"node": "2"}),
+        ("progress", {"node": "2", "value": 5, "max": 20}),
+    ):
+        tracker.feed({"type": kind, "data": {"prompt_id": "p", **data}}, 0.0)
+        shown.changed(tracker)
+    asyncio.run(asyncio.sleep(0.4))  # a refresh
+    shown.scene_ends(scene(1, rest={"cuda:0": MB}), {"cuda:0": MB})
+    shown.ends()
+    said = out.getvalue()
+    for words in ("UNETLoader (1)", "KSampler (2)", "5/20", "1/3 nodes", "success in 79.5 s"):
+        assert words in said
+
+
+def test_the_json_has_the_fields_that_the_page_names(e2e, server) -> None:
+    """docs/end-to-end.md names every field of the JSON, and no other."""
+    found = e2e("--repeat", "10").json
+    page = (ROOT / "docs/end-to-end.md").read_text()
+    block = page[
+        page.index("## The JSON file") : page.index("## ", page.index("## The JSON file") + 5)
+    ]
+    named = set(re.findall(r"`(\w+)`", block))
+    rows = [
+        found,
+        found["scenes"][0],
+        found["scenes"][0]["ran"][0],
+        found["devices"][0],
+        found["drift"][0],
+    ]
+    assert {key for row in rows for key in row} == named
+    assert json.dumps(found)
