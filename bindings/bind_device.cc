@@ -51,6 +51,12 @@ py::tuple NvmlShim() {
   return py::make_tuple(devices, driver, reason);
 }
 
+std::vector<NvlinkPair> NvlinkPairsShim() {
+  const py::gil_scoped_release release;
+  const auto nvml = Nvml::Open();
+  return nvml.ok() ? (*nvml)->NvlinkPairs() : std::vector<NvlinkPair>{};
+}
+
 std::vector<int> VisibleShim(const std::vector<NvmlDevice>& devices) {
   const char* value = std::getenv("CUDA_VISIBLE_DEVICES");
   return VisibleNvmlIndices(value == nullptr ? "" : value, value == nullptr,
@@ -69,7 +75,11 @@ void BindDevice(py::module_& module) {
       .def_readwrite("used", &NvmlDevice::used)
       .def_readwrite("free", &NvmlDevice::free)
       .def_readwrite("pcie_generation", &NvmlDevice::pcie_generation)
-      .def_readwrite("pcie_width", &NvmlDevice::pcie_width);
+      .def_readwrite("pcie_width", &NvmlDevice::pcie_width)
+      .def_readwrite("pcie_current_generation",
+                     &NvmlDevice::pcie_current_generation)
+      .def_readwrite("pcie_current_width", &NvmlDevice::pcie_current_width)
+      .def_readwrite("nvlinks", &NvmlDevice::nvlinks);
 #ifdef __clang__
   module.attr("compiler") = "clang " __clang_version__;
 #else
@@ -77,6 +87,7 @@ void BindDevice(py::module_& module) {
 #endif
   module.def("host_memory", &HostMemoryShim, py::arg("root") = "");
   module.def("nvml_devices", &NvmlShim);
+  module.def("nvml_nvlink_pairs", &NvlinkPairsShim);
   module.def("visible_nvml_indices", &VisibleShim, py::arg("devices"));
 }
 

@@ -14,6 +14,7 @@ void BindDevice(pybind11::module_& module);
 void BindExecution(pybind11::module_& module);
 void BindScan(pybind11::module_& module);
 void BindTelemetry(pybind11::module_& module);
+void BindTransfer(pybind11::module_& module);
 void BindUnload(pybind11::module_& module);
 
 }  // namespace distorch::bindings

@@ -15,5 +15,6 @@ PYBIND11_MODULE(_C, module) {
   distorch::bindings::BindExecution(module);
   distorch::bindings::BindScan(module);
   distorch::bindings::BindTelemetry(module);
+  distorch::bindings::BindTransfer(module);
   distorch::bindings::BindUnload(module);
 }

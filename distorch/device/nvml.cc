@@ -12,24 +12,20 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "distorch/device/symbols.h"
 
 namespace distorch {
 namespace {
 
 constexpr int kSuccess = 0;
-constexpr unsigned kTextSize = 96;  // NVML's largest name and UUID buffer
+constexpr unsigned kTextSize = 96;     // NVML's largest name and UUID buffer
+constexpr unsigned kMostNvlinks = 18;  // NVML_NVLINK_MAX_LINKS
+constexpr int kP2pByNvlink = 2;        // NVML_P2P_CAPS_INDEX_NVLINK
 
 absl::Status Failed(std::string_view call, int code) {
   return absl::InternalError(
       absl::StrCat(absl::string_view(call.data(), call.size()),
                    " failed with NVML error ", code));
-}
-
-template <typename... Args>
-void Bind(void* library, const char* symbol, std::function<int(Args...)>& out) {
-  void* found = dlsym(library, symbol);
-  if (found == nullptr) return;
-  out = reinterpret_cast<int (*)(Args...)>(found);
 }
 
 absl::StatusOr<NvmlFunctions> LoadNvml() {
@@ -40,22 +36,45 @@ absl::StatusOr<NvmlFunctions> LoadNvml() {
         "libnvidia-ml.so.1 was not found: no NVIDIA driver on this machine");
   }
   NvmlFunctions f;
-  Bind(library, "nvmlInit_v2", f.init);
-  Bind(library, "nvmlShutdown", f.shutdown);
-  Bind(library, "nvmlDeviceGetCount_v2", f.count);
-  Bind(library, "nvmlDeviceGetHandleByIndex_v2", f.handle);
-  Bind(library, "nvmlDeviceGetUUID", f.uuid);
-  Bind(library, "nvmlDeviceGetName", f.name);
-  Bind(library, "nvmlDeviceGetMemoryInfo", f.memory);
-  Bind(library, "nvmlDeviceGetMaxPcieLinkGeneration", f.pcie_generation);
-  Bind(library, "nvmlDeviceGetMaxPcieLinkWidth", f.pcie_width);
-  Bind(library, "nvmlSystemGetDriverVersion", f.driver);
+  BindSymbol(library, "nvmlInit_v2", f.init);
+  BindSymbol(library, "nvmlShutdown", f.shutdown);
+  BindSymbol(library, "nvmlDeviceGetCount_v2", f.count);
+  BindSymbol(library, "nvmlDeviceGetHandleByIndex_v2", f.handle);
+  BindSymbol(library, "nvmlDeviceGetUUID", f.uuid);
+  BindSymbol(library, "nvmlDeviceGetName", f.name);
+  BindSymbol(library, "nvmlDeviceGetMemoryInfo", f.memory);
+  BindSymbol(library, "nvmlDeviceGetMaxPcieLinkGeneration", f.pcie_generation);
+  BindSymbol(library, "nvmlDeviceGetMaxPcieLinkWidth", f.pcie_width);
+  BindSymbol(library, "nvmlDeviceGetCurrPcieLinkGeneration",
+             f.pcie_current_generation);
+  BindSymbol(library, "nvmlDeviceGetCurrPcieLinkWidth", f.pcie_current_width);
+  BindSymbol(library, "nvmlDeviceGetNvLinkState", f.nvlink_state);
+  BindSymbol(library, "nvmlDeviceGetP2PStatus", f.p2p_status);
+  BindSymbol(library, "nvmlSystemGetDriverVersion", f.driver);
   if (!f.init || !f.shutdown || !f.count || !f.handle || !f.uuid || !f.name ||
       !f.memory) {
     return absl::UnavailableError(
         "libnvidia-ml.so.1 lacks a function of NVML: the driver is too old");
   }
   return f;
+}
+
+// What a function tells, or 0 where it is not there or does not know.
+int Asked(const std::function<int(void*, unsigned*)>& function, void* handle) {
+  unsigned value = 0;
+  const bool known = function && function(handle, &value) == kSuccess;
+  return known ? static_cast<int>(value) : 0;
+}
+
+int CountNvlinks(const NvmlFunctions& functions, void* handle) {
+  int count = 0;
+  for (unsigned link = 0; functions.nvlink_state && link < kMostNvlinks;
+       ++link) {
+    unsigned up = 0;
+    if (functions.nvlink_state(handle, link, &up) != kSuccess) break;
+    count += up != 0 ? 1 : 0;
+  }
+  return count;
 }
 
 }  // namespace
@@ -105,18 +124,36 @@ absl::StatusOr<std::vector<NvmlDevice>> Nvml::Devices() const {
     device.total = static_cast<std::int64_t>(memory.total);
     device.used = static_cast<std::int64_t>(memory.used);
     device.free = static_cast<std::int64_t>(memory.free);
-    unsigned value = 0;
-    if (functions_.pcie_generation &&
-        functions_.pcie_generation(handle, &value) == kSuccess) {
-      device.pcie_generation = static_cast<int>(value);
-    }
-    if (functions_.pcie_width &&
-        functions_.pcie_width(handle, &value) == kSuccess) {
-      device.pcie_width = static_cast<int>(value);
-    }
+    device.pcie_generation = Asked(functions_.pcie_generation, handle);
+    device.pcie_width = Asked(functions_.pcie_width, handle);
+    device.pcie_current_generation =
+        Asked(functions_.pcie_current_generation, handle);
+    device.pcie_current_width = Asked(functions_.pcie_current_width, handle);
+    device.nvlinks = CountNvlinks(functions_, handle);
     devices.push_back(std::move(device));
   }
   return devices;
+}
+
+std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
+  std::vector<NvlinkPair> pairs;
+  unsigned count = 0;
+  if (!functions_.p2p_status || functions_.count(&count) != kSuccess) {
+    return pairs;
+  }
+  std::vector<NvmlFunctions::Handle> handles(count, nullptr);
+  for (unsigned i = 0; i < count; ++i) {
+    if (functions_.handle(i, &handles[i]) != kSuccess) return pairs;
+  }
+  for (unsigned first = 0; first < count; ++first) {
+    for (unsigned second = first + 1; second < count; ++second) {
+      int status = -1;
+      const int code = functions_.p2p_status(handles[first], handles[second],
+                                             kP2pByNvlink, &status);
+      if (code == kSuccess && status == 0) pairs.emplace_back(first, second);
+    }
+  }
+  return pairs;
 }
 
 std::string Nvml::DriverVersion() const {

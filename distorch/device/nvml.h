@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -28,7 +29,15 @@ struct NvmlDevice {
   std::int64_t free = 0;    // bytes
   int pcie_generation = 0;  // largest the device can; 0: unknown
   int pcie_width = 0;       // lanes; 0: unknown
+  // As the link runs now: an idle GPU often falls back to generation 1.
+  int pcie_current_generation = 0;
+  int pcie_current_width = 0;
+  int nvlinks = 0;  // NVLink connections that are up
 };
+
+// Two devices (NVML's indices, first < second) that reach each other by NVLink,
+// directly or through a switch.
+using NvlinkPair = std::pair<int, int>;
 
 // NVML's entry points, as in NVIDIA's "NVML API Reference Guide". Tests give
 // their own. Pointers that may be null are marked.
@@ -44,9 +53,15 @@ struct NvmlFunctions {
   std::function<int(Handle, char*, unsigned)> uuid;
   std::function<int(Handle, char*, unsigned)> name;
   std::function<int(Handle, Memory*)> memory;
-  std::function<int(Handle, unsigned*)> pcie_generation;  // may be null
-  std::function<int(Handle, unsigned*)> pcie_width;       // may be null
-  std::function<int(char*, unsigned)> driver;             // may be null
+  std::function<int(Handle, unsigned*)> pcie_generation;          // may be null
+  std::function<int(Handle, unsigned*)> pcie_width;               // may be null
+  std::function<int(Handle, unsigned*)> pcie_current_generation;  // likewise
+  std::function<int(Handle, unsigned*)> pcie_current_width;       // likewise
+  // (device, link, whether it is up); fails beyond the last link. May be null.
+  std::function<int(Handle, unsigned, unsigned*)> nvlink_state;
+  // (device, peer, what is asked, 0 when it works). May be null.
+  std::function<int(Handle, Handle, int, int*)> p2p_status;
+  std::function<int(char*, unsigned)> driver;  // may be null
 };
 
 // NVML, initialised for the life of the object. Its functions may be called
@@ -64,6 +79,9 @@ class Nvml {
 
   // All devices of the machine, in NVML's order. Internal when a call fails.
   absl::StatusOr<std::vector<NvmlDevice>> Devices() const;
+
+  // The pairs joined by NVLink; empty where NVML does not tell.
+  std::vector<NvlinkPair> NvlinkPairs() const;
 
   // The driver's version, or "" when it cannot be had.
   std::string DriverVersion() const;

@@ -69,6 +69,35 @@ TEST(NvmlTest, ListsDevicesWithoutACudaContext) {
   EXPECT_EQ(driver.shutdowns, 1);
 }
 
+TEST(NvmlTest, TellsHowDevicesAreConnected) {
+  FakeDriver driver;
+  driver.devices = 3;
+  NvmlFunctions functions = driver.Functions();
+  using Handle = NvmlFunctions::Handle;
+  functions.pcie_current_generation = [](Handle, unsigned* v) {
+    return *v = 1, 0;
+  };
+  functions.pcie_current_width = [](Handle, unsigned* v) { return *v = 8, 0; };
+  functions.nvlink_state = [](Handle, unsigned link, unsigned* up) {
+    *up = link != 1;
+    return link < 4 ? 0 : 2;
+  };
+  functions.p2p_status = [](Handle a, Handle b, int what, int* status) {
+    const auto sum = reinterpret_cast<std::uintptr_t>(a) +
+                     reinterpret_cast<std::uintptr_t>(b);
+    *status = what == 2 && sum == 4 ? 0 : 5;  // the first and the third
+    return 0;
+  };
+  auto nvml = Nvml::Open(std::move(functions));
+  ASSERT_TRUE(nvml.ok()) << nvml.status();
+  const auto devices = (*nvml)->Devices();
+  ASSERT_TRUE(devices.ok()) << devices.status();
+  EXPECT_EQ(devices->front().pcie_current_generation, 1);
+  EXPECT_EQ(devices->front().pcie_current_width, 8);
+  EXPECT_EQ(devices->front().nvlinks, 3) << "one of four is down";
+  EXPECT_THAT((*nvml)->NvlinkPairs(), ElementsAre(NvlinkPair(0, 2)));
+}
+
 TEST(NvmlTest, FailureNamesTheCallAndNvmlsError) {
   FakeDriver driver;
   driver.fail_memory_with = 15;

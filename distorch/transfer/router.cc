@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "distorch/transfer/router.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "distorch/transfer/scratch.h"
+
+namespace distorch {
+namespace {
+
+constexpr int kChoiceRepeats = 3;
+
+double SteadySeconds() {
+  return std::chrono::duration<double>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+Scratch::Kind KindOf(int device, HostMemory memory) {
+  if (device >= 0) return Scratch::Kind::kDevice;
+  return memory == HostMemory::kPinned ? Scratch::Kind::kPinned
+                                       : Scratch::Kind::kPageable;
+}
+
+// Bytes of which no two words in reach of each other are alike.
+std::vector<std::byte> Pattern(std::int64_t bytes) {
+  std::vector<std::byte> pattern(static_cast<std::size_t>(bytes));
+  std::uint64_t state = 0x9e3779b97f4a7c15;
+  for (std::size_t i = 0; i < pattern.size(); i += sizeof(state)) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    std::memcpy(&pattern[i], &state,
+                std::min(sizeof(state), pattern.size() - i));
+  }
+  return pattern;
+}
+
+// Whether `way` can serve a pair of these places at all.
+bool Serves(Way way, int source, int target) {
+  const bool devices = source >= 0 && target >= 0;
+  switch (way) {
+    case Way::kDirect:
+      return !devices || source == target;
+    case Way::kPeer:
+    case Way::kDriver:
+      return devices && source != target;
+    case Way::kStaged:
+      return source != target;
+  }
+  return false;
+}
+
+}  // namespace
+
+Router::Router(CudaFunctions cuda, Clock clock, std::int64_t sample_bytes,
+               std::int64_t chunk)
+    : cuda_(std::move(cuda)),
+      clock_(clock ? std::move(clock) : Clock(SteadySeconds)),
+      sample_bytes_(sample_bytes),
+      chunk_(chunk),
+      direct_(&cuda_),
+      peer_(&cuda_, true),
+      driver_(&cuda_, false),
+      staged_(&cuda_, chunk) {}
+
+absl::StatusOr<int> Router::DeviceCount() const {
+  int count = 0;
+  const int code = cuda_.device_count(&count);
+  if (code == 0) return count;
+  return CudaFailure(cuda_, "cudaGetDeviceCount", "", 0, code);
+}
+
+Transfer* Router::TransferFor(Way way) {
+  switch (way) {
+    case Way::kDirect:
+      return &direct_;
+    case Way::kPeer:
+      return &peer_;
+    case Way::kDriver:
+      return &driver_;
+    case Way::kStaged:
+      return &staged_;
+  }
+  return &direct_;
+}
+
+absl::StatusOr<Choice> Router::Choose(int source, int target) {
+  if (source < 0 && target < 0) {
+    return absl::InvalidArgumentError("a copy from cpu to cpu needs no way");
+  }
+  if (source == target) return Choice{};
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::pair pair(source, target);
+  if (const auto found = choices_.find(pair); found != choices_.end()) {
+    return found->second;
+  }
+  absl::StatusOr<Choice> choice = MeasurePair(source, target);
+  if (choice.ok()) choices_[pair] = *choice;
+  return choice;
+}
+
+absl::Status Router::Adopt(int source, int target, Way way, double gbps) {
+  if (!Serves(way, source, target)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(std::string(WayName(way)), " is no way from ",
+                     PlaceName(source), " to ", PlaceName(target)));
+  }
+  Choice choice;
+  choice.way = way;
+  choice.gbps = gbps;
+  if (way == Way::kPeer) {
+    choice.peer_access = EnablePeerAccess(cuda_, source, target);
+    if (!choice.peer_access) choice.way = Way::kDriver;
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  choices_[{source, target}] = std::move(choice);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Choice> Router::MeasurePair(int source, int target) {
+  Choice choice;
+  Way first = Way::kDirect;
+  if (source >= 0 && target >= 0) {
+    choice.peer_access = EnablePeerAccess(cuda_, source, target);
+    first = choice.peer_access ? Way::kPeer : Way::kDriver;
+  }
+  std::string reasons;
+  for (const Way way : {first, Way::kStaged}) {
+    Candidate candidate;
+    candidate.way = way;
+    const absl::StatusOr<double> gbps =
+        Measure(source, target, way, HostMemory::kPageable, sample_bytes_,
+                kChoiceRepeats);
+    if (gbps.ok()) {
+      candidate.gbps = *gbps;
+      if (*gbps > choice.gbps) {
+        choice.way = way;
+        choice.gbps = *gbps;
+      }
+    } else {
+      candidate.error = std::string(gbps.status().message());
+      absl::StrAppend(&reasons, "\n  ", std::string(WayName(way)), ": ",
+                      candidate.error);
+    }
+    choice.candidates.push_back(std::move(candidate));
+  }
+  if (choice.gbps > 0) return choice;
+  return absl::InternalError(absl::StrCat("no way from ", PlaceName(source),
+                                          " to ", PlaceName(target),
+                                          " works:", reasons));
+}
+
+absl::StatusOr<double> Router::Measure(int source, int target, Way way,
+                                       HostMemory memory, std::int64_t bytes,
+                                       int repeats) {
+  if (!Serves(way, source, target) || bytes < 1 || repeats < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(std::string(WayName(way)), " from ", PlaceName(source),
+                     " to ", PlaceName(target), ", ", bytes, " bytes, ",
+                     repeats, " times cannot be measured"));
+  }
+  const ScratchStream stream(cuda_, target >= 0 ? target : source);
+  if (!stream.status().ok()) return stream.status();
+  Scratch from(cuda_, KindOf(source, memory), source);
+  Scratch to(cuda_, KindOf(target, memory), target);
+  absl::Status made = from.Allocate(bytes);
+  if (made.ok()) made = to.Allocate(bytes);
+  if (!made.ok()) return made;
+  const ScratchStream other(cuda_, source >= 0 ? source : target);
+  if (!other.status().ok()) return other.status();
+
+  const std::vector<std::byte> pattern = Pattern(bytes);
+  std::vector<std::byte> arrived(pattern.size());
+  absl::Status s = from.Write(pattern, other.on());
+  if (s.ok()) s = to.Write(arrived, stream.on());
+  const CopyRequest request{to.data(), target, from.data(),
+                            source,    bytes,  stream.on()};
+  Transfer& transfer = *TransferFor(way);
+  if (s.ok()) s = transfer.Copy(request);
+  if (s.ok()) s = stream.Synchronize();
+  if (s.ok()) s = to.Read(arrived, stream.on());
+  if (!s.ok()) return s;
+  if (arrived != pattern) {
+    return absl::InternalError(absl::StrCat(
+        "wrong bytes arrived on ", PlaceName(target), " from ",
+        PlaceName(source), " (", bytes,
+        " bytes). Switch the IOMMU off or to pass-through in the firmware."));
+  }
+  return Time(transfer, request, repeats);
+}
+
+absl::StatusOr<double> Router::Time(Transfer& transfer,
+                                    const CopyRequest& request, int repeats) {
+  std::vector<double> seconds;
+  const DeviceGuard guard(cuda_, request.stream.device);
+  if (!guard.status().ok()) return guard.status();
+  for (int i = 0; i < repeats; ++i) {
+    const double begin = clock_();
+    if (absl::Status s = transfer.Copy(request); !s.ok()) return s;
+    const int code = cuda_.stream_synchronize(request.stream.handle);
+    if (code != 0) {
+      return CudaFailure(cuda_, "cudaStreamSynchronize",
+                         absl::StrCat("on ", PlaceName(request.stream.device)),
+                         request.bytes, code);
+    }
+    seconds.push_back(clock_() - begin);
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  return static_cast<double>(request.bytes) / std::max(median, 1e-9) / 1e9;
+}
+
+absl::Status Router::Copy(const CopyRequest& request) {
+  if (absl::Status wrong = CheckRequest(request); !wrong.ok()) return wrong;
+  if (request.source_device == request.target_device) {
+    return direct_.Copy(request);
+  }
+  if (request.source_device < 0 || request.target_device < 0) {
+    const void* host =
+        request.source_device < 0 ? request.source : request.target;
+    CudaFunctions::PointerAttributes attributes;
+    const bool known = cuda_.pointer_attributes(&attributes, host) == 0;
+    if (!known) cuda_.take_last_error();
+    const bool pageable =
+        !known || attributes.type == CudaFunctions::kUnregistered;
+    if (!pageable || request.bytes < chunk_) return direct_.Copy(request);
+  }
+  const absl::StatusOr<Choice> choice =
+      Choose(request.source_device, request.target_device);
+  if (!choice.ok()) return choice.status();
+  return TransferFor(choice->way)->Copy(request);
+}
+
+}  // namespace distorch

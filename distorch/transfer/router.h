@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chooses the way for each ordered pair of places, measured once, and copies by
+// it.
+//
+//   Router router(*LoadCuda());
+//   auto choice = router.Choose(0, 1);   // measures at the first call
+//   choice->way, choice->gbps            // kPeer, 50.1
+//   router.Copy({target, 1, source, 0, bytes, {1, stream}});
+//
+// Every candidate's bytes are compared after its first copy; one that delivers
+// wrong bytes (peer copies behind some IOMMUs do) is never chosen.
+//
+// GB/s are 10^9 bytes a second. Safe from several threads; a pair is measured
+// by the first that asks while the others wait.
+#ifndef DISTORCH_TRANSFER_ROUTER_H_
+#define DISTORCH_TRANSFER_ROUTER_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "distorch/transfer/cuda_api.h"
+#include "distorch/transfer/transfer.h"
+
+namespace distorch {
+
+enum class HostMemory { kPinned, kPageable };
+
+// What a way was found to be worth for a pair.
+struct Candidate {
+  Way way = Way::kDirect;
+  double gbps = 0;
+  std::string error;  // why it cannot be used, or empty
+};
+
+struct Choice {
+  Way way = Way::kDirect;
+  double gbps = 0;
+  bool peer_access = false;
+  std::vector<Candidate> candidates;  // in the order of trying
+};
+
+class Router {
+ public:
+  // Seconds since any fixed time.
+  using Clock = std::function<double()>;
+  // Enough that the cost of starting a copy is below one percent at 60 GB/s.
+  static constexpr std::int64_t kSampleBytes = std::int64_t{64} << 20;
+
+  explicit Router(CudaFunctions cuda, Clock clock = {},
+                  std::int64_t sample_bytes = kSampleBytes,
+                  std::int64_t chunk = StagedTransfer::kChunk);
+
+  Router(const Router&) = delete;  // owns pinned buffers
+  Router& operator=(const Router&) = delete;
+
+  // How many CUDA devices this process sees. Internal when CUDA fails.
+  absl::StatusOr<int> DeviceCount() const;
+
+  // The fastest way from `source` to `target`; the host end means pageable
+  // memory. Internal, naming every way with its reason, when none works.
+  absl::StatusOr<Choice> Choose(int source, int target);
+
+  // Takes a way that was measured before (by `distorch links`) as chosen.
+  // InvalidArgument for a way that cannot serve the pair.
+  absl::Status Adopt(int source, int target, Way way, double gbps);
+
+  // Copies by the chosen way; see transfer.h for the ordering contract. Pinned
+  // host memory always goes directly, pageable memory of less than one staging
+  // buffer too.
+  absl::Status Copy(const CopyRequest& request);
+
+  // The median of `repeats` copies of `bytes`, after one whose bytes are
+  // compared; takes that much memory at both ends meanwhile. `memory` counts
+  // only where one end is the host.
+  absl::StatusOr<double> Measure(int source, int target, Way way,
+                                 HostMemory memory, std::int64_t bytes,
+                                 int repeats);
+
+ private:
+  absl::StatusOr<Choice> MeasurePair(int source, int target);
+  absl::StatusOr<double> Time(Transfer& transfer, const CopyRequest& request,
+                              int repeats);
+  Transfer* TransferFor(Way way);
+
+  const CudaFunctions cuda_;
+  const Clock clock_;
+  const std::int64_t sample_bytes_;
+  const std::int64_t chunk_;
+  DirectTransfer direct_;
+  PeerTransfer peer_;
+  PeerTransfer driver_;
+  StagedTransfer staged_;
+  std::mutex mutex_;  // guards choices_
+  std::map<std::pair<int, int>, Choice> choices_;
+};
+
+}  // namespace distorch
+
+#endif  // DISTORCH_TRANSFER_ROUTER_H_

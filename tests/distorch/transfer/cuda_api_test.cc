@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "distorch/transfer/cuda_api.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace distorch {
+namespace {
+
+using testing::EndsWith;
+using testing::HasSubstr;
+using testing::StartsWith;
+
+TEST(LoadCudaTest, SaysWhichPartIsNotThereAndWhatToDo) {
+  EXPECT_EQ(LoadCuda("/nowhere/libcudart.so", "/nowhere/libcuda.so").status(),
+            absl::UnavailableError("libcuda.so.1 was not found: no NVIDIA "
+                                   "driver on this machine"));
+  EXPECT_THAT(
+      std::string(
+          LoadCuda("/nowhere/libcudart.so", "libc.so.6").status().message()),
+      StartsWith("libcudart was not found: import a torch"));
+  const std::string message(
+      LoadCuda("libc.so.6", "libc.so.6").status().message());
+  EXPECT_THAT(message, StartsWith("CUDA lacks cudaGetDeviceCount, "));
+  EXPECT_THAT(message, HasSubstr("cuCtxPopCurrent_v2"));
+  EXPECT_THAT(message,
+              EndsWith("update the driver and CUDA to version 12 or later"));
+}
+
+TEST(CudaFailureTest, OutOfMemoryIsItsOwnKindAndTakesTheErrorOff) {
+  CudaFunctions cuda;
+  int taken = 0;
+  cuda.take_last_error = [&] { return ++taken; };
+  cuda.error_name = [](int) { return "cudaErrorMemoryAllocation"; };
+  cuda.error_text = [](int) { return "out of memory"; };
+  EXPECT_EQ(CudaFailure(cuda, "cudaMalloc", "on cuda:1", 64, 2),
+            absl::ResourceExhaustedError(
+                "cudaMalloc of 64 bytes on cuda:1 failed: "
+                "cudaErrorMemoryAllocation (out of memory). Free memory there: "
+                "unload a model, or give the device a smaller share."));
+  EXPECT_EQ(taken, 1);
+  cuda.error_name = [](int) -> const char* { return nullptr; };
+  cuda.error_text = cuda.error_name;
+  EXPECT_THAT(std::string(CudaFailure(cuda, "x", "y", 0, 99).message()),
+              StartsWith("x y failed: CUDA error 99 (). "));
+}
+
+}  // namespace
+}  // namespace distorch
