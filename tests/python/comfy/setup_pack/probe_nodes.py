@@ -75,7 +75,7 @@ class ProbeSave:
 
 
 class ProbeRun:
-    """Runs Python in the worker, between nodes: `value` passes through."""
+    """Runs Python in the worker, between nodes: `value` passes through, or what the code puts in its place."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "distorch test", "run", (AnyType("*"),)
 
@@ -88,8 +88,9 @@ class ProbeRun:
         return float("nan")
 
     def run(self, value: object, code: str):
-        exec(code, {"value": value, "torch": torch})  # noqa: S102 - the purpose of this node
-        return (value,)
+        scope = {"value": value, "torch": torch}
+        exec(code, scope)  # noqa: S102 - the purpose of this node
+        return (scope["value"],)
 
 
 NODE_CLASS_MAPPINGS = {
