@@ -9,6 +9,7 @@ the modules, numbers count as numbers here: where a device is full, the loader's
 
 from __future__ import annotations
 
+import collections
 import pathlib
 from collections.abc import Iterable
 
@@ -124,5 +125,24 @@ def describe(file: str, part: str, text: str, compute: str, *, free_now: bool) -
     options = allocation.Options(strict=settings["strict"])
     plan = allocation.make_plan(spec, blocks, there, compute, options)
     total = allocation.format_bytes(sum(block.bytes for block in blocks))
-    heading = f"{file}: {total} in {len(blocks)} blocks, computed on {compute}\nallocation: {spec}"
-    return f"{heading}\n\n{plan.tables()}"
+    lines = [
+        f"{file}: {total} in {len(blocks)} blocks, computed on {compute}",
+        f"allocation: {spec}",
+        "",
+        plan.tables(),
+        *(f"note: {note}" for note in plan.notes),
+        *_staying(blocks, compute),
+    ]
+    return "\n".join(lines)
+
+
+def _staying(blocks: list[allocation.Block], compute: str) -> list[str]:
+    """A line for each reason why blocks cannot leave the compute device."""
+    sizes: collections.defaultdict[str, list[int]] = collections.defaultdict(list)
+    for block in blocks:
+        if block.pinned:
+            sizes[block.pinned].append(block.bytes)
+    return [
+        f"stays on {compute}: {len(found)} blocks, {allocation.format_bytes(sum(found))} ({reason})"
+        for reason, found in sizes.items()
+    ]

@@ -63,7 +63,7 @@ app.registerExtension({
   settings: [
     {
       id: 'DisTorch.debug_mode',
-      name: 'Write what the memory view does to the console',
+      name: 'Write more: to the browser\'s console, and to the log the memory at each load',
       category: ['DisTorch', 'Memory view', 'Debug mode'],
       type: 'boolean',
       defaultValue: false

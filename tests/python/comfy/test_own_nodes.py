@@ -52,7 +52,7 @@ def text_of(comfy: ComfyServer, w: Workflow) -> str:
 
 def on_device(text: str, device: str) -> float:
     """MB of a device in the last table of a plan."""
-    table = text[text.rindex("Device") :]
+    table = text[text.rindex("\nDevice") :]
     rows = [line.split() for line in table.splitlines() if line.startswith(device)]
     return sum(float(row[-2]) for row in rows)
 

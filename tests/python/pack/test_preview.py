@@ -102,6 +102,15 @@ def test_the_text_shows_sizes_devices_and_the_string(preview: Any) -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["sim:1", "2", "8.00", "25.00%"] in rows
     assert ["sim:0", "7", "24.01", "75.00%"] in rows
+    assert "stays on sim:0: 1 blocks, 512 B (small)" in text
+    assert "stays on sim:0: 2 blocks, 6.00 KB (not moved by the layer's cast)" in text
+
+
+def test_notes_of_the_plan_are_shown(preview: Any) -> None:
+    file = "diffusion_models/dit.safetensors"
+    text = preview.describe(file, "model", "sim:1,9mb", "sim:0", free_now=False)
+    assert "note: " in text
+    assert "cpu" in text[text.index("note: ") :]
 
 
 def test_errors_are_the_planners(preview: Any) -> None:
