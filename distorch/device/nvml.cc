@@ -156,6 +156,20 @@ std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
   return pairs;
 }
 
+absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index) const {
+  NvmlFunctions::Handle handle = nullptr;
+  if (const int code = functions_.handle(static_cast<unsigned>(index), &handle);
+      code != kSuccess) {
+    return Failed("nvmlDeviceGetHandleByIndex", code);
+  }
+  NvmlFunctions::Memory memory{};
+  if (const int code = functions_.memory(handle, &memory); code != kSuccess) {
+    return Failed("nvmlDeviceGetMemoryInfo", code);
+  }
+  return Memory{static_cast<std::int64_t>(memory.total),
+                static_cast<std::int64_t>(memory.free)};
+}
+
 std::string Nvml::DriverVersion() const {
   std::array<char, kTextSize> text{};
   if (!functions_.driver ||

@@ -83,6 +83,14 @@ class Nvml {
   // The pairs joined by NVLink; empty where NVML does not tell.
   std::vector<NvlinkPair> NvlinkPairs() const;
 
+  // Total and free bytes of one device by its index, and nothing else: for
+  // those who ask often. Internal when a call fails.
+  struct Memory {
+    std::int64_t total = 0;
+    std::int64_t free = 0;
+  };
+  absl::StatusOr<Memory> MemoryOf(int index) const;
+
   // The driver's version, or "" when it cannot be had.
   std::string DriverVersion() const;
 

@@ -98,6 +98,19 @@ TEST(NvmlTest, TellsHowDevicesAreConnected) {
   EXPECT_THAT((*nvml)->NvlinkPairs(), ElementsAre(NvlinkPair(0, 2)));
 }
 
+TEST(NvmlTest, TellsTheMemoryOfOneDevice) {
+  FakeDriver driver;
+  auto nvml = Nvml::Open(driver.Functions());
+  ASSERT_TRUE(nvml.ok());
+  const auto memory = (*nvml)->MemoryOf(1);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_EQ(memory->total, 100);
+  EXPECT_EQ(memory->free, 60);
+  driver.fail_memory_with = 15;
+  EXPECT_EQ((*nvml)->MemoryOf(1).status().message(),
+            "nvmlDeviceGetMemoryInfo failed with NVML error 15");
+}
+
 TEST(NvmlTest, FailureNamesTheCallAndNvmlsError) {
   FakeDriver driver;
   driver.fail_memory_with = 15;
