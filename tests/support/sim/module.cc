@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <torch/extension.h>
 
+#include <cstdint>
+
 #include "tests/support/sim/sim_backend.h"
 #include "tests/support/sim/sim_memory.h"
 
@@ -19,6 +21,7 @@ PYBIND11_MODULE(_sim, m) {
   m.def("reset_peak", &sim::ResetPeak);
   m.def("fail_allocation", &sim::FailAllocation);
   m.def("fail_copy", &sim::FailCopy);
+  m.attr("READ_FIGURES") = reinterpret_cast<std::uintptr_t>(&sim::ReadFigures);
   m.def("counters", [](int device) {
     const sim::DeviceCounters c = sim::Counters(device);
     return pybind11::make_tuple(c.capacity, c.allocated, c.peak, c.allocations);

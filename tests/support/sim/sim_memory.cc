@@ -120,6 +120,7 @@ void* Allocate(int device, std::size_t bytes) {
   state.ranges[static_cast<char*>(data)] = Range{bytes, device};
   counters.allocated += wanted;
   counters.peak = std::max(counters.peak, counters.allocated);
+  counters.unread_peak = std::max(counters.unread_peak, counters.allocated);
   ++counters.allocations;
   return data;
 }
@@ -202,6 +203,18 @@ void ResetPeak(int device) {
   CheckDevice(device);
   DeviceCounters& counters = state.devices[static_cast<std::size_t>(device)];
   counters.peak = counters.allocated;
+}
+
+int ReadFigures(int device, std::int64_t figures[5]) {
+  State& state = TheState();
+  const std::lock_guard lock(state.mutex);
+  if (device < 0 || device >= state.count) return 1;
+  DeviceCounters& counters = state.devices[static_cast<std::size_t>(device)];
+  figures[0] = counters.capacity;
+  for (int i = 1; i < 4; ++i) figures[i] = counters.allocated;
+  figures[4] = counters.unread_peak;
+  counters.unread_peak = counters.allocated;
+  return 0;
 }
 
 void ResetCounters() {

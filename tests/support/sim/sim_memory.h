@@ -23,6 +23,7 @@ struct DeviceCounters {
   std::int64_t allocated = 0;
   std::int64_t peak = 0;         // of `allocated`, since ResetPeak
   std::int64_t allocations = 0;  // successful ones, since ResetCounters
+  std::int64_t unread_peak = 0;  // of `allocated`, since ReadFigures
 };
 
 // Sets the number of devices and their capacities in bytes. Throws
@@ -50,6 +51,10 @@ DeviceCounters Counters(int device);
 std::int64_t Copied(int source, int target);
 std::int64_t CopyCount();
 void ResetPeak(int device);
+// {total, used, allocated, reserved, largest reserved since the last call} and
+// 0, or 1 for a device that is not there. Never throws; takes no interpreter's
+// lock: distorch's sampler calls it from its thread.
+int ReadFigures(int device, std::int64_t figures[5]);
 void ResetCounters();  // copies and allocation counts; peaks stay
 
 // The `nth` allocation (copy) from now on fails, 1 being the next; with

@@ -15,6 +15,10 @@ from distorch_sim import _sim as sim_core
 
 MAX_DEVICES: int = sim_core.MAX_DEVICES
 
+# Address of a function by which distorch's sampler reads a device without Python
+# (ReadDeviceFunction in distorch/telemetry/sampler.h).
+DISTORCH_READ_FIGURES: int = sim_core.READ_FIGURES
+
 
 def _index(device: Any = None) -> int:
     if device is None:
