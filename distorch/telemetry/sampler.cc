@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "distorch/telemetry/sampler.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "distorch/device/host_memory.h"
+
+namespace distorch {
+namespace {
+
+double WallClock() {
+  return std::chrono::duration<double>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+double ThreadCpuSeconds() {
+  timespec used{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+  return static_cast<double>(used.tv_sec) +
+         static_cast<double>(used.tv_nsec) * 1e-9;
+}
+
+}  // namespace
+
+// Holds the locks of every sampler across fork(), so that the child finds what
+// they guard in order; of the threads only the forking one is in the child.
+class ForkGuard {
+ public:
+  static ForkGuard& Get() {
+    static ForkGuard* guard = new ForkGuard;  // outlives every sampler
+    return *guard;
+  }
+
+  void Add(MemorySampler* sampler) {
+    const std::lock_guard lock(mutex_);
+    samplers_.insert(sampler);
+  }
+
+  void Remove(MemorySampler* sampler) {
+    const std::lock_guard lock(mutex_);
+    samplers_.erase(sampler);
+  }
+
+ private:
+  ForkGuard() { pthread_atfork(&Prepare, &Parent, &Child); }
+
+  static void Prepare() {
+    Get().mutex_.lock();
+    for (MemorySampler* sampler : Get().samplers_) sampler->LockForFork();
+  }
+  static void Parent() {
+    for (MemorySampler* sampler : Get().samplers_) sampler->UnlockAfterFork();
+    Get().mutex_.unlock();
+  }
+  static void Child() {
+    for (MemorySampler* sampler : Get().samplers_) {
+      sampler->ForgetThread();
+      sampler->UnlockAfterFork();
+    }
+    Get().mutex_.unlock();
+  }
+
+  std::mutex mutex_;
+  std::set<MemorySampler*> samplers_;
+};
+
+MemorySampler::MemorySampler(Options options) : options_(std::move(options)) {
+  ForkGuard::Get().Add(this);
+}
+
+MemorySampler::~MemorySampler() {
+  Stop();
+  ForkGuard::Get().Remove(this);
+}
+
+void MemorySampler::LockForFork() {
+  control_.lock();
+  reading_.lock();
+  data_.lock();
+}
+
+void MemorySampler::UnlockAfterFork() {
+  data_.unlock();
+  reading_.unlock();
+  control_.unlock();
+}
+
+void MemorySampler::ForgetThread() {
+  // Its condition variable has a waiter that is not in this process: neither
+  // it nor the thread's handle can be destroyed.
+  (void)thread_.release();
+}
+
+absl::Status MemorySampler::AddDevice(std::string name, DeviceSource source) {
+  const std::lock_guard reading(reading_);
+  const std::lock_guard lock(data_);
+  for (const Device& device : devices_) {
+    if (device.name == name) {
+      return absl::AlreadyExistsError(
+          absl::StrCat("the sampler has a device ", name));
+    }
+  }
+  devices_.emplace_back();
+  devices_.back().name = std::move(name);
+  devices_.back().source = std::move(source);
+  for (auto& [id, peaks] : windows_) peaks.push_back(-1);
+  return absl::OkStatus();
+}
+
+std::vector<std::string> MemorySampler::devices() const {
+  const std::lock_guard lock(data_);
+  std::vector<std::string> names;
+  for (const Device& device : devices_) names.push_back(device.name);
+  return names;
+}
+
+absl::Status MemorySampler::Start() {
+  const std::lock_guard lock(control_);
+  if (thread_ != nullptr) {
+    return absl::FailedPreconditionError("the sampler runs already");
+  }
+  auto made = std::make_unique<Thread>();
+  // Signals are for the threads that know what to do with them.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  absl::Status status;
+  try {
+    made->thread = std::thread(&MemorySampler::Run, this, made.get());
+    pthread_setname_np(made->thread.native_handle(), "distorch-memory");
+    thread_ = std::move(made);
+  } catch (const std::system_error& error) {
+    status = absl::InternalError(
+        absl::StrCat("no thread for the sampler: ", error.what()));
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return status;
+}
+
+void MemorySampler::Stop() {
+  const std::lock_guard lock(control_);
+  if (thread_ == nullptr) return;
+  {
+    const std::lock_guard stopping(thread_->mutex);
+    thread_->stop = true;
+  }
+  thread_->wake.notify_all();
+  thread_->thread.join();
+  thread_.reset();
+}
+
+bool MemorySampler::running() const {
+  const std::lock_guard lock(control_);
+  return thread_ != nullptr;
+}
+
+void MemorySampler::Run(Thread* thread) {
+  using Clock = std::chrono::steady_clock;
+  const auto interval = absl::ToChronoNanoseconds(options_.interval);
+  auto next = Clock::now();
+  while (true) {
+    TakeSample();
+    cpu_seconds_.store(ThreadCpuSeconds());
+    // After a pause (a suspended machine) no samples are made up.
+    next = std::max(next + interval, Clock::now());
+    std::unique_lock lock(thread->mutex);
+    if (thread->wake.wait_until(lock, next, [&] { return thread->stop; })) {
+      return;
+    }
+  }
+}
+
+void MemorySampler::ReadSources() {
+  std::size_t count = 0;
+  {
+    const std::lock_guard lock(data_);
+    count = devices_.size();
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    // Devices are only ever added, under reading_, which the caller holds.
+    Device& device = devices_[i];
+    if (!device.source) continue;
+    DeviceReading reading;
+    const bool fresh = device.source(&reading);
+    const std::lock_guard lock(data_);
+    device.fresh = fresh;
+    if (!fresh) continue;
+    if (reading.reserved < 0) {  // not told; what was pushed still holds
+      reading.allocated = device.last.allocated;
+      reading.reserved = device.last.reserved;
+    }
+    device.last = reading;
+    device.known = true;
+    Fold(i, reading.reserved_peak);
+  }
+}
+
+void MemorySampler::Fold(std::size_t index, std::int64_t reserved_peak) {
+  Device& device = devices_[index];
+  const DeviceReading& last = device.last;
+  std::int64_t peak = last.used;
+  if (reserved_peak > last.reserved) {
+    const std::int64_t others =
+        std::max<std::int64_t>(0, last.used - last.reserved);
+    peak = std::max(peak, std::min(others + reserved_peak,
+                                   std::max(last.total, last.used)));
+  }
+  device.pending_peak = std::max(device.pending_peak, peak);
+  for (auto& [id, peaks] : windows_) {
+    peaks[index] = std::max(peaks[index], peak);
+  }
+}
+
+absl::Status MemorySampler::Push(std::string_view name,
+                                 const DeviceReading& reading) {
+  const std::lock_guard reading_lock(reading_);
+  const auto found =
+      std::find_if(devices_.begin(), devices_.end(),
+                   [&](const Device& device) { return device.name == name; });
+  if (found == devices_.end()) {
+    return absl::NotFoundError(
+        absl::StrCat("the sampler has no device ",
+                     absl::string_view(name.data(), name.size())));
+  }
+  DeviceReading now = reading;
+  bool fresh = true;
+  if (found->source) {
+    DeviceReading read;
+    fresh = found->source(&read);
+    if (fresh && read.reserved >= 0) now = read;  // it knows better
+    now.total = fresh ? read.total : found->last.total;
+    now.used = fresh ? read.used : found->last.used;
+  }
+  const std::lock_guard lock(data_);
+  found->last = now;
+  found->fresh = fresh;
+  found->known = found->known || fresh;
+  Fold(static_cast<std::size_t>(found - devices_.begin()), now.reserved_peak);
+  return absl::OkStatus();
+}
+
+void MemorySampler::Poll() {
+  const std::lock_guard reading(reading_);
+  ReadSources();
+}
+
+void MemorySampler::TakeSample() {
+  const std::lock_guard reading(reading_);
+  ReadSources();
+  const std::lock_guard lock(data_);
+  if (options_.capacity == 0) return;
+  if (ring_.size() < options_.capacity) {
+    ring_.emplace_back();
+    next_ = ring_.size() - 1;
+  }
+  MemorySample& sample = ring_[next_];
+  next_ = (next_ + 1) % options_.capacity;
+  sample.time = options_.now ? options_.now() : WallClock();
+  sample.devices.clear();
+  for (std::size_t i = 0; i < devices_.size(); ++i) {
+    Device& device = devices_[i];
+    if (!device.known || !device.fresh) continue;
+    const DeviceReading& last = device.last;
+    sample.devices.push_back({i, last.total, last.used, last.allocated,
+                              last.reserved,
+                              std::max(device.pending_peak, last.used)});
+    device.pending_peak = 0;
+  }
+}
+
+std::vector<MemorySample> MemorySampler::Samples(double since) const {
+  const std::lock_guard lock(data_);
+  std::vector<MemorySample> found;
+  const std::size_t first = ring_.size() < options_.capacity ? 0 : next_;
+  for (std::size_t i = 0; i < ring_.size(); ++i) {
+    const MemorySample& sample = ring_[(first + i) % ring_.size()];
+    if (sample.time >= since) found.push_back(sample);
+  }
+  return found;
+}
+
+std::int64_t MemorySampler::OpenWindow() {
+  Poll();  // what was until now is not this window's
+  const std::lock_guard lock(data_);
+  Peaks peaks;
+  for (const Device& device : devices_) {
+    peaks.push_back(device.known && device.fresh ? device.last.used : -1);
+  }
+  if (windows_.size() >= options_.most_windows && !windows_.empty()) {
+    windows_.erase(windows_.begin());
+  }
+  windows_[next_window_] = std::move(peaks);
+  return next_window_++;
+}
+
+std::map<std::string, std::int64_t> MemorySampler::Named(
+    const Peaks& peaks) const {
+  std::map<std::string, std::int64_t> named;
+  for (std::size_t i = 0; i < peaks.size(); ++i) {
+    if (peaks[i] >= 0) named[devices_[i].name] = peaks[i];
+  }
+  return named;
+}
+
+std::map<std::string, std::int64_t> MemorySampler::CloseWindow(
+    std::int64_t window) {
+  Poll();
+  const std::lock_guard lock(data_);
+  const auto found = windows_.find(window);
+  if (found == windows_.end()) return {};
+  auto named = Named(found->second);
+  windows_.erase(found);
+  return named;
+}
+
+std::map<std::string, std::int64_t> MemorySampler::WindowPeaks(
+    std::int64_t window) {
+  Poll();
+  const std::lock_guard lock(data_);
+  const auto found = windows_.find(window);
+  return found == windows_.end() ? std::map<std::string, std::int64_t>()
+                                 : Named(found->second);
+}
+
+}  // namespace distorch
