@@ -123,6 +123,7 @@ void BindSampler(py::module_& module) {
       .def("stop", &MemorySampler::Stop, Release())
       .def("poll", &MemorySampler::Poll, Release())
       .def("take_sample", &MemorySampler::TakeSample, Release())
+      .def("used", &MemorySampler::Used, Release())
       .def("samples", &SamplesShim, py::arg("since"))
       .def("open_window", &MemorySampler::OpenWindow, Release())
       .def("close_window", &MemorySampler::CloseWindow, py::arg("window"),

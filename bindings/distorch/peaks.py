@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 Stats = dict[str, Any]
 
@@ -68,10 +68,12 @@ class _Device:
 class Ledger:
     """The peaks of one kind of device."""
 
-    _ledgers: dict[str, Ledger | None] = {}
+    _ledgers: ClassVar[dict[str, Ledger | None]] = {}
     _make = threading.Lock()
 
-    def __init__(self, namespace: ModuleType | Any, readers: tuple[str, ...], resets: tuple[str, ...]) -> None:
+    def __init__(
+        self, namespace: ModuleType | Any, readers: tuple[str, ...], resets: tuple[str, ...]
+    ) -> None:
         """`namespace`: torch._C. The first of `readers` gives nested statistics of a device index,
         the first of `resets` resets its peaks; the others are other names for the same counters.
         """  # fmt: skip

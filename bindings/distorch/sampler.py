@@ -35,9 +35,7 @@ READ_FIGURES = "DISTORCH_READ_FIGURES"
 class Sampler:
     """The devices of this process in one MemorySampler. Thread safe."""
 
-    def __init__(
-        self, interval: float = INTERVAL_SECONDS, capacity: int = KEPT_SAMPLES
-    ) -> None:
+    def __init__(self, interval: float = INTERVAL_SECONDS, capacity: int = KEPT_SAMPLES) -> None:
         """`interval` in seconds; `capacity`: samples kept, the oldest dropped first."""
         self.interval = interval
         self._core = core().MemorySampler(interval, capacity)
@@ -136,6 +134,10 @@ class Sampler:
         """Return the newest sample."""
         found = self.samples(time.time() - 3 * self.interval)
         return found[-1] if found else None
+
+    def used(self) -> dict[str, int]:
+        """Return what was in use on each device when it was last read; reads nothing."""
+        return dict(self._core.used())
 
     def open_window(self) -> int:
         """Begin to follow the peaks; close_window() ends it."""

@@ -279,6 +279,15 @@ void MemorySampler::TakeSample() {
   }
 }
 
+std::map<std::string, std::int64_t> MemorySampler::Used() const {
+  const std::lock_guard lock(data_);
+  std::map<std::string, std::int64_t> used;
+  for (const Device& device : devices_) {
+    if (device.known && device.fresh) used[device.name] = device.last.used;
+  }
+  return used;
+}
+
 std::vector<MemorySample> MemorySampler::Samples(double since) const {
   const std::lock_guard lock(data_);
   std::vector<MemorySample> found;

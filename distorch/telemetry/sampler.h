@@ -111,6 +111,9 @@ class MemorySampler {
   // Reads all sources and takes a sample, as the thread does.
   void TakeSample();
 
+  // What was last in use on each device that could be read then; reads nothing.
+  std::map<std::string, std::int64_t> Used() const;
+
   // The samples at `since` or later, oldest first.
   std::vector<MemorySample> Samples(double since) const;
 

@@ -17,9 +17,16 @@ from typing import Any
 from distorch.scan.device_view import device_view
 from distorch.scan.names import Note, PendingLoads, Resolver, files_named_by, modules_in
 from distorch.scan.row import Row, largest_on, lines_of, profiler_form
-from distorch.scan.scanning import Management, Scanner, memory_changed, memory_used
+from distorch.scan.scanning import (
+    NOTICED_BYTES,
+    Management,
+    Scanner,
+    memory_changed,
+    memory_used,
+)
 
 __all__ = [
+    "NOTICED_BYTES",
     "Management",
     "Note",
     "PendingLoads",

@@ -80,6 +80,7 @@ TEST(MemorySamplerTest, KeepsTheNewestSamplesOldestFirst) {
   EXPECT_EQ(samples.front().devices.at(0).used, 30);
   EXPECT_EQ(samples.back().devices.at(0).used, 50);
   EXPECT_EQ(samples.back().devices.at(0).total, 1000);
+  EXPECT_THAT(sampler.Used(), ElementsAre(Pair("sim:0", 50)));
   EXPECT_THAT(sampler.Samples(104), SizeIs(1));
 }
 
