@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tells when a node runs, with its inputs and what it returned, and when a prompt does.
 
-Seam: `execution.get_output_data`, the one function through which ComfyUI runs every node, and
-`PromptExecutor.add_message`, which says how a prompt goes. Cached nodes do not run. Holds for
-every ComfyUI since 0.3.64; both are passed on with all their arguments.
+Seam: `execution.get_output_data`, the one function through which ComfyUI runs every node,
+`PromptExecutor.add_message`, which says how a prompt goes, and `ProgressBar.update_absolute`,
+through which samplers report each step. Cached nodes do not run. Holds for every ComfyUI since
+0.3.64; all are passed on with all their arguments.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ class NodeListener(Protocol):
     def node_ended(self, prompt: str, node: str, outputs: object) -> None:
         """It returned `outputs`, or failed (None)."""
 
+    def progress(self, value: int, total: int) -> None:
+        """The running node has done `value` of `total` steps."""
+
     def message(self, event: str, data: dict[str, Any]) -> None:
         """ComfyUI's "execution_start", "execution_success", "execution_error" and so on."""
 
@@ -33,18 +37,21 @@ class NodeListener(Protocol):
 class NodeEvents:
     """The wrappers, and who listens."""
 
-    def __init__(self, execution: Any) -> None:
-        """`execution`: ComfyUI's module of that name."""
+    def __init__(self, execution: Any, utils: Any) -> None:
+        """`execution`: ComfyUI's module of that name; `utils`: comfy.utils."""
         self.listeners: list[NodeListener] = []
         self._seams = (
             FunctionSeam(execution, "get_output_data", self._around_node, "which node loads what"),
             FunctionSeam(
                 execution.PromptExecutor, "add_message", self._around_message, "which prompt runs"
             ),
+            FunctionSeam(
+                utils.ProgressBar, "update_absolute", self._around_progress, "how long a step takes"
+            ),
         )
 
     def install(self) -> None:
-        """Wrap both functions."""
+        """Wrap the functions."""
         for seam in self._seams:
             seam.install()
 
@@ -86,6 +93,13 @@ class NodeEvents:
         if isinstance(data, dict):
             self._tell("message", event, data)
         return original(executor, event, data, *args, **kw)
+
+    def _around_progress(
+        self, original: Callable[..., Any], bar: Any, value: Any, *args: Any, **kw: Any
+    ) -> Any:
+        result = original(bar, value, *args, **kw)
+        self._tell("progress", int(bar.current), int(bar.total))
+        return result
 
     def _tell(self, method: str, *arguments: Any) -> None:
         for listener in self.listeners:

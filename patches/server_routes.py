@@ -28,7 +28,7 @@ class Backend(Protocol):
     def models(self) -> dict[str, Any]: ...
     def devices(self) -> dict[str, Any]: ...
     def placements(self) -> dict[str, Any]: ...
-    def history(self, seconds: int) -> dict[str, Any]: ...
+    def history(self, seconds: int, prompt: str | None = None) -> dict[str, Any]: ...
     def metrics(self) -> str: ...
     def profiler(self) -> dict[str, Any]: ...
     def report(self, ticket: int) -> dict[str, Any] | None: ...
@@ -131,10 +131,20 @@ def check_fields(
             raise RequestError(400, f"{name} is missing", name)
 
 
+def _check_query(request: web.Request, *names: str) -> None:
+    for given in request.query:
+        if given not in names:
+            raise RequestError(400, f"unknown parameter; known are: {', '.join(names)}", given)
+
+
+def _query_text(request: web.Request, name: str) -> str | None:
+    text = request.query.get(name)
+    if text is not None and len(text) > NAME_LIMIT:
+        raise RequestError(400, f"{name} must be text of at most {NAME_LIMIT} characters", name)
+    return text
+
+
 def _query_integer(request: web.Request, name: str, default: int | None, most: int) -> int:
-    for known in request.query:
-        if known != name:
-            raise RequestError(400, f"unknown parameter; known is: {name}", known)
     text = request.query.get(name)
     if text is None and default is not None:
         return default
@@ -158,10 +168,13 @@ def _reading_routes(backend: Backend) -> dict[tuple[str, str], Handler]:
         return handle
 
     async def history(request: web.Request) -> web.Response:
+        _check_query(request, "seconds", "prompt")
         seconds = _query_integer(request, "seconds", 600, 7 * 24 * 3600)
-        return web.json_response(await _in_thread(backend.history, seconds))
+        prompt = _query_text(request, "prompt")
+        return web.json_response(await _in_thread(backend.history, seconds, prompt))
 
     async def report(request: web.Request) -> web.Response:
+        _check_query(request, "ticket")
         ticket = _query_integer(request, "ticket", None, 2**53 - 1)
         found = await _in_thread(backend.report, ticket)
         if found is None:

@@ -7,9 +7,11 @@ import asyncio
 import json
 import os
 import pathlib
+import re
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -86,6 +88,17 @@ def held(found: dict[str, dict[str, Any]]) -> dict[str, int]:
     return sums
 
 
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Return the first true answer of `condition`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
 def wait_report(server: ComfyServer, ticket: int) -> dict[str, Any]:
     for _ in range(600):
         report = server.get(f"/distorch/report?ticket={ticket}")
@@ -118,6 +131,38 @@ def test_devices_add_up_and_placements_are_there(server: ComfyServer) -> None:
     (placement,) = server.get("/distorch/placements")["placements"]
     assert placement["compute"] == "sim:0"
     assert {b["device"] for b in placement["blocks"]} == {"sim:0", "sim:1", "sim:2"}
+
+
+def test_the_history_has_the_prompt_its_nodes_and_what_they_loaded(server: ComfyServer) -> None:
+    history = server.get("/distorch/history?seconds=600")
+    assert (history["seconds"], history["interval"]) == (600, 1.0)
+    figures = history["samples"][-1]["devices"]
+    assert {"sim:0", "sim:1", "sim:2", "cpu"} <= set(figures)
+    assert set(figures["sim:0"]) == {"used", "total", "allocated", "reserved", "peak"}
+    run = max(history["runs"], key=lambda r: len(r["nodes"]))
+    assert run["status"] == "success"
+    assert run["started"] <= run["nodes"][0]["started"] <= run["nodes"][-1]["ended"] <= run["ended"]
+    kinds = {n["kind"] for n in run["nodes"]}
+    assert {"UNETLoader", "KSampler", "VAELoader", "TorchLoadUpscaler"} <= kinds
+    found = rows(server)
+    loads = [(n["kind"], x) for n in run["nodes"] for x in n["loaded"]]
+    assert {x["name"] for _, x in loads} == set(found)
+    sampled = {x["name"]: x["bytes"] for kind, x in loads if kind == "KSampler"}
+    assert sampled["wan"] == {"sim:0": found["wan"]["bytes"]["sim:0"]}
+    weights = found["wan"]["bytes"]["sim:0"]
+    peaks = [n["peak"]["sim:0"] for n in run["nodes"] if n["kind"] == "KSampler"]
+    assert min(peaks) > weights, "activations come on top"
+    assert run["peak"]["sim:0"] == max(n["peak"]["sim:0"] for n in run["nodes"])
+    one = server.get(f"/distorch/history?seconds=600&prompt={run['prompt']}")["runs"]
+    assert [r["prompt"] for r in one] == [run["prompt"]]
+
+
+def test_metrics_count_the_runs(server: ComfyServer) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/distorch/metrics") as answer:
+        text = answer.read().decode()
+    assert re.search(r'^distorch_runs_total\{status="success"\} [1-9]', text, re.MULTILINE)
+    assert re.search(r'^distorch_nodes_total\{kind="KSampler"\} [1-9]', text, re.MULTILINE)
+    assert re.search(r'^distorch_device_peak_bytes\{device="sim:0"\} [1-9]', text, re.MULTILINE)
 
 
 def test_the_profiler_route_is_there_with_and_without_api(server: ComfyServer) -> None:
@@ -155,6 +200,7 @@ def test_a_click_in_the_real_front_end_ejects_one_model(server: ComfyServer) -> 
             )
             assert freed == before["wan"]["bytes"]["sim:0"]
             assert [x for x in page.console if "EXCEPTION" in x and "distorch" in x.lower()] == []
+            assert [x for x in page.console if "Unhandled message" in x] == []
 
     asyncio.run(use_the_page())
     after = rows(server)
@@ -208,3 +254,24 @@ def test_without_safetensors_there_are_class_names(server: ComfyServer) -> None:
     (model,) = server.get("/distorch/models")["models"]
     assert model["name"] == model["class_name"]
     assert model["file"] == "diffusion_models/plain.ckpt"
+
+
+def test_a_burst_inside_a_node_is_in_the_peaks(server: ComfyServer) -> None:
+    before = server.evaluate(ALLOCATED)["sim:0"]
+    w = Workflow()
+    code = (
+        "import time; x = torch.empty(2**30, dtype=torch.uint8, device='sim:0'); time.sleep(0.05)"
+    )
+    w.add("DistorchTestSave", value=w.add("DistorchTestRun", value="x", code=code), name="burst")
+    result = server.run(w)
+    (run,) = server.get(f"/distorch/history?prompt={result.prompt_id}")["runs"]
+    peaks = {n["kind"]: n["peak"]["sim:0"] for n in run["nodes"]}
+    assert peaks["ProbeRun"] == before + 2**30
+    assert peaks["ProbeSave"] < before + 2**30
+    assert run["peak"]["sim:0"] == before + 2**30
+
+    def sampled() -> bool:
+        samples = server.get("/distorch/history?seconds=60")["samples"]
+        return max(s["devices"]["sim:0"]["peak"] for s in samples) >= before + 2**30
+
+    wait_until(sampled, "the burst is in a sample")

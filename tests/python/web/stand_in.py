@@ -66,6 +66,24 @@ def example_rows() -> list[scan.Row]:
     ]  # fmt: skip
 
 
+def example_runs(now: float) -> list[dict[str, Any]]:
+    """A prompt that ended and one that runs."""
+    loaded = [{"name": "Wan2_2-T2V-A14B-HIGH", "type": "checkpoint", "bytes": {"cuda:0": 9 * GB}}]
+    nodes = [
+        {"node": "1", "kind": "UNETLoader", "started": now - 250, "ended": now - 240,
+         "peak": {"cuda:0": 3 * GB}, "loaded": []},
+        {"node": "7", "kind": "KSampler", "started": now - 240, "ended": now - 120,
+         "peak": {"cuda:0": 23 * GB, "cuda:1": 18 * GB}, "loaded": loaded},
+    ]  # fmt: skip
+    return [
+        {"prompt": "a1", "started": now - 250, "ended": now - 118, "status": "success",
+         "peak": {"cuda:0": 23 * GB, "cuda:1": 18 * GB}, "nodes": nodes},
+        {"prompt": "b2", "started": now - 20, "ended": None, "status": "running",
+         "peak": {"cuda:0": 12 * GB},
+         "nodes": [{**nodes[1], "started": now - 19, "ended": None, "loaded": []}]},
+    ]  # fmt: skip
+
+
 class StandInBackend:
     """Answers from `rows`; ejecting takes a row's accelerator bytes at once."""
 
@@ -111,15 +129,21 @@ class StandInBackend:
             "streaming": "", "notes": [], "predicted_step_ms": 1030.0, "measured_step_ms": 1084.2,
         }]}  # fmt: skip
 
-    def history(self, seconds: int) -> dict[str, Any]:
+    def history(self, seconds: int, prompt: str | None = None) -> dict[str, Any]:
         now = time.time()
         shape = [0.1, 0.1, 0.35, 0.5, 0.5, 0.9, 0.55, 0.52, 0.5, 0.5]
         samples = []
         for i, share in enumerate(shape):
-            devices = {v["device"]: {"used": int(share * v["total"]), "total": v["total"]}
-                       for v in self.devices()["devices"]}  # fmt: skip
+            devices = {}
+            for v in self.devices()["devices"]:
+                used = int(share * v["total"])
+                peak = min(v["total"], used + (2 * GB if i == 5 and v["device"] != "cpu" else 0))
+                held = 0 if v["device"] == "cpu" else used // 2
+                devices[v["device"]] = {"used": used, "total": v["total"], "allocated": held,
+                                        "reserved": held, "peak": peak}  # fmt: skip
             samples.append({"time": now - 300 + i * 30, "devices": devices})
-        return {"seconds": seconds, "samples": samples}
+        runs = [r for r in example_runs(now) if prompt in (None, r["prompt"])]
+        return {"seconds": seconds, "interval": 1.0, "samples": samples, "runs": runs}
 
     def metrics(self) -> str:
         return (
@@ -211,6 +235,7 @@ class StandIn:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self._sockets.add(socket)
+        await self.push()  # before the page's extensions are set up
         async for message in socket:
             if message.type == WSMsgType.ERROR:
                 break

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the memory view changes: flags, ejects, frees, cleared caches. Only when no prompt runs."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from distorch import caches, scan
+
+from . import keep
+from .between_prompts import BetweenPrompts, Job
+from .server_routes import UnknownModelError
+
+NOTHING = {"ticket": 0, "when": "never", "models": []}
+
+
+class Actions:
+    """The changing half of server_routes.Backend, of a running ComfyUI."""
+
+    def __init__(self, server: Any, management: Any, scanner: scan.Scanner) -> None:
+        """`management`: comfy.model_management."""
+        self._server, self._management, self._scanner = server, management, scanner
+        self._flags: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+        self.jobs = BetweenPrompts(server.prompt_queue, self._measure, self._settle)
+        self.jobs.finished.append(self._count)
+        self.done: collections.Counter[tuple[str, str]] = collections.Counter()  # kind, state
+        self.freed: collections.Counter[str] = collections.Counter()  # device
+        #: Called when a flag changed.
+        self.changed: list[Callable[[], None]] = []
+
+    # What is asked for
+
+    def flag(self, model_id: int, eject: bool) -> dict[str, Any]:
+        """Keep a model, or have it ejected with the next eject."""
+        module = self._module(model_id)
+        self._flags[module] = eject
+        if _is_managed(module):
+            if eject:
+                keep.release(module)
+            else:
+                keep.retain(module)
+        self._scanner.invalidate()
+        for listener in self.changed:
+            listener()
+        return {"id": model_id, "eject": eject}
+
+    def eject(self, ids: list[int] | None) -> dict[str, Any]:
+        """Unload these models, or those that are flagged, when no prompt runs."""
+        if ids is None:
+            chosen = [row.id for row in self._scanner.rows() if self.flag_of(row)]
+        else:
+            chosen = list(dict.fromkeys(ids))
+            for model_id in chosen:
+                self._loaded(model_id)
+        if not chosen:
+            return {**NOTHING, "will": "nothing is flagged, nothing is unloaded"}
+        names = [row.name for row in self._scanner.rows() if row.id in chosen]
+        job = self.jobs.post("eject", lambda: self._eject_now(chosen))
+        return self._accepted(job, f"unload {', '.join(names)}", chosen)
+
+    def free(self, unload_models: bool, free_memory: bool) -> dict[str, Any]:
+        """Do as ComfyUI's /free, with a report."""
+        flags = {"unload_models": unload_models, "free_memory": free_memory}
+        wanted = [name for name, value in flags.items() if value]
+        if not wanted:
+            return {**NOTHING, "will": "nothing was asked for"}
+        job = self.jobs.post("free", lambda: None)
+        for name in wanted:
+            self._server.prompt_queue.set_flag(name, True)
+        text = "free models and node cache" if free_memory else "free models"
+        return self._accepted(job, text, [])
+
+    def clear_cache(self, devices: list[str] | None) -> dict[str, Any]:
+        """Give unused memory of the allocators back; unloads nothing."""
+        known = [view["device"] for view in scan.device_view(())]
+        for device in devices or ():
+            if device not in known:
+                raise UnknownModelError(
+                    f"there is no device {device!r}; there are: {', '.join(known)}"
+                )
+        job = self.jobs.post("clear_cache", lambda: _clear_now(devices))
+        return self._accepted(
+            job, "clear the caches of " + ", ".join(devices or ["every device"]), []
+        )
+
+    def _accepted(self, job: Job, will: str, models: list[int]) -> dict[str, Any]:
+        running = self._server.prompt_queue.get_tasks_remaining() > 0
+        when = "after the running prompt" if running else "now"
+        return {"ticket": job.ticket, "when": when, "will": will, "models": models}
+
+    # What is known of a model
+
+    def flag_of(self, row: scan.Row) -> bool:
+        """Whether the next eject takes the model."""
+        module = self._scanner.module(row.id)
+        own = self._flags.get(module) if module is not None else None
+        return bool(row.eject) if own is None else own
+
+    def why_not(self, row: scan.Row) -> str:
+        """Return why the model cannot be ejected, "" where it can."""
+        module = self._scanner.module(row.id)
+        for _, inner in self._entries():
+            if inner is module:
+                return ""
+        if all(device == "cpu" for device in row.bytes):
+            return "it is in RAM already"
+        return "it was not loaded through ComfyUI: only the node that holds it can let it go"
+
+    def in_use(self) -> list[nn.Module]:
+        """Return the modules that ComfyUI uses now, the last loaded first; none between prompts."""
+        if not self._server.prompt_queue.currently_running:
+            return []
+        return [inner for entry, inner in self._entries() if entry.currently_used]
+
+    def _entries(self) -> Iterator[tuple[Any, nn.Module]]:
+        """Yield ComfyUI's loaded models, the last loaded first, which is its own order."""
+        for entry in list(self._management.current_loaded_models):
+            patcher = entry.model
+            if patcher is not None:
+                yield entry, patcher.model
+
+    def _module(self, model_id: int) -> nn.Module:
+        module = self._scanner.module(model_id)
+        if module is None:
+            raise UnknownModelError(f"no live model has the id {model_id}")
+        return module
+
+    def _loaded(self, model_id: int) -> nn.Module:
+        module = self._module(model_id)
+        if all(inner is not module for _, inner in self._entries()):
+            raise UnknownModelError(
+                f"model {model_id} ({type(module).__name__}) is not loaded by ComfyUI: "
+                "only the node that holds it can let it go"
+            )
+        return module
+
+    # In ComfyUI's worker, between prompts
+
+    def _eject_now(self, ids: list[int]) -> dict[str, Any]:
+        modules = [self._scanner.module(model_id) for model_id in ids]
+        unloaded = []
+        for entry, inner in list(self._entries()):
+            if any(inner is module for module in modules):
+                if _is_managed(inner):
+                    keep.release(inner)
+                keep.unload(entry)
+                unloaded.append(type(inner).__name__)
+        return {"unloaded": unloaded}
+
+    def _measure(self) -> dict[str, int]:
+        views = scan.device_view(())
+        return {v["device"]: v["tensors"] + v["unused"] for v in views if v["device"] != "cpu"}
+
+    def _settle(self) -> None:
+        gc.collect()
+        self._management.soft_empty_cache()
+        self._scanner.clear_loaded_models()
+
+    def _count(self, job: Job) -> None:
+        self.done[job.kind, job.state] += 1
+        self.freed.update(job.freed)
+
+
+def _is_managed(module: nn.Module) -> bool:
+    return any(module is model for model in keep.managed())
+
+
+def _clear_now(devices: list[str] | None) -> dict[str, Any]:
+    report = caches.clear_caches(devices)
+    return {"freed": report.freed, "collected": report.collected}
