@@ -11,6 +11,10 @@ import { Store } from './lib/store.js'
 
 const TAB = 'distorch'
 
+// Made when this file is read, not in setup(): the front end opens its websocket in between, and
+// complains of messages that nobody listens to yet.
+const store = new Store(api)
+
 function setting(id, fallback) {
   return app.extensionManager?.setting?.get?.(id) ?? fallback
 }
@@ -81,7 +85,6 @@ app.registerExtension({
   async setup() {
     useDebugSetting(() => setting('DisTorch.debug_mode', false))
     addStyle()
-    const store = new Store(api)
     addTab(store)
     showBadges = addBadges(store)
   }

@@ -117,6 +117,12 @@ export function timeline(device, samples, now = Date.now() / 1000) {
     path += ` L${x(sample.time)},${y(values[index])}`
   })
   path += ` L1000,${y(values.at(-1))} L1000,48 Z`
+  // What rose and fell between two samples: a stroke from the value up to its peak.
+  const spikes = points
+    .map((sample, index) => ({ x: x(sample.time), from: y(values[index]), to: y(peaks[index]) }))
+    .filter((spike) => spike.from - spike.to > 0.5)
+    .map((spike) => `M${spike.x},${spike.from} L${spike.x},${spike.to}`)
+  if (spikes.length) node.append(svg('path', { d: spikes.join(' '), class: 'dt-spikes', stroke: deviceColour(device.device) }))
   node.append(
     svg('path', { d: path, class: 'dt-area', fill: deviceColour(device.device), stroke: deviceColour(device.device) }),
     svg('line', { x1: 0, x2: 1000, y1: y(peak), y2: y(peak), class: 'dt-peak' }),

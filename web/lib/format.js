@@ -21,6 +21,14 @@ export function formatAge(then, now = Date.now() / 1000) {
   return `${Math.floor(seconds / 86400)}d ago`
 }
 
+/** "0.4 s", "12 s", "2:05 min". */
+export function formatSeconds(seconds) {
+  if (seconds < 10) return `${seconds.toFixed(1)} s`
+  if (seconds < 60) return `${Math.round(seconds)} s`
+  const whole = Math.round(seconds)
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')} min`
+}
+
 /** "GPU 0" for an accelerator, "RAM" for the host. */
 export function deviceTitle(device) {
   if (device === 'cpu') return 'RAM'

@@ -5,6 +5,7 @@ import { memoryBar, placementStrip, timeline } from './charts.js'
 import { deviceColour, modelColour } from './colours.js'
 import { el, replaceChildren } from './dom.js'
 import { deviceTitle, formatAge, formatBytes, modelDetails } from './format.js'
+import { runSection } from './runs.js'
 
 export class Panel {
   constructor(store) {
@@ -66,7 +67,8 @@ export class Panel {
       el('h3', {}, 'Models'),
       models.length ? this.table(models, devices) : el('p', { class: 'dt-empty' }, 'No models are loaded.'),
       placements.length ? el('h3', {}, 'Placement') : null,
-      ...placements.map((placement) => this.placement(placement))
+      ...placements.map((placement) => this.placement(placement)),
+      runSection(this.store.runs)
     )
   }
 

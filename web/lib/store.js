@@ -6,6 +6,7 @@ import { debugLog } from './debug.js'
 
 const HISTORY_SECONDS = 600
 const MOST_SAMPLES = 2000
+const MOST_RUNS = 10
 
 export class Store extends EventTarget {
   /** `api`: ComfyUI's, with fetchApi() and addEventListener(). */
@@ -15,12 +16,16 @@ export class Store extends EventTarget {
     this.models = []
     this.devices = []
     this.placements = []
-    this.samples = [] // {time, used: {device: bytes}}
+    this.samples = [] // {time, used: {device: bytes}, peak: {device: bytes}}, oldest first
+    this.sampled = false // whether the server sends samples by itself
+    this.runs = [] // prompts with their nodes, last first
     this.reports = [] // last first
     this.error = ''
     this.watchers = 0
     this.stale = true
     api.addEventListener('distorch.update', (event) => this.receive(event.detail))
+    api.addEventListener('distorch.sample', (event) => this.sample(event.detail))
+    api.addEventListener('distorch.run', (event) => this.run(event.detail))
     api.addEventListener('distorch.report', (event) => this.report(event.detail))
     api.addEventListener('reconnected', () => this.wake(true))
     document.addEventListener('visibilitychange', () => this.wake(false))
@@ -58,10 +63,31 @@ export class Store extends EventTarget {
     this.devices = state.devices ?? this.devices
     this.placements = state.placements ?? this.placements
     this.error = ''
-    const used = Object.fromEntries(this.devices.map((d) => [d.device, d.total - d.free]))
-    this.samples.push({ time: Date.now() / 1000, used })
-    if (this.samples.length > MOST_SAMPLES) this.samples.splice(0, this.samples.length - MOST_SAMPLES)
+    if (!this.sampled) {
+      const used = Object.fromEntries(this.devices.map((d) => [d.device, d.total - d.free]))
+      this.addSample({ time: Date.now() / 1000, used, peak: {} })
+    }
     this.changed()
+  }
+
+  addSample(sample) {
+    this.samples.push(sample)
+    if (this.samples.length > MOST_SAMPLES) this.samples.splice(0, this.samples.length - MOST_SAMPLES)
+  }
+
+  sample(sample) {
+    this.sampled = true
+    if (!this.awake) {
+      this.stale = true
+      return
+    }
+    this.addSample(readSample(sample))
+    this.changed()
+  }
+
+  run(run) {
+    this.runs = [run, ...this.runs.filter((other) => other.prompt !== run.prompt)].slice(0, MOST_RUNS)
+    if (this.awake) this.changed()
   }
 
   report(report) {
@@ -84,6 +110,7 @@ export class Store extends EventTarget {
         this.get(`/distorch/history?seconds=${HISTORY_SECONDS}`)
       ])
       this.samples = (history.samples ?? []).map(readSample)
+      this.runs = (history.runs ?? []).toReversed().slice(0, MOST_RUNS)
       this.apply({ ...models, ...devices, ...placements })
     } catch (error) {
       this.stale = true
@@ -125,13 +152,10 @@ export class Store extends EventTarget {
 }
 
 function readSample(sample) {
-  const used = {}
-  for (const [device, value] of Object.entries(sample.devices ?? {})) {
-    used[device] = typeof value === 'number' ? value : value.used
+  const devices = Object.entries(sample.devices ?? {})
+  return {
+    time: sample.time,
+    used: Object.fromEntries(devices.map(([device, value]) => [device, value.used])),
+    peak: Object.fromEntries(devices.map(([device, value]) => [device, value.peak]))
   }
-  const peak = {}
-  for (const [device, value] of Object.entries(sample.devices ?? {})) {
-    if (value?.peak) peak[device] = value.peak
-  }
-  return { time: sample.time, used, peak }
 }

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -33,7 +34,8 @@ def on_page(check: Check, backend: StandInBackend | None = None, *, tab: bool = 
                 await page.click("#tab-distorch")
                 await page.wait_for("document.querySelector('.dt-device')")
             await check(page, server)
-            assert [line for line in page.console if line.startswith("EXCEPTION")] == []
+            wrong = ("EXCEPTION", "Unhandled message")
+            assert [line for line in page.console if line.startswith(wrong)] == []
 
     asyncio.run(run())
 
@@ -105,6 +107,42 @@ def test_the_switch_and_the_buttons_send_what_they_say() -> None:
         ]
         disabled = await page.evaluate("document.querySelector('[data-key=\"eject-3\"]')?.disabled")
         assert disabled is True
+
+    on_page(check)
+
+
+def test_the_last_prompt_shows_what_its_nodes_needed() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for("document.querySelector('.dt-run')")
+        text = "document.querySelector('.dt-run').innerText"
+        assert "running" in await page.evaluate(text)
+        run = server.backend.history(600, "a1")["runs"][0]
+        await server.send("distorch.run", {**run, "status": "success"})
+        await page.wait_for("document.querySelector('[data-prompt=\"a1\"]')")
+        assert "done, 2:12 min" in await page.evaluate(text)
+        assert "peak GPU 0 23.0 GB, GPU 1 18.0 GB" in await page.evaluate(text)
+        sampler = "document.querySelector('.dt-nodes [data-node=\"7\"]')"
+        assert (
+            await page.evaluate(sampler + ".title") == "Loaded Wan2_2-T2V-A14B-HIGH: GPU 0 9.0 GB"
+        )
+        assert "2:00 min" in await page.evaluate(sampler + ".innerText")
+
+    on_page(check)
+
+
+def test_a_peak_between_two_samples_is_drawn_and_counts() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        shown = "document.querySelector('.dt-device[data-device=\"cuda:1\"]')"
+        before = await page.evaluate(f"{shown}.querySelectorAll('.dt-spikes').length")
+        figures = {"total": 24 * GB, "allocated": 0, "reserved": 0}
+        sample = {"time": time.time(), "devices": {
+            "cuda:1": {**figures, "used": 2 * GB, "peak": 24 * GB}}}  # fmt: skip
+        await server.send("distorch.sample", sample)
+        await page.wait_for(f"{shown}.innerText.includes('peak 24.0 GB')")
+        assert before == 1
+        strokes = await page.evaluate(f"{shown}.querySelector('.dt-spikes').getAttribute('d')")
+        assert strokes.count("M") == 2
 
     on_page(check)
 

@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 class Api extends EventTarget {
+  registered = new Set()
+
+  addEventListener(type, ...rest) {
+    this.registered.add(type)
+    super.addEventListener(type, ...rest)
+  }
+
   fetchApi(path, options) {
     return fetch(`/api${path}`, options)
   }
@@ -8,6 +15,8 @@ class Api extends EventTarget {
     const socket = new WebSocket(`ws://${location.host}/ws`)
     socket.onmessage = (event) => {
       const { type, data } = JSON.parse(event.data)
+      // As the real front end does.
+      if (!this.registered.has(type)) console.warn('Unhandled message:', event.data)
       this.dispatchEvent(new CustomEvent(type, { detail: data }))
     }
     return new Promise((resolve) => (socket.onopen = resolve))
