@@ -70,9 +70,11 @@ class _Extras:
 
     def read(self, pack: bool) -> tuple[tuple[ModelSample, ...], Queue | None]:
         if time.monotonic() >= self._next:
-            self._queue = self._ask("/queue", answers.queue, None)
+            self._queue = self._ask("/queue", answers.queue, self._queue)
             self._models = (
-                self._ask("/distorch/models", lambda a: answers.models(a.get("models")), ())
+                self._ask(
+                    "/distorch/models", lambda a: answers.models(a.get("models")), self._models
+                )
                 if pack
                 else ()
             )
