@@ -51,6 +51,7 @@ class Client:
         """Raises ValueError for an address that is none. Connects to nothing yet."""
         self.url = base_address(url)
         self.id = uuid.uuid4().hex
+        self.others = 0
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Client:
@@ -88,17 +89,21 @@ class Client:
         raise UnreachableError(f"POST /prompt: HTTP {status}, an answer that is not ComfyUI's")
 
     async def place(self, prompt_id: str) -> str:
-        """Return "running", "pending" or "" (neither) for a prompt. Raises UnreachableError."""
+        """Return "running", "pending" or "" (neither) for a prompt. Raises UnreachableError.
+
+        `others` is then how many prompts of others the queue holds.
+        """
         found = await self._json("GET", "/queue")
         if not isinstance(found, dict):
             raise UnreachableError("/queue is not ComfyUI's")
+        places = []
         for key, word in (("queue_running", "running"), ("queue_pending", "pending")):
             rows = found.get(key)
             if not isinstance(rows, list):
                 raise UnreachableError("/queue is not ComfyUI's")
-            if any(isinstance(row, list) and len(row) > 1 and row[1] == prompt_id for row in rows):
-                return word
-        return ""
+            places += [(word, row[1]) for row in rows if isinstance(row, list) and len(row) > 1]
+        self.others = sum(id_ != prompt_id for _, id_ in places)
+        return next((word for word, id_ in places if id_ == prompt_id), "")
 
     async def finished(self, prompt_id: str) -> dict[str, Any] | None:
         """Return the history of a prompt that ended, None when there is none. Raises UnreachableError."""

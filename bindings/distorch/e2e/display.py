@@ -122,6 +122,7 @@ class Rich:
         """Open the live region."""
         self._watch = memory
         version = f" {result.comfyui}" if result.comfyui else ""
+        self._scenes = scenes
         self._print(f"ComfyUI{version} at {result.url}")
         self._all = self._progress.add_task("scenes", total=scenes, count=f"0/{scenes}")
         self._scene = self._progress.add_task("", visible=False, count="")
@@ -166,7 +167,7 @@ class Rich:
             self._print(f"  {line}", "green" if found.good and found.figures_hold else "red")
         self._progress.update(self._step, visible=False)
         self._progress.advance(self._all)
-        self._progress.update(self._all, count=str(found.number))
+        self._progress.update(self._all, count=f"{found.number}/{self._scenes}")
 
     def ends(self) -> None:
         """Take the live region away."""

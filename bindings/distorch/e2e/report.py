@@ -39,7 +39,7 @@ def _scene_lines(result: RunResult) -> list[str]:
     cached = [s.number for s in result.scenes if not s.figures_hold]
     if cached:
         lines.append(
-            f"  {len(cached)} scenes came from ComfyUI's cache (the first: {cached[0]}): their figures mean nothing"
+            f"  from ComfyUI's cache: {len(cached)} (the first: scene {cached[0]}); their figures mean nothing"
         )
     return lines
 

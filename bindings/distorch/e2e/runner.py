@@ -167,6 +167,10 @@ class Run:
         ):  # what is measured now is another life of the server
             self._epoch += 1
             found.epoch = self._epoch
+        if run.others:
+            found.notes.append(
+                f"prompts of others were in the queue ({run.others}): the memory figures are theirs too"
+            )
         if self._options.clear_cache and not run.stuck:
             await self._clear()
         memory = await self._memory.scene_ended(found.prompt_id, found.ended, self._options.settle)
@@ -185,7 +189,9 @@ class Run:
             return
         nothing_ran = len(tracker.cached) >= found.nodes or (heard_all and not tracker.runs)
         found.cache = ALL if nothing_ran else PARTLY if tracker.cached else FRESH
-        idle = not memory.loaded and memory.sure and not memory.rose
+        # A model that was there before works without memory rising: a sampler tells its steps.
+        worked = not heard_all or any(run.most for run in tracker.runs)
+        idle = memory.sure and not (memory.loaded or memory.rose or worked)
         if found.cache == ALL:
             found.figures_hold = False
             found.notes.append(
@@ -194,7 +200,7 @@ class Run:
         elif found.cache == PARTLY and idle:
             found.figures_hold = False
             found.notes.append(
-                f"{len(tracker.cached)} of {found.nodes} nodes came from ComfyUI's cache and no model was loaded, "
+                f"{len(tracker.cached)} of {found.nodes} nodes came from ComfyUI's cache and no model was loaded or used, "
                 f"so the memory figures mean nothing: {HOW_TO_CLEAR}"
             )
         if self._options.clear_cache and found.cache != FRESH:

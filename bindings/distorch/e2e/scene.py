@@ -37,7 +37,7 @@ class Limits:
 
 
 class SceneRun:
-    """Runs one scene. `outcome` of `run`, then `tracker` for the nodes and `ignored` for outputs left out."""
+    """Runs one scene: `run` once, then `tracker` has its nodes and `ignored` what ComfyUI left out."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class SceneRun:
         self.tracker = Tracker(str(uuid.uuid4()), scene.workflow.nodes)
         self.queued = time.monotonic()
         self.ignored = ""
+        self.others = 0  # prompts of others that were seen in the queue
         self.stuck = False  # it still runs on the server, which does not react
 
     async def run(self) -> Outcome:
@@ -111,6 +112,7 @@ class SceneRun:
                 return None
             return Outcome(Status.LOST, f"no usable answer for {silent:.0f} s: {error}")
         self._silent_since = None
+        self.others = max(self.others, self._client.others)
         if place == "running":
             self.tracker.begin(now)
         if place:

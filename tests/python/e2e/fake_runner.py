@@ -34,7 +34,7 @@ class Play:
     """What the server does with one prompt.
 
     Attributes:
-        seconds: how long each node takes, in `steps` steps.
+        seconds: how long each node takes, in `steps` steps, which are told as progress when there are several.
         cached: nodes that come from the cache; "all" for all of them.
         fails: the node that raises, with `error` (class, message).
         refuse: the body of a refusal with status 400.
@@ -294,7 +294,8 @@ class FakeRunner(FakeComfy):
                     self._change(play.rise, -1)
                     await say("execution_interrupted", **about, executed=[])
                     return messages
-                await say("progress", False, node=node, value=step + 1, max=play.steps)
+                if play.steps > 1:
+                    await say("progress", False, node=node, value=step + 1, max=play.steps)
             if play.fails == node:
                 self._change(play.rise, -1)
                 kind, words = play.error

@@ -158,6 +158,9 @@ def test_waiting_in_the_queue_does_not_count(e2e, server) -> None:
     ended = e2e("--timeout", "0.9")
     assert ended.statuses == ["success"]
     assert 0.3 <= ended.scenes[0]["seconds"] < 0.7
+    assert ended.scenes[0]["notes"] == [
+        "prompts of others were in the queue (1): the memory figures are theirs too"
+    ]
 
 
 def test_a_server_that_does_not_react_ends_the_run(e2e, server, monkeypatch) -> None:
