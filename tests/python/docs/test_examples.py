@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = [ROOT / "README.md", ROOT / "docs/execution.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs/execution.md", ROOT / "docs/monitoring.md"]
 EXAMPLES = [
     pytest.param(source, page, id=f"{page.stem}-{index}")
     for page in PAGES
