@@ -81,17 +81,19 @@ def check_cpu_memory_threshold(threshold: float | None = None) -> bool:
 class CleanupReport(dict[str, dict[str, int]]):
     """Bytes a device: "used" and "total" when it was asked, and what it then gave back as "freed".
 
-    `done` is False while the worker has not acted yet; every "freed" is then 0.
+    `done` is False while the worker has not acted yet; every "freed" is then 0. `kept`: the models that stay.
     """
 
     done = False
+    kept: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.done:
             return "models and caches are freed when the running prompt has ended"
         freed = {device: row["freed"] for device, row in self.items() if row["freed"]}
         parts = [f"{device}: {size} bytes given back" for device, size in freed.items()]
-        return ", ".join(parts) or "no device gave anything back"
+        text = ", ".join(parts) or "no device gave anything back"
+        return f"{text}; kept: {', '.join(self.kept)}" if self.kept else text
 
 
 def force_full_system_cleanup(
@@ -125,6 +127,7 @@ def force_full_system_cleanup(
     for device, row in report.items():
         row["freed"] = max(0, row["used"] - after.get(device, row)["used"])
     report.done = True
+    report.kept = tuple(row["name"] for row in job.details.get("kept", ()))
     log.info("full cleanup: %s", report)
     return report
 

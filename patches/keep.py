@@ -78,6 +78,13 @@ def owner_of(model: Any) -> Any:
     return model.owner() if isinstance(model, DonorShard) else model
 
 
+def title(model: Any) -> str:
+    """What reports call an inner model: its class, and the file of one of ours."""
+    placed = getattr(model, "_distorch_placed", None)
+    file = placed.request.file if placed is not None else ""
+    return f"{type(model).__name__} ({file})" if file else type(model).__name__
+
+
 def is_kept(model: Any) -> bool:
     """Whether an inner model is held here, or the one whose shard it is."""
     model = owner_of(model)

@@ -43,6 +43,16 @@ class _Look:
 
 _watched: list[_Look] = []
 
+_HOW_TO_LET_GO = "switch keep_loaded off in its loader, use DisTorch Unload with let_go, or eject it in the DisTorch tab"
+_last: dict[str, Any] = {}
+
+
+def last_free() -> dict[str, Any]:
+    """What the last selective "free" unloaded, what it kept and why, and how to let go of that; then forget it."""
+    told = dict(_last)
+    _last.clear()
+    return told
+
 
 def _tensors(model: Any) -> tuple[tuple[str, int, str], ...]:
     return tuple((name, id(t), str(t.device)) for name, t in model.named_parameters())
@@ -79,26 +89,50 @@ def _unload_flagged(managed: list[Any]) -> None:
     flagged = [e for e in entries if keep.is_flagged(e.model.model)]
     stay = [m for m in managed if not keep.is_flagged(m)]
     looks = [_Look(weakref.ref(m), type(m).__name__, _listed(m), _tensors(m)) for m in stay]
-    if not flagged:
-        _watched[:] = looks
-        log.info(
-            "free: no model is flagged, nothing is unloaded. %s stay (keep_loaded); to let go of "
-            "one, switch keep_loaded off, use the DisTorch tab, or eject it",
-            ", ".join(sorted(type(m).__name__ for m in stay)) or "None",
-        )
-        return
+    gone: list[str] = []
     for entry in flagged:
         if entry.model is None:
             continue
         model = keep.owner_of(entry.model.model)
-        name = type(model).__name__
         if model is not None and any(model is m for m in managed):
             keep.release(model)
         keep.unload(entry)
-        log.info("free: %s is unloaded from %s (keep_loaded is off)", name, entry.device)
-    mm.soft_empty_cache()
+        gone.append(f"{keep.title(model)} from {entry.device}")
+    others = [e.model.model for e in mm.current_loaded_models if e.model is not None]
+    _tell(gone, stay, [m for m in others if all(keep.owner_of(m) is not x for x in stay)])
+    if flagged:
+        mm.soft_empty_cache()
     # Compared after the executor's reset and the garbage collection that follow.
     _watched[:] = looks
+
+
+def _tell(gone: list[str], stay: list[Any], others: list[Any]) -> None:
+    """Say what a "free" did, what it left and why: in the log, and for the report."""
+    kept = [
+        {"name": keep.title(m), "why": "keep_loaded is on", "let_go": _HOW_TO_LET_GO} for m in stay
+    ]
+    kept += [
+        {
+            "name": keep.title(m),
+            "why": "only models with keep_loaded off are unloaded",
+            "let_go": "use DisTorch Unload",
+        }
+        for m in others
+    ]
+    _last.update(unloaded=gone, kept=kept)
+    if gone:
+        log.info("free: unloaded (keep_loaded is off): %s", ", ".join(gone))
+    else:
+        log.info("free: no model is flagged, nothing is unloaded")
+    names = ", ".join(sorted(keep.title(m) for m in stay))
+    if names:
+        log.info("free: %s stay (keep_loaded); to let go of one, %s", names, _HOW_TO_LET_GO)
+
+
+def add_details(job: Any) -> None:
+    """A listener of the jobs between prompts: the report of a "free" says what it kept and why."""
+    if job.kind in ("free", "cleanup"):
+        job.details.update(last_free())
 
 
 def _soft_empty_cache(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

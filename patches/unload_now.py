@@ -84,7 +84,7 @@ def run(what: str, value: Any, let_go: bool = False, node: str = "") -> Report:
     unloaded: dict[str, list[str]] = {}
     held = []
     for entry, owner in _chosen(what, model):
-        name, device = _name(owner), name_of(entry.device)
+        name, device = keep.title(owner), name_of(entry.device)
         if device not in unloaded.setdefault(name, []):
             unloaded[name].append(device)
         if let_go and any(owner is m for m in keep.managed()):
@@ -99,7 +99,7 @@ def run(what: str, value: Any, let_go: bool = False, node: str = "") -> Report:
     report = Report(
         {name: tuple(devices) for name, devices in unloaded.items()},
         freed,
-        tuple(dict.fromkeys(_name(owner) for _, owner in _entries())),
+        tuple(dict.fromkeys(keep.title(owner) for _, owner in _entries())),
         tuple(held),
     )
     log.info("%s", report)
@@ -120,12 +120,6 @@ def _chosen(what: str, model: Any) -> list[tuple[Any, Any]]:
     if what == OTHERS:
         return [row for row in _entries() if row[1] is not model]
     return _entries()
-
-
-def _name(model: Any) -> str:
-    placed = getattr(model, "_distorch_placed", None)
-    file = placed.request.file if placed is not None else ""
-    return f"{type(model).__name__} ({file})" if file else type(model).__name__
 
 
 def _in_use() -> dict[str, int]:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import pathlib
+import time
+
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow, help_pages, state
+from comfy_harness import ComfyServer, Workflow, help_pages, state, versions
 
 pytestmark = pytest.mark.comfy
 
@@ -242,6 +245,49 @@ _management = importlib.import_module(_pack + ".model_management_mgpu")
 _report = _management.force_full_system_cleanup("test")
 result = [_report.done, {device: row["freed"] for device, row in _report.items()}, str(_report)]
 """
+
+THEIRS = """
+class Node:
+    FUNCTION, CATEGORY, RETURN_TYPES = "run", "theirs", ("STRING",)
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+    def run(self):
+        return ("theirs",)
+NODE_CLASS_MAPPINGS = {"UNETLoaderMultiGPU": Node}
+"""
+
+
+def test_nothing_is_registered_twice_beside_the_predecessor(tmp_path: pathlib.Path) -> None:
+    other = tmp_path / "ComfyUI-MultiGPU-main"
+    other.mkdir()
+    (other / "__init__.py").write_text(THEIRS)
+    server = ComfyServer(versions(dynamic=False)[0], tmp_path / "base", packs=[other])
+    try:
+        info = server.get("/object_info")
+        ours = {name for name, row in info.items() if row["python_module"].endswith("DisTorch")}
+        assert ours == {"DisTorchPlan", "DisTorchUnload", "DisTorchDevice"}
+        assert info["UNETLoaderMultiGPU"]["category"] == "theirs"
+        assert "ComfyUI-MultiGPU is installed too" in server.log()
+    finally:
+        server.stop()
+
+
+def test_the_report_of_a_free_says_what_it_kept_and_why(comfy: ComfyServer) -> None:
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,6mb;sim:0,*"}
+    comfy.run(plain_wan("UNETLoaderDisTorch2MultiGPU", **inputs))
+    answer = comfy.request("/distorch/free", {"unload_models": True, "free_memory": True})
+    for _ in range(200):
+        report = comfy.get(f"/distorch/report?ticket={answer['ticket']}")
+        if report["state"] == "done":
+            break
+        time.sleep(0.05)
+    (kept,) = report["details"]["kept"]
+    assert kept["name"] == "WAN21 (wan.safetensors)"
+    assert kept["why"] == "keep_loaded is on"
+    assert "switch keep_loaded off" in kept["let_go"]
+    assert report["details"]["unloaded"] == []
+    assert "free: WAN21 (wan.safetensors) stay (keep_loaded)" in comfy.log()
 
 
 def test_a_cleanup_by_its_old_name_reports_what_each_device_gave_back(comfy: ComfyServer) -> None:

@@ -82,9 +82,8 @@ def test_none_flagged_is_a_strict_no_op(machine: Machine, caplog: pytest.LogCapt
     assert machine.mm.current_loaded_models == before
     assert [p.data_ptr() for p in first.model.parameters()] == pointers
     assert machine.listed() == [second, first, plain]
-    assert (
-        "no model is flagged, nothing is unloaded. Model, Model stay (keep_loaded)" in caplog.text
-    )
+    assert "no model is flagged, nothing is unloaded" in caplog.text
+    assert "free: Model, Model stay (keep_loaded); to let go of one, switch" in caplog.text
 
 
 def test_exactly_the_flagged_go_and_the_others_keep_their_order(machine: Machine) -> None:
@@ -98,6 +97,16 @@ def test_exactly_the_flagged_go_and_the_others_keep_their_order(machine: Machine
     assert all(p.device.type == "cpu" for m in (b, d) for p in m.model.parameters())
     assert all(p.device.type == "sim" for m in (a, c) for p in m.model.parameters())
     assert [entry.request.node for entry in machine.keep.kept()] == ["a", "c"]
+    job = SimpleNamespace(kind="free", details={})
+    machine.unload.add_details(job)
+    assert sorted(job.details["unloaded"]) == ["Model from sim:0", "Model from sim:0"]
+    assert [row["why"] for row in job.details["kept"]] == [
+        "keep_loaded is on",
+        "keep_loaded is on",
+        "only models with keep_loaded off are unloaded",
+    ]
+    assert all("DisTorch Unload" in row["let_go"] for row in job.details["kept"])
+    assert machine.unload.last_free() == {}
 
 
 def test_a_kept_model_outlives_everyone_and_a_flagged_one_does_not(machine: Machine) -> None:
