@@ -68,9 +68,15 @@ Way WayOf(const std::string& name) {
 }
 
 std::unique_ptr<Router> MakeRouterShim(const std::string& runtime,
-                                       const std::string& driver) {
+                                       const std::string& driver,
+                                       std::int64_t sample_bytes,
+                                       std::int64_t chunk) {
+  if (sample_bytes < 1 || chunk < 1) {
+    throw py::value_error("sample_bytes and chunk must be at least 1");
+  }
   return std::make_unique<Router>(
-      Value(Unlocked([&] { return LoadCuda(runtime, driver); })));
+      Value(Unlocked([&] { return LoadCuda(runtime, driver); })),
+      Router::Clock(), sample_bytes, chunk);
 }
 
 py::dict ChooseShim(Router& router, int source, int target) {
@@ -163,7 +169,9 @@ class PythonNccl {
 void BindTransfer(py::module_& module) {
   py::class_<Router>(module, "TransferRouter")
       .def(py::init(&MakeRouterShim), py::arg("runtime") = "",
-           py::arg("driver") = "")
+           py::arg("driver") = "",
+           py::arg("sample_bytes") = Router::kSampleBytes,
+           py::arg("chunk") = StagedTransfer::kChunk)
       .def("device_count",
            [](const Router& router) { return Value(router.DeviceCount()); })
       .def("choose", &ChooseShim, py::arg("source"), py::arg("target"))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bandwidth of copies between host and devices, and between devices, in GB/s
-// (10^9 bytes a second), one JSON object a line on standard output:
+// (2^30 bytes a second, as everywhere here), one JSON object a line on standard
+// output:
 //
 //   {"way": "pinned", "source": "cpu", "target": "cuda:0", "bytes": 1048576,
 //    "gbps": 24.1, "peer_access": false, "verified": true}
@@ -245,7 +246,7 @@ bool Measure(const char* way, Buffer::Kind source_kind, int source_device,
         "\"bytes\": %zu, \"gbps\": %.3f, \"peer_access\": %s, "
         "\"verified\": true}\n",
         way, Name(source).c_str(), Name(target).c_str(), bytes,
-        static_cast<double>(bytes) * count / seconds[kBatches / 2] / 1e9,
+        static_cast<double>(bytes) * count / seconds[kBatches / 2] / (1 << 30),
         peer_access ? "true" : "false");
     std::fflush(stdout);
   } else {

@@ -7,11 +7,11 @@
 //   choice->way, choice->gbps            // kPeer, 50.1
 //   router.Copy({target, 1, source, 0, bytes, {1, stream}});
 //
-// Every candidate's bytes are compared after its first copy; one that delivers
-// wrong bytes (peer copies behind some IOMMUs do) is never chosen.
+// The bytes that every candidate delivers are compared; one that delivers wrong
+// ones (peer copies behind some IOMMUs do) is never chosen.
 //
-// GB/s are 10^9 bytes a second. Safe from several threads; a pair is measured
-// by the first that asks while the others wait.
+// GB/s are 2^30 bytes a second, as every size here. Safe from several threads;
+// a pair is measured by the first that asks while the others wait.
 #ifndef DISTORCH_TRANSFER_ROUTER_H_
 #define DISTORCH_TRANSFER_ROUTER_H_
 
@@ -76,9 +76,10 @@ class Router {
   // buffer too.
   absl::Status Copy(const CopyRequest& request);
 
-  // The median of `repeats` copies of `bytes`, after one whose bytes are
-  // compared; takes that much memory at both ends meanwhile. `memory` counts
-  // only where one end is the host.
+  // The median of `repeats` copies of `bytes`; every byte that arrived is
+  // compared, after a first copy and after the timed ones. Takes that much
+  // memory at both ends meanwhile. `memory` counts only where one end is the
+  // host.
   absl::StatusOr<double> Measure(int source, int target, Way way,
                                  HostMemory memory, std::int64_t bytes,
                                  int repeats);

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("distorch.cli.plan", "show what would go where, without loading anything"),
     "devices": ("distorch.cli.devices", "list the devices with their memory"),
     "monitor": ("distorch.cli.monitor", "watch memory over a whole run: log, plot, statistics"),
+    "links": ("distorch.cli.links", "measure the links between devices, for you and the planner"),
     "stats": ("distorch.cli.stats", "peak, average, median and gaps of memory logs"),
     "e2e": ("distorch.cli.e2e", "run workflows on a running ComfyUI; does memory come back?"),
     "doctor": ("distorch.cli.doctor", "say what was found, what was not, and what to do about it"),

@@ -127,7 +127,7 @@ void FakeCuda::Move(void* to, int to_device, const void* from, int from_device,
   if (corrupt_ == std::pair(from_device, to_device)) {
     *static_cast<std::byte*>(to) ^= std::byte{1};
   }
-  seconds_ += static_cast<double>(bytes) / gbps / 1e9;
+  seconds_ += static_cast<double>(bytes) / gbps / (1 << 30);
 }
 
 int FakeCuda::Copy(void* to, int to_device, const void* from, int from_device,

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What identifies a device and its connections from one process to the next."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from distorch._load import core
+from distorch.devices import device_module, parse_name
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is the same for all processes: NVML's devices by CUDA's index, NVLink pairs, the driver's version."""
+
+    nvml: dict[int, Any]
+    nvlink_pairs: frozenset[tuple[int, int]]  # NVML's indices, the smaller first
+    driver: str
+
+
+@functools.cache
+def machine() -> Machine:
+    """Return it, asked once a process: devices do not come and go."""
+    return read_machine()
+
+
+def read_machine() -> Machine:
+    """Ask NVML; everything is empty without a driver."""
+    devices, driver, _ = core().nvml_devices()
+    by_index = {device.index: device for device in devices}
+    visible = {i: by_index[n] for i, n in enumerate(core().visible_nvml_indices(devices))}
+    pairs = frozenset((int(a), int(b)) for a, b in core().nvml_nvlink_pairs()) if devices else ()
+    return Machine(visible, frozenset(pairs), driver)
+
+
+def torch_version() -> str:
+    """Return torch's version with the CUDA it was built for, as in "2.13.0+cu130"."""
+    import torch
+
+    return str(torch.__version__)
+
+
+def key_of(device: str) -> str:
+    """Return what names `device` in the cache: its UUID, or its kind, index and name where it has none; "cpu"."""
+    kind, index = parse_name(device)
+    if kind == "cpu":
+        return "cpu"
+    if kind == "cuda" and index in machine().nvml:
+        return str(machine().nvml[index].uuid)
+    name: Any = getattr(device_module(kind), "get_device_name", None)
+    try:
+        text = str(name(index)) if name is not None else ""
+    except (RuntimeError, AssertionError):
+        text = ""
+    return f"{kind}:{index} {text}".rstrip()
+
+
+def pcie_text(device: Any) -> str:
+    """Return "PCIe 4.0 x16", from NVML; "" where it does not tell. The generation is the most the link can do: an idle
+    GPU falls back to a lower one. The width is as it is now: slots are often narrower than cards.
+    """
+    generation = max(device.pcie_generation, device.pcie_current_generation)
+    width = device.pcie_current_width or device.pcie_width
+    return f"PCIe {generation}.0 x{width}" if generation and width else ""
+
+
+def link_kind(source: str, target: str) -> str:
+    """Return what the link between two places is: "NVLink", "PCIe 4.0 x16" (the narrower end's), or ""."""
+    ends = [device for device in (source, target) if device != "cpu"]
+    known = machine()
+    found = []
+    for device in ends:
+        kind, index = parse_name(device)
+        if kind != "cuda" or index not in known.nvml:
+            return ""
+        found.append(known.nvml[index])
+    if len(found) == 2:
+        first, second = sorted(device.index for device in found)
+        if (first, second) in known.nvlink_pairs:
+            links = min(device.nvlinks for device in found)
+            return f"NVLink x{links}" if links else "NVLink"
+    texts = {_speed(device): pcie_text(device) for device in found}
+    return texts[min(texts)] if all(texts.values()) else ""
+
+
+def _speed(device: Any) -> float:
+    """Lanes times the speed of one, which doubles with each generation: for comparing two ends only."""
+    generation = max(device.pcie_generation, device.pcie_current_generation)
+    return float((device.pcie_current_width or device.pcie_width) * 2.0**generation)

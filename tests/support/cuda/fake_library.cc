@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// FakeCuda as a shared library with CUDA's own names, three devices, for tests
+// that load it in place of libcudart, libcuda and libnccl. Its streams run when
+// somebody waits; fake_run_all runs the rest, fake_violations counts what real
+// CUDA would have refused.
+#include "tests/support/cuda/fake_cuda.h"
+
+#define FAKE_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace distorch {
+namespace {
+
+constexpr int kDevices = 3;
+
+struct Library {
+  FakeCuda fake{kDevices};
+  CudaFunctions cuda = fake.Functions();
+  NcclFunctions nccl = fake.Nccl();
+};
+
+Library& TheLibrary() {
+  static Library* const library = new Library;  // outlives every user
+  return *library;
+}
+
+CudaFunctions& Cuda() { return TheLibrary().cuda; }
+NcclFunctions& Nccl() { return TheLibrary().nccl; }
+
+}  // namespace
+
+FAKE_EXPORT int cudaGetDeviceCount(int* n) { return Cuda().device_count(n); }
+FAKE_EXPORT int cudaDeviceCanAccessPeer(int* can, int device, int peer) {
+  return Cuda().can_access_peer(can, device, peer);
+}
+FAKE_EXPORT int cudaDeviceEnablePeerAccess(int peer, unsigned flags) {
+  return Cuda().enable_peer(peer, flags);
+}
+FAKE_EXPORT int cudaMalloc(void** data, std::size_t bytes) {
+  return Cuda().malloc(data, bytes);
+}
+FAKE_EXPORT int cudaFree(void* data) { return Cuda().free(data); }
+FAKE_EXPORT int cudaHostAlloc(void** data, std::size_t bytes, unsigned flags) {
+  return Cuda().host_alloc(data, bytes, flags);
+}
+FAKE_EXPORT int cudaFreeHost(void* data) { return Cuda().host_free(data); }
+FAKE_EXPORT int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
+                                int kind, void* stream) {
+  return Cuda().copy(to, from, bytes, kind, stream);
+}
+FAKE_EXPORT int cudaMemcpyPeerAsync(void* to, int to_device, const void* from,
+                                    int from_device, std::size_t bytes,
+                                    void* stream) {
+  return Cuda().copy_peer(to, to_device, from, from_device, bytes, stream);
+}
+FAKE_EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned flags) {
+  return Cuda().stream_create(stream, flags);
+}
+FAKE_EXPORT int cudaStreamDestroy(void* stream) {
+  return Cuda().stream_destroy(stream);
+}
+FAKE_EXPORT int cudaStreamSynchronize(void* stream) {
+  return Cuda().stream_synchronize(stream);
+}
+FAKE_EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned flags) {
+  return Cuda().stream_wait(stream, event, flags);
+}
+FAKE_EXPORT int cudaEventCreateWithFlags(void** event, unsigned flags) {
+  return Cuda().event_create(event, flags);
+}
+FAKE_EXPORT int cudaEventDestroy(void* event) {
+  return Cuda().event_destroy(event);
+}
+FAKE_EXPORT int cudaEventRecord(void* event, void* stream) {
+  return Cuda().event_record(event, stream);
+}
+FAKE_EXPORT int cudaEventSynchronize(void* event) {
+  return Cuda().event_synchronize(event);
+}
+FAKE_EXPORT int cudaPointerGetAttributes(void* out, const void* data) {
+  return Cuda().pointer_attributes(
+      static_cast<CudaFunctions::PointerAttributes*>(out), data);
+}
+FAKE_EXPORT int cudaGetLastError() { return Cuda().take_last_error(); }
+FAKE_EXPORT const char* cudaGetErrorName(int code) {
+  return Cuda().error_name(code);
+}
+FAKE_EXPORT const char* cudaGetErrorString(int code) {
+  return Cuda().error_text(code);
+}
+FAKE_EXPORT int cuInit(unsigned flags) { return Cuda().init(flags); }
+FAKE_EXPORT int cuDeviceGet(int* handle, int ordinal) {
+  return Cuda().driver_device(handle, ordinal);
+}
+FAKE_EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
+  return Cuda().context_retain(context, device);
+}
+FAKE_EXPORT int cuCtxPushCurrent_v2(void* context) {
+  return Cuda().context_push(context);
+}
+FAKE_EXPORT int cuCtxPopCurrent_v2(void** context) {
+  return Cuda().context_pop(context);
+}
+
+FAKE_EXPORT int ncclCommInitAll(void** comms, int count, const int* devices) {
+  return Nccl().init_all(comms, count, devices);
+}
+FAKE_EXPORT int ncclCommDestroy(void* comm) { return Nccl().destroy(comm); }
+FAKE_EXPORT int ncclCommAbort(void* comm) { return Nccl().abort(comm); }
+FAKE_EXPORT int ncclGroupStart() { return Nccl().group_start(); }
+FAKE_EXPORT int ncclGroupEnd() { return Nccl().group_end(); }
+FAKE_EXPORT int ncclBroadcast(const void* from, void* to, std::size_t count,
+                              int type, int root, void* comm, void* stream) {
+  return Nccl().broadcast(from, to, count, type, root, comm, stream);
+}
+FAKE_EXPORT int ncclSend(const void* from, std::size_t count, int type,
+                         int peer, void* comm, void* stream) {
+  return Nccl().send(from, count, type, peer, comm, stream);
+}
+FAKE_EXPORT int ncclRecv(void* to, std::size_t count, int type, int peer,
+                         void* comm, void* stream) {
+  return Nccl().receive(to, count, type, peer, comm, stream);
+}
+FAKE_EXPORT const char* ncclGetErrorString(int code) {
+  return Nccl().error_text(code);
+}
+
+FAKE_EXPORT void fake_run_all() { TheLibrary().fake.RunAll(); }
+FAKE_EXPORT int fake_violations() {
+  return static_cast<int>(TheLibrary().fake.violations.size());
+}
+FAKE_EXPORT void* fake_memory(int device, std::size_t bytes) {
+  return TheLibrary().fake.NewMemory(device, bytes);
+}
+FAKE_EXPORT void* fake_stream(int device) {
+  return TheLibrary().fake.NewStream(device);
+}
+
+}  // namespace distorch
