@@ -253,6 +253,8 @@ def repatch(placed: PlacedModel, patches: Patches) -> None:
         placed.factor_bytes = factors_before
         raise
     placed.patches = patches
+    for callback in placed._on_repatch:
+        callback(placed)
     placed.verify()
 
 

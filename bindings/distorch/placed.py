@@ -159,6 +159,7 @@ class PlacedModel:
         self._loans: list[_Loan] = []
         self._input_handle: Any = None
         self._on_unload: list[Callable[[PlacedModel], None]] = []
+        self._on_repatch: list[Callable[[PlacedModel], None]] = []
 
     @property
     def groups(self) -> dict[str, nn.Module]:
@@ -285,9 +286,14 @@ class PlacedModel:
         """Call `callback(self)` when the model is unloaded, before its tensors go back."""
         self._on_unload.append(callback)
 
+    def on_repatch(self, callback: Callable[[PlacedModel], None]) -> None:
+        """Call `callback(self)` after patches have changed: some tensors are new ones."""
+        self._on_repatch.append(callback)
+
     def unload(self) -> None:
         """Put the original tensors back and drop the placed ones. Copies nothing. Does nothing the second time."""
         callbacks, self._on_unload = self._on_unload, []
+        self._on_repatch.clear()
         for callback in callbacks:
             callback(self)
         self.detach_hooks()

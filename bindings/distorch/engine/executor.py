@@ -90,6 +90,7 @@ class StreamedExecutor:
         self._handle = placed.model.register_forward_pre_hook(self._begin)
         self._end_handle = placed.model.register_forward_hook(self._end, always_call=True)
         placed.on_unload(lambda _: self._close())
+        placed.on_repatch(lambda _: self._repatched())
 
     # What it does
 
@@ -185,6 +186,10 @@ class StreamedExecutor:
     def _end(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         self.engine.finish_step(failed=output is None)
         return map_tensors(output, resolve)
+
+    def _repatched(self) -> None:
+        if self._handle is not None:
+            self.engine.rebuild()
 
     def _lend_the_rest(self) -> None:
         """Let go of the hooks of modules whose group brings the weights."""

@@ -12,50 +12,79 @@ their use, and those of a donor in the mode "migrate" run there.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from distorch.engine.cells import Cell
 from distorch.engine.choice import Decision, decide
 from distorch.engine.migration import MigratedGroup, Migrator
 from distorch.engine.nested import map_tensors
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.profile import Profile
-from distorch.engine.slabs import pack
+from distorch.engine.slabs import pack, slab_of, slabs_of
 from distorch.engine.streaming import Streamer, StreamGroup
 from distorch.engine.travelling import resolve
-from distorch.inventory import TensorRef
 from distorch.placed import canonical, refresh_flat_weights
 
 log = logging.getLogger("distorch")
 
-# Takes over tensors: each reference is to hold this tensor from now on.
-Store = Callable[[list[tuple[TensorRef, torch.Tensor]]], None]
+# Takes over tensors: each Cell's place is to hold this tensor from now on.
+Store = Callable[[list[tuple[Any, torch.Tensor]]], None]
 
 
-@dataclass(frozen=True)
 class GroupSpec:
-    """A layer group with tensors elsewhere.
+    """A layer group with tensors elsewhere. Immutable; holds the module weakly.
 
-    `away` are its tensors that are stored elsewhere than on the compute device, all plain ones; `here` its others.
-    `donor` is the one device that stores all that could leave the compute device; "" when there is not one, and the
-    group can only be streamed.
+    Attributes:
+        name: its name in the model.
+        away: its tensors that are stored elsewhere than on the compute device, all plain ones.
+        here: its others.
+        donor: the one device that stores all that could leave the compute device; "" when there is not one, and the
+            group can only be streamed.
     """
 
-    name: str
-    module: nn.Module
-    away: tuple[TensorRef, ...]
-    here: tuple[TensorRef, ...] = ()
-    donor: str = ""
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        away: Iterable[Any],
+        here: Iterable[Any] = (),
+        donor: str = "",
+    ) -> None:
+        """Tensors are `distorch.inventory.TensorRef`s or Cells."""
+        self.name, self.donor = name, donor
+        self._module = weakref.ref(module)
+        self.away = tuple(ref if isinstance(ref, Cell) else Cell(ref) for ref in away)
+        self.here = tuple(ref if isinstance(ref, Cell) else Cell(ref) for ref in here)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module; to be asked for only while the model lives."""
+        module = self._module()
+        assert module is not None, "the model is gone"
+        return module
 
     @property
     def bytes(self) -> int:
         """Bytes of the tensors that are elsewhere."""
         return sum(ref.get().nbytes for ref in self.away)
+
+    def children(self) -> list[GroupSpec]:
+        """Split into those children of the module that have tensors elsewhere; [] when there is no such child."""
+        parts = []
+        for name, child in self.module.named_children():
+            below = {id(module) for module in child.modules()}
+            away = [ref for ref in self.away if id(ref.module) in below]
+            here = [ref for ref in self.here if id(ref.module) in below]
+            if away:
+                parts.append(GroupSpec(f"{self.name}.{name}", child, away, here, self.donor))
+        return parts
 
 
 @dataclass
@@ -64,9 +93,8 @@ class _Active:
 
     spec: GroupSpec
     touched: bool = False  # a module inside was called
-    touches: list[Any] = field(
-        default_factory=list
-    )  # the hooks that tell, until the group itself is called
+    # The hooks that tell, until the group itself is called.
+    touches: list[Any] = field(default_factory=list)
     in_step: bool = False
     depth: int = 0
     # Streamed: its index in the streamer, the tables, what is stored, what a slot holds.
@@ -74,7 +102,7 @@ class _Active:
     cells: list[tuple[dict[str, Any], str]] = field(default_factory=list)
     stored: list[torch.Tensor] = field(default_factory=list)
     views: list[list[torch.Tensor]] = field(default_factory=list)
-    recurrent: list[nn.Module] = field(default_factory=list)
+    recurrent: list[weakref.ref[nn.Module]] = field(default_factory=list)
     # Migrated:
     migrator: Migrator | None = None
     group: MigratedGroup | None = None
@@ -145,7 +173,7 @@ class GroupEngine:
         self._own_pinner = pinner is None
         self._pinner = pinner or HostPinner(registrar_for(compute))
         self._changed = changed
-        self._resident = dict(resident or {})
+        self._resident = {n: weakref.ref(m) for n, m in (resident or {}).items()}
         self._specs = list(specs)
         self._called: set[str] = set()
         self._groups: list[_Active] = []
@@ -243,8 +271,8 @@ class GroupEngine:
             packed.append(self._pack(group))
             group.index = index
         streamer = Streamer(packed, self.compute, self.slots, self._pinner)
-        hosted = [slab for p in packed for slab in p.slabs if slab.device.type == "cpu"]
-        self._pinner.keep_only(hosted)
+        slabs = [slab for stream in packed for slab in slabs_of(stream.stored)]
+        self._pinner.keep_only(slab for slab in slabs if slab.device.type == "cpu")
         trouble = self._pinner.trouble
         if trouble and not any(trouble in note for note in self.notes):
             self.notes.append(f"not all of the host's part is pinned: {trouble}")
@@ -253,22 +281,26 @@ class GroupEngine:
         self._streamer = streamer
 
     def _pack(self, group: _Active) -> StreamGroup:
-        by_device: dict[torch.device, list[TensorRef]] = defaultdict(list)
-        for ref in group.spec.away:
-            by_device[ref.get().device].append(ref)
-        slabs, stored = [], []
-        for refs in by_device.values():
-            before = [ref.get() for ref in refs]
+        by_device: dict[torch.device, list[Cell]] = defaultdict(list)
+        for cell in group.spec.away:
+            by_device[cell.get().device].append(cell)
+        for cells in by_device.values():
+            before = [cell.get() for cell in cells]
             with torch.inference_mode(False), torch.no_grad():
-                slab, views = pack(before)
-            if any(a is not b for a, b in zip(before, views, strict=True)):
-                self._store(list(zip(refs, views, strict=True)))
-            slabs.append(slab)
-            stored += [ref.get() for ref in refs]
-            group.cells += [(ref.table, ref.name) for ref in refs]
-        modules = {ref.module for ref in group.spec.away}
-        group.recurrent = [module for module in modules if isinstance(module, nn.RNNBase)]
-        return StreamGroup(group.spec.name, slabs, stored)
+                packed = pack(before)
+            moved = [
+                (cell, new)
+                for cell, old, new in zip(cells, before, packed, strict=True)
+                if new is not old
+            ]
+            if moved:
+                self._store(moved)
+        # As they lie in their slabs, so that neighbours move in one copy.
+        cells = sorted(group.spec.away, key=_address)
+        group.cells = [(cell.table, cell.name) for cell in cells]
+        modules = {cell.module for cell in cells}
+        group.recurrent = [weakref.ref(m) for m in modules if isinstance(m, nn.RNNBase)]
+        return StreamGroup(group.spec.name, [cell.get() for cell in cells])
 
     def _make_migrated(self, group: _Active) -> None:
         spec = group.spec
@@ -276,7 +308,7 @@ class GroupEngine:
             self._migrators[spec.donor] = Migrator(torch.device(spec.donor), self.compute)
         group.migrator = self._migrators[spec.donor]
         others = [ref for ref in spec.here if canonical(ref.get().device) != spec.donor]
-        group.group = MigratedGroup(spec.name, spec.module, others)
+        group.group = MigratedGroup(spec.name, list(others))
         group.migrator.prepare(group.group)
 
     def _hook(self) -> None:
@@ -296,8 +328,10 @@ class GroupEngine:
                 on(group.spec.module, *self._streamed_hooks(group))
             else:
                 on(group.spec.module, *self._migrated_hooks(group))
-        for name, module in self._resident.items():
-            on(module, *self._resident_hooks(name))
+        for name, reference in self._resident.items():
+            module = reference()
+            if module is not None:
+                on(module, *self._resident_hooks(name))
 
     # Steps
 
@@ -341,7 +375,7 @@ class GroupEngine:
     def _split(self, names: set[str]) -> None:
         specs: list[GroupSpec] = []
         for spec in self._specs:
-            parts = _children(spec) if spec.name in names else [spec]
+            parts = spec.children() if spec.name in names else [spec]
             specs += parts
             if not parts:
                 self.notes.append(f"{spec.name}: its weights come module by module")
@@ -363,18 +397,28 @@ class GroupEngine:
         if self._changed is not None:
             self._changed()
 
-    def rebuild(self, specs: Iterable[GroupSpec]) -> None:
-        """Run these groups from now on, between two steps. What is packed stays where it is."""
-        specs = list(specs)
+    def rebuild(self, specs: Iterable[GroupSpec] | None = None) -> bool:
+        """Run these groups (the present ones by default) from now on, between two steps; returns whether it could.
+
+        Also to be called when tensors of the groups were replaced. What is packed stays where it is. When there is no
+        room, no group is run by the engine any more, which is logged, noted, and told by `changed`.
+        """
+        specs = self._specs if specs is None else list(specs)
         self._drop()
-        self._specs = specs
+        self._specs = list(specs)
         try:
             self._attach()
-        except BaseException:
+        except (torch.OutOfMemoryError, RuntimeError) as error:
             self._specs = []
-            raise
+            note = f"the weights come module by module, which is slower: {error}"
+            self.notes.append(note)
+            log.warning("%s", note)
+            if self._changed is not None:
+                self._changed()
+            return False
         if self._streamer is not None:
             self._streamer.begin_step()
+        return True
 
     def recover(self) -> None:
         """Put the stored tensors back where a run was cut off by what torch's hooks do not see (KeyboardInterrupt).
@@ -396,8 +440,7 @@ class GroupEngine:
             return
         for (table, name), stored in zip(group.cells, group.stored, strict=True):
             table[name] = stored
-        for module in group.recurrent:
-            refresh_flat_weights(module)
+        _refresh(group)
 
     # Hooks. `enter` returns None or (args, kwargs), `leave` None or the output.
 
@@ -419,8 +462,10 @@ class GroupEngine:
         return None
 
     def _streamed_hooks(self, group: _Active) -> tuple[Any, Any]:
-        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if compiling():
+        mine = group.spec._module  # a copy of the model has the hooks too, and other tensors
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if compiling() or mine() is not module:
                 return None
             if group.depth:
                 group.depth += 1  # it calls itself: the weights are here
@@ -437,13 +482,14 @@ class GroupEngine:
             group.depth = 1
             for (table, name), lent in zip(group.cells, group.views[slot], strict=True):
                 table[name] = lent
-            for recurrent in group.recurrent:
-                refresh_flat_weights(recurrent)
+            _refresh(group)
             if self.profile.active:
                 self.profile.enter(group.spec.name, args, kwargs)
             return _resolved(args, kwargs) if self._migrators else None
 
-        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+        def leave(module: nn.Module, _args: Any, output: Any) -> None:
+            if mine() is not module:
+                return
             if group.depth != 1:
                 group.depth = max(0, group.depth - 1)
                 return
@@ -461,8 +507,10 @@ class GroupEngine:
         assert migrator is not None
         assert migrated is not None
 
-        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if compiling():
+        mine = group.spec._module
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if compiling() or mine() is not module:
                 return None
             if group.depth:
                 group.depth += 1
@@ -473,7 +521,9 @@ class GroupEngine:
             group.depth = 1
             return moved
 
-        def leave(_module: nn.Module, _args: Any, output: Any) -> Any:
+        def leave(module: nn.Module, _args: Any, output: Any) -> Any:
+            if mine() is not module:
+                return None
             if group.depth != 1:
                 group.depth = max(0, group.depth - 1)
                 return None
@@ -521,6 +571,20 @@ class GroupEngine:
             self._pinner.close()
 
 
+def _refresh(group: _Active) -> None:
+    for reference in group.recurrent:
+        module = reference()
+        if module is not None:
+            refresh_flat_weights(module)
+
+
+def _address(cell: Cell) -> tuple[str, int, int]:
+    tensor = cell.get()
+    slab = slab_of(tensor)
+    assert slab is not None
+    return str(tensor.device), slab.data_ptr(), tensor.data_ptr()
+
+
 def _resolved(args: Any, kwargs: Any) -> Any:
     return map_tensors(args, resolve), map_tensors(kwargs, resolve)
 
@@ -531,17 +595,3 @@ def _touches(group: _Active) -> Any:
             group.touched = True
 
     return touch
-
-
-def _children(spec: GroupSpec) -> list[GroupSpec]:
-    """Split a group into those of its children that have tensors elsewhere; [] when it has no such child."""
-    parts = []
-    for name, child in spec.module.named_children():
-        below = {id(module) for module in child.modules()}
-        away = tuple(ref for ref in spec.away if id(ref.module) in below)
-        if away:
-            here = tuple(ref for ref in spec.here if id(ref.module) in below)
-            parts.append(
-                replace(spec, name=f"{spec.name}.{name}", module=child, away=away, here=here)
-            )
-    return parts

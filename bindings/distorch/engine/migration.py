@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from distorch.devices import device_module
+from distorch.engine.cells import TensorPlace
 from distorch.engine.nested import map_tensors, tensors_in, write_back
 from distorch.engine.slabs import dressed
 from distorch.engine.travelling import TravellingTensor, travelling
-from distorch.inventory import TensorRef
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -115,8 +114,7 @@ class MigratedGroup:
     """
 
     name: str
-    module: nn.Module
-    companions: list[TensorRef] = field(default_factory=list)
+    companions: list[TensorPlace] = field(default_factory=list)
     there: list[torch.Tensor] = field(default_factory=list)
     here: list[torch.Tensor] = field(default_factory=list)
 

@@ -8,6 +8,7 @@ owns whole pages, because memory is pinned by pages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from torch import nn
 ALIGNMENT = 256
 # Of the host. Larger pages of some systems are multiples of it; pinning rounds by itself there.
 PAGE = 4096
+# Where a packed tensor keeps its slab.
+_SLAB = "_distorch_slab"
 
 
 def aligned(size: int, to: int = ALIGNMENT) -> int:
@@ -42,8 +45,13 @@ def dressed(source: torch.Tensor, data: torch.Tensor, *, lent: bool = False) -> 
     if not isinstance(source, nn.Parameter):
         return data
     result = nn.Parameter(data, requires_grad=source.requires_grad and not lent)
-    result.__dict__.update(source.__dict__)
+    result.__dict__.update({k: v for k, v in source.__dict__.items() if k != _SLAB})
     return result
+
+
+def slab_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Return the slab that a tensor was packed into, or None."""
+    return getattr(tensor, _SLAB, None)
 
 
 def allocate(size: int, device: torch.device) -> torch.Tensor:
@@ -55,37 +63,61 @@ def allocate(size: int, device: torch.device) -> torch.Tensor:
     return whole[start : start + size]
 
 
-def find(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Return the slab in which exactly these tensors lie in this order, or None when they do not."""
-    offsets, size = layout(tensors)
-    first = tensors[0]
-    storage = first.untyped_storage()
-    begin = first.data_ptr()
-    for tensor, offset in zip(tensors, offsets, strict=True):
-        same = tensor.untyped_storage().data_ptr() == storage.data_ptr()
-        if not same or tensor.data_ptr() != begin + offset or not tensor.is_contiguous():
-            return None
-    start = begin - storage.data_ptr()
-    whole = size if first.device.type != "cpu" else aligned(size, PAGE) + PAGE
-    if storage.nbytes() != whole or start + size > whole:
-        return None  # part of something larger, such as a mapped file
-    result = torch.empty(0, dtype=torch.uint8, device=first.device)
-    return result.set_(storage, start, (size,), (1,))
+def pack(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring tensors of one device together in a slab; returns them as views of it.
 
-
-def pack(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Copy tensors of one device into a new slab; returns it and the tensors as views of it.
-
-    What is packed already is given back as it is. Raises torch.OutOfMemoryError when there is no room for the copy.
+    What lies in a slab already stays where it is; only the others are copied, into one new slab. Raises
+    torch.OutOfMemoryError when there is no room for the copy.
     """
-    packed = find(tensors)
-    if packed is not None:
-        return packed, list(tensors)
-    offsets, size = layout(tensors)
-    slab = allocate(size, tensors[0].device)
-    views = []
-    for tensor, offset in zip(tensors, offsets, strict=True):
-        there = view(slab, offset, tensor)
-        there.copy_(tensor)
-        views.append(dressed(tensor, there))
-    return slab, views
+    loose = [tensor for tensor in tensors if slab_of(tensor) is None]
+    packed: dict[int, torch.Tensor] = {}
+    if loose:
+        offsets, size = layout(loose)
+        slab = allocate(size, loose[0].device)
+        for tensor, offset in zip(loose, offsets, strict=True):
+            there = view(slab, offset, tensor)
+            there.copy_(tensor)
+            there = dressed(tensor, there)
+            setattr(there, _SLAB, slab)
+            packed[id(tensor)] = there
+    return [packed.get(id(tensor), tensor) for tensor in tensors]
+
+
+def slabs_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the slabs in which packed tensors lie, each once."""
+    found: dict[int, torch.Tensor] = {}
+    for tensor in tensors:
+        slab = slab_of(tensor)
+        assert slab is not None, "only packed tensors are streamed"
+        found[id(slab)] = slab
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Run:
+    """Bytes that move in one copy: `size` from `begin` on in a slab, to `at` in a slot."""
+
+    slab: torch.Tensor
+    begin: int
+    at: int
+    size: int
+
+
+def runs(tensors: Sequence[torch.Tensor]) -> tuple[list[Run], int]:
+    """Return the copies that bring packed tensors into a slot, in their order, and the bytes of the slot.
+
+    Neighbours in a slab become one copy; a group that was packed at once is a single one.
+    """
+    result: list[Run] = []
+    at = 0
+    for tensor in tensors:
+        slab = slab_of(tensor)
+        assert slab is not None, "only packed tensors are streamed"
+        begin, size = tensor.data_ptr() - slab.data_ptr(), aligned(tensor.nbytes)
+        last = result[-1] if result else None
+        if last is not None and last.slab is slab and last.begin + last.size == begin:
+            result[-1] = Run(slab, last.begin, last.at, last.size + size)
+        else:
+            result.append(Run(slab, begin, at, size))
+        at += size
+    return result, at

@@ -19,22 +19,22 @@ from distorch._load import core
 from distorch.devices import device_module
 from distorch.engine.bounce import BounceCopier
 from distorch.engine.pinning import HostPinner
-from distorch.engine.slabs import dressed, layout, view
+from distorch.engine.slabs import Run, dressed, layout, runs, view
 
 
 @dataclass
 class StreamGroup:
-    """What is streamed of one layer group: packed slabs, and its tensors in the order in which they lie in them."""
+    """What is streamed of one layer group: its packed tensors, and what moves them."""
 
     name: str
-    slabs: list[torch.Tensor]
-    stored: list[torch.Tensor]  # by slab, in its order
+    stored: list[torch.Tensor]
     views: list[list[torch.Tensor]] = field(default_factory=list)  # by slot
+    runs: list[Run] = field(default_factory=list)
+    bytes: int = 0  # what bringing the group moves
 
-    @property
-    def bytes(self) -> int:
-        """What one copy of the group moves."""
-        return sum(slab.nbytes for slab in self.slabs)
+    def __post_init__(self) -> None:
+        """Find out what lies together."""
+        self.runs, self.bytes = runs(self.stored)
 
 
 class DeviceStreams:
@@ -109,17 +109,13 @@ class Streamer:
     def _plan_parts(self, group: StreamGroup) -> list[tuple[torch.Tensor, int, bool]]:
         """Return (part of a slab, where it begins in a slot, whether it goes through the bounce buffer)."""
         parts: list[tuple[torch.Tensor, int, bool]] = []
-        offset = 0
-        for slab in group.slabs:
-            pinned = self._pinner.pin(slab) if slab.device.type == "cpu" else [(0, slab.nbytes)]
-            at = 0
-            for begin, end in [*pinned, (slab.nbytes, slab.nbytes)]:
-                if begin > at:
-                    parts.append((slab[at:begin], offset + at, self._needs_bounce()))
-                if end > begin:
-                    parts.append((slab[begin:end], offset + begin, False))
-                at = end
-            offset += slab.nbytes
+        for run in group.runs:
+            host = run.slab.device.type == "cpu"
+            end = run.begin + run.size
+            pinned = self._pinner.pin(run.slab) if host else [(0, end)]
+            for begin, stop, bounce in _cut(run.begin, end, pinned):
+                at = run.at + begin - run.begin
+                parts.append((run.slab[begin:stop], at, bounce and self._needs_bounce()))
         return parts
 
     def _needs_bounce(self) -> bool:
@@ -214,6 +210,23 @@ class Streamer:
         self._parts.clear()
         for group in self.groups:
             group.views.clear()
+
+
+def _cut(begin: int, end: int, pinned: list[tuple[int, int]]) -> list[tuple[int, int, bool]]:
+    """Cut [begin, end) where pinned parts begin and end: (begin, end, whether it is pageable)."""
+    parts = []
+    for low, high in pinned:
+        low, high = max(low, begin), min(high, end)
+        if low >= high:
+            continue
+        if low > begin:
+            parts.append((begin, low, True))
+        joins = parts and not parts[-1][2] and parts[-1][1] == low
+        parts.append((parts.pop()[0] if joins else low, high, False))
+        begin = high
+    if begin < end:
+        parts.append((begin, end, True))
+    return parts
 
 
 def _alive(reference: weakref.ref[Streamer]) -> Streamer:

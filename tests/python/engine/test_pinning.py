@@ -19,6 +19,7 @@ from distorch.engine.bounce import BounceCopier
 from distorch.engine.slabs import PAGE
 from distorch.inventory import inventory
 from distorch.mover import place
+from distorch.patching import DiffPatch
 from distorch.placed import PlacedModel
 
 MIB = 2**20
@@ -73,15 +74,34 @@ def on_host(model: nn.Module) -> PlacedModel:
 
 def test_a_slab_has_exactly_its_tensors_and_whole_pages() -> None:
     tensors = [torch.randn(7, 3), torch.randn(1000, dtype=torch.float64), torch.tensor(5)]
-    slab, views = slabs.pack(tensors)
+    views = slabs.pack(tensors)
+    (slab,) = slabs.slabs_of(views)
     assert slab.data_ptr() % PAGE == 0
     assert slab.nbytes == 256 + 8192 + 256
     assert all(torch.equal(a, b) for a, b in zip(tensors, views, strict=True))
-    again, same = slabs.pack(views)
-    assert again.data_ptr() == slab.data_ptr()
-    assert all(a is b for a, b in zip(same, views, strict=True)), "packed already: nothing moves"
-    assert slabs.find(views[::-1]) is None
-    assert slabs.find(tensors) is None
+    again = slabs.pack(views)
+    assert all(a is b for a, b in zip(again, views, strict=True)), "packed already: nothing moves"
+    (run,), size = slabs.runs(views)
+    assert (run.begin, run.at, run.size) == (0, 0, slab.nbytes)
+    assert size == slab.nbytes
+
+
+def test_replaced_tensors_go_into_a_slab_of_their_own() -> None:
+    views = slabs.pack([torch.full((100,), float(i)) for i in range(5)])
+    (slab,) = slabs.slabs_of(views)
+    mixed = slabs.pack([views[0], torch.ones(100), views[2], views[3], torch.zeros(100)])
+    assert [a is b for a, b in zip(mixed, views, strict=True)] == [True, False, True, True, False]
+    (same, other) = slabs.slabs_of(mixed)
+    assert same is slab
+    assert other.nbytes == 2 * 512
+    together = [mixed[0], mixed[2], mixed[3], mixed[1], mixed[4]]
+    parts, size = slabs.runs(together)
+    assert [(r.begin, r.at, r.size) for r in parts] == [
+        (0, 0, 512),
+        (1024, 512, 1024),
+        (0, 1536, 1024),
+    ]
+    assert size == 5 * 512
 
 
 def test_segments_end_at_the_cap_and_the_rest_is_said_once(
@@ -202,3 +222,35 @@ def test_the_bounce_copier_waits_for_its_buffers() -> None:
     assert torch.equal(target, source)
     assert [event.log for event in made] == [["record", "wait", "record"]] * 2
     copier.close()
+
+
+def test_cutting_at_pinned_parts() -> None:
+    cut = streaming._cut
+    assert cut(0, 10, []) == [(0, 10, True)]
+    assert cut(2, 9, [(0, 4), (4, 12)]) == [(2, 9, False)]
+    assert cut(2, 9, [(0, 4), (6, 7)]) == [(2, 4, False), (4, 6, True), (6, 7, False), (7, 9, True)]
+    assert cut(5, 9, [(0, 4)]) == [(5, 9, True)]
+
+
+def test_changed_patches_are_streamed_and_unpatched_tensors_stay(
+    model: nn.Sequential, x: torch.Tensor
+) -> None:
+    driver = Driver()
+    with torch.inference_mode():
+        plain = model(x)
+        placed = on_host(model)
+        executor = StreamedExecutor(placed, pinner=HostPinner(driver, cap=1 << 40))
+        for _ in range(2):
+            model(x)
+        before = {n: p.data_ptr() for n, p in model.named_parameters()}
+        patch = {"2.qkv.weight": [DiffPatch(torch.ones(192, 64), strength=0.5)]}
+        placed.repatch(patch)
+        after = {n: p.data_ptr() for n, p in model.named_parameters()}
+        assert [n for n in before if before[n] != after[n]] == ["2.qkv.weight"]
+        patched = model(x).cpu()
+        assert not torch.equal(patched, plain)
+        placed.unload()
+        with torch.no_grad():
+            model[2].qkv.weight += 0.5
+        assert torch.equal(model(x), patched)
+        assert executor.bytes_copied > 0
