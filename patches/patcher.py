@@ -104,6 +104,7 @@ class DisTorchMixin:
             before = placed.bytes_per_device() if placed.loaded else None
             patches = self.model.current_weight_patches_uuid
             shards.place(self, placed, None if full_load else lowvram_model_memory)
+            placed.run(self.model)
             self._distorch_pin(placed)
             self._distorch_account(placed)
             self.model.current_weight_patches_uuid = self.patches_uuid
@@ -120,6 +121,27 @@ class DisTorchMixin:
         for cell in placed.host_cells():
             if cell.key not in self.pinned:
                 self.pin_weight_to_device(cell.key)
+
+    def patch_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """The core's; hook LoRAs are written into the stored weights."""
+        try:
+            return super().patch_hooks(*args, **kwargs)
+        finally:
+            self._distorch_written()
+
+    def unpatch_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """The core's; see `patch_hooks`."""
+        written = bool(self.hook_backup)
+        try:
+            return super().unpatch_hooks(*args, **kwargs)
+        finally:
+            if written:
+                self._distorch_written()
+
+    def _distorch_written(self) -> None:
+        placed = getattr(self.model, ATTRIBUTE, None)
+        if placed is not None and placed.runner is not None:
+            placed.runner.invalidate()
 
     def _distorch_account(self, placed: Placed) -> None:
         self.model.model_lowvram = True  # the core then wipes the cast flags when it unpatches
@@ -204,6 +226,8 @@ def _announce(patcher: Any, placed: Placed) -> None:
     sizes = placed.bytes_per_device()
     text = ", ".join(f"{size / 2**20:.2f} MB on {device}" for device, size in sorted(sizes.items()))
     log.info("%s: %s; %d weights patched", placed.name, text, len(placed.patched))
+    if placed.running:
+        log.info("%s: %s", placed.name, placed.running)
     tell(patcher, placed, "placed")
 
 

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from distorch import allocation, placements
+from distorch.engine.slabs import slab_of
 
+from . import runner
 from .blocks import Block, Cell, find_blocks, tensor_devices
 
 log = logging.getLogger("DisTorch")
@@ -52,6 +54,9 @@ class Placed:
         self.spilled: set[str] = set()
         self.shards: dict[str, Any] = {}
         self.keys = {c.key for b in self.blocks for c in b.cells if not c.buffer}
+        self.runner: Any = None
+        self.pinner: Any = None
+        self.running = ""  # how it runs, for people
         self._forced = False
         self._wrappers: dict[str, list[Any]] = {}
         self._check_names()
@@ -99,10 +104,14 @@ class Placed:
         return sorted(used - {name_of(self.compute), name_of(HOST)})
 
     def staging(self, buffers: int) -> int:
-        """Bytes that streaming needs on the compute device: the largest streamed block, `buffers` times."""
+        """Bytes that streaming needs on the compute device: two slots for the largest layer group.
+
+        Or, if that is more, the largest streamed block, `buffers` times: the core's own cast.
+        """
         here = name_of(self.compute)
         streamed = [b.bytes for b in self.blocks if self.target(b) != here]
-        return max(streamed, default=0) * max(1, buffers)
+        by_layer = max(streamed, default=0) * max(1, buffers)
+        return max(by_layer, runner.staging_bytes(self, here))
 
     def target(self, block: Block) -> str:
         """Where the block belongs now: its place in the plan, or the host if it had to leave."""
@@ -123,11 +132,35 @@ class Placed:
         self.loaded = True
         self.verify()
 
+    def run(self, model: torch.nn.Module) -> None:
+        """Lets the layer groups come ahead of their use; without room for that, layer by layer.
+
+        What runs already and was not touched goes on: it has learned the order.
+        """
+        if self.compute.type == "cpu" or not self.loaded or self.runner is not None:
+            return
+        try:
+            self.runner = runner.Runner(self, model, name_of(self.compute))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            log.warning("%s: weights come layer by layer, which is slower: %s", self.name, error)
+            self.running = f"layer by layer: {error}"
+        else:
+            self.running = self.runner.describe()
+        self.verify()
+
+    def stop_running(self) -> None:
+        """Before weights move: the engine lets go of its slots."""
+        if self.runner is not None:
+            self.runner.close()
+            self.runner = None
+        self.running = ""
+
     def _bring(self, patcher: Any, block: Block, changed: set[str]) -> None:
         device = torch.device(self.target(block))
         for cell in block.cells:
             make = cell.key in changed or not self.loaded
             if make or tensor_devices(cell.current) != {device}:
+                self.stop_running()
                 _unpin(patcher, cell)
                 (self._make if make else self._move)(patcher, cell, device)
         self._set_cast(block, device)
@@ -192,10 +225,10 @@ class Placed:
                 setattr(module, function, list(self._wrappers.get(cell.key, ())))
 
     def host_cells(self) -> Iterator[Cell]:
-        """Tensors that are streamed from the host: worth pinning."""
+        """Tensors that the core's cast streams from the host: worth pinning by its means."""
         for block in self.blocks:
             if block.castable and not block.pinned and self.target(block) == "cpu":
-                yield from block.cells
+                yield from (cell for cell in block.cells if slab_of(cell.current) is None)
 
     def verify(self) -> None:
         """Raises PlacementError if a tensor is not where it belongs."""
@@ -217,18 +250,24 @@ class Placed:
         """
         if device == name_of(HOST) or not self.loaded:
             return 0
+        self.stop_running()
         freed = 0
         with torch.inference_mode():
             for block in reversed(self.blocks):
                 if freed >= wanted:
                     break
                 if not block.pinned and self.target(block) == device:
-                    self.spilled.add(block.name)
-                    for cell in block.cells:
-                        self._to_host(cell)
-                    self._set_cast(block, HOST)
-                    freed += block.bytes
+                    # A slab's memory comes back when all of it has left.
+                    for leaving in (block, *list(runner.slab_mates(self.blocks, block))):
+                        freed += self._spill_block(leaving)
         return freed
+
+    def _spill_block(self, block: Block) -> int:
+        self.spilled.add(block.name)
+        for cell in block.cells:
+            self._to_host(cell)
+        self._set_cast(block, HOST)
+        return block.bytes
 
     def fit(self, budget: float, staging: int) -> int:
         """Marks what must wait on the host so that the compute device holds at most `budget` bytes.
@@ -253,6 +292,10 @@ class Placed:
 
     def release(self, patcher: Any) -> None:
         """Every module holds its host copy again. Copies nothing."""
+        self.stop_running()
+        if self.pinner is not None:
+            self.pinner.close()
+            self.pinner = None
         for block in self.blocks:
             for cell in block.cells:
                 _unpin(patcher, cell)
@@ -297,6 +340,7 @@ class Placed:
             plan=_json(plan),
             patched=len(self.patched),
             spilled=sum(self.by_name[name].bytes for name in self.spilled),
+            streaming=self.running,
         )
 
 

@@ -141,6 +141,7 @@ class GroupEngine:
         pinner: HostPinner | None = None,
         resident: Mapping[str, nn.Module] | None = None,
         changed: Callable[[], None] | None = None,
+        may_migrate: Callable[[Any, Any], bool] | None = None,
     ) -> None:
         """Pack the groups and attach.
 
@@ -154,6 +155,8 @@ class GroupEngine:
             pinner: pins slabs on the host; the engine's own by default, closed with it.
             resident: groups that lie on the compute device: they take the outputs of migrated ones.
             changed: called between two steps when `called` or the way of a group has changed.
+            may_migrate: asked with a group's arguments before it runs on its donor; when it says no, the group runs on
+                the compute device this time, and its owner has to bring the weights.
 
         Raises:
             ValueError: fewer than one slot.
@@ -173,6 +176,7 @@ class GroupEngine:
         self._own_pinner = pinner is None
         self._pinner = pinner or HostPinner(registrar_for(compute))
         self._changed = changed
+        self._may_migrate = may_migrate
         self._resident = {n: weakref.ref(m) for n, m in (resident or {}).items()}
         self._specs = list(specs)
         self._called: set[str] = set()
@@ -213,6 +217,11 @@ class GroupEngine:
             if spec.name in self._called
             for ref in spec.away
         }
+
+    @property
+    def tensors(self) -> set[tuple[int, str]]:
+        """All tensors of its groups that are elsewhere, as in `covered`."""
+        return {(id(cell.table), cell.name) for spec in self._specs for cell in spec.away}
 
     @property
     def slot_bytes(self) -> int:
@@ -420,6 +429,14 @@ class GroupEngine:
             self._streamer.begin_step()
         return True
 
+    def invalidate(self) -> None:
+        """Stored tensors were written in place: forget what was copied of them. Between two forward passes."""
+        if self._streamer is not None:
+            self._streamer.reset()
+        for group in self._groups:
+            if group.migrator is not None and group.group is not None:
+                group.migrator.refresh(group.group)
+
     def recover(self) -> None:
         """Put the stored tensors back where a run was cut off by what torch's hooks do not see (KeyboardInterrupt).
 
@@ -472,6 +489,9 @@ class GroupEngine:
                 return None
             if self._starts_step(group):
                 return self._again(group, args, kwargs)
+            if any(t[n] is not x for (t, n), x in zip(group.cells, group.stored, strict=True)):
+                self.rebuild()  # somebody has replaced a tensor
+                return self._again(group, args, kwargs)
             streamer = self._streamer
             assert streamer is not None
             try:
@@ -517,6 +537,8 @@ class GroupEngine:
                 return None
             if self._starts_step(group):
                 return self._again(group, args, kwargs)
+            if self._may_migrate is not None and not self._may_migrate(args, kwargs):
+                return _resolved(args, kwargs)
             moved = migrator.enter(migrated, args, kwargs)
             group.depth = 1
             return moved

@@ -152,6 +152,12 @@ class Migrator:
                 group.there.append(there)
                 self.companion_bytes += there.nbytes
 
+    def refresh(self, group: MigratedGroup) -> None:
+        """The group's own tensors were written: bring its copies up to date."""
+        with torch.no_grad():
+            for ref, there in zip(group.companions, group.there, strict=True):
+                there.copy_(ref.get())
+
     def begin_step(self) -> None:
         """A step ends or begins: nothing sent in it is used again."""
         self._sender.begin_step()

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a placed model group by group, below ComfyUI's own casting.
+
+While a layer group computes, its weights are on the device where it computes: the cast of each
+layer finds them there and copies nothing. They come in one copy a group, ahead of their use, or
+the group runs on the donor that stores it (`mode=migrate`). What cannot be run like this
+(quantised weights, layers outside of groups, graphs of torch.compile) is cast by ComfyUI's layers
+one by one, as before; `Runner.notes` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from distorch import allocation
+from distorch.engine import GroupEngine, GroupSpec, HostPinner
+from distorch.engine.executor import host_links
+from distorch.engine.nested import map_tensors
+from distorch.engine.pinning import registrar_for
+from distorch.engine.slabs import slab_of
+from distorch.engine.travelling import resolve
+
+from .blocks import Block, Cell, is_packed
+
+log = logging.getLogger("DisTorch")
+
+SLOTS = 2
+
+
+class _Place:
+    """A cell as the engine names tensors."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell, self.module, self.name = cell, cell.module, cell.name
+        self.kind = "buffer" if cell.buffer else "parameter"
+        self.table = self.module._buffers if cell.buffer else self.module._parameters
+        self.qualified = cell.key
+
+
+def bare(name: str) -> str:
+    """A block's module: its name without "(own)" or "(buffers)"."""
+    return name.partition(" (")[0]
+
+
+def groups_of(blocks: list[Block]) -> dict[str, list[Block]]:
+    """The blocks of each layer group, by its name."""
+    names = allocation.group_names([bare(block.name) for block in blocks])
+    groups: dict[str, list[Block]] = {}
+    for block, group in zip(blocks, names, strict=True):
+        if group:
+            groups.setdefault(group, []).append(block)
+    return groups
+
+
+def staging_bytes(placed: Any, here: str) -> int:
+    """What the slots will take on the compute device: the largest group's streamed bytes, twice."""
+    sizes = [
+        sum(b.bytes for b in blocks if placed.target(b) != here and streamable(b))
+        for blocks in groups_of(placed.blocks).values()
+    ]
+    return SLOTS * max(sizes, default=0)
+
+
+def streamable(block: Block) -> bool:
+    """Whether the engine can bring the block: plain tensors of a layer that casts."""
+    return block.castable and not block.tied and not any(is_packed(c.current) for c in block.cells)
+
+
+class Runner:
+    """The engine of one placed model. Holds the model weakly. One thread at a time."""
+
+    def __init__(self, placed: Any, model: torch.nn.Module, here: str) -> None:
+        """Attaches. Raises torch.OutOfMemoryError when there is no room for the slots or a group."""
+        self.notes: list[str] = []
+        self._handles: list[Any] = []
+        cells: dict[tuple[int, str], Cell] = {}
+        specs, resident = self._specs(placed, model, here, cells)
+        self.engine: GroupEngine | None = None
+        if not specs:
+            return
+        if placed.pinner is None:
+            placed.pinner = HostPinner(registrar_for(placed.compute))
+
+        def store(moved: list[tuple[Any, torch.Tensor]]) -> None:
+            for place, tensor in moved:
+                cell = cells[id(place.table), place.name]
+                if cell.current is cell.original:  # one host copy: the slab is it from now on
+                    cell.original = tensor
+                cell.put(tensor)
+
+        self.engine = GroupEngine(
+            specs,
+            placed.compute,
+            store,
+            modes=dict(placed.plan.modes),
+            links=host_links(here),
+            slots=SLOTS,
+            pinner=placed.pinner,
+            resident=resident,
+            may_migrate=_Judge(),
+        )
+        self._watch_root(_root(model, [s.name for s in specs] + list(resident)))
+
+    def _specs(
+        self, placed: Any, model: torch.nn.Module, here: str, cells: dict[tuple[int, str], Cell]
+    ) -> tuple[list[GroupSpec], dict[str, torch.nn.Module]]:
+        specs: list[GroupSpec] = []
+        resident: dict[str, torch.nn.Module] = {}
+        left_out = 0
+        for name, blocks in groups_of(placed.blocks).items():
+            away: list[_Place] = []
+            stay: list[_Place] = []
+            donors: set[str] = set()
+            for block in blocks:
+                target = placed.target(block)
+                places = [_Place(cell) for cell in block.cells]
+                if target == here:
+                    stay += places
+                    donors |= set() if block.pinned else {here}
+                elif streamable(block):
+                    away += places
+                    donors.add(target)
+                else:
+                    left_out += block.bytes
+                    donors.add("")
+            for place in (*away, *stay):
+                cells[id(place.table), place.name] = place.cell
+            module = model.get_submodule(name)
+            if away:
+                donor = donors.pop() if len(donors) == 1 else ""
+                specs.append(GroupSpec(name, module, away, stay, donor))
+            else:
+                resident[name] = module
+        if left_out:
+            self.notes.append(
+                f"{left_out / 2**20:.2f} MB are cast layer by layer: tied or of a type of their own"
+            )
+        return specs, resident
+
+    def _watch_root(self, root: torch.nn.Module | None) -> None:
+        """Tells the engine where a forward pass begins and ends."""
+        if root is None or self.engine is None:
+            return
+        me = weakref.ref(self.engine)
+
+        def begin(*_: Any) -> None:
+            engine = me()
+            if engine is not None and not torch.compiler.is_compiling():
+                engine.begin_step()
+
+        def end(_module: Any, _args: Any, output: Any) -> Any:
+            engine = me()
+            if engine is None or torch.compiler.is_compiling():
+                return None
+            engine.finish_step(failed=output is None)
+            return map_tensors(output, resolve)
+
+        self._handles = [
+            root.register_forward_pre_hook(begin),
+            root.register_forward_hook(end, always_call=True),
+        ]
+
+    # What the placement asks
+
+    @property
+    def brings(self) -> set[tuple[int, str]]:
+        """The tensors (id of the module's table, name) that the engine streams or computes with."""
+        return set() if self.engine is None else self.engine.tensors
+
+    def invalidate(self) -> None:
+        """Weights were written in place: what was copied of them ahead is out of date."""
+        if self.engine is not None:
+            self.engine.invalidate()
+
+    def describe(self) -> str:
+        """One line for people."""
+        if self.engine is None:
+            return ""
+        parts = []
+        if self.engine.streamed:
+            size = self.engine.bytes_per_step / 2**20
+            parts.append(f"{len(self.engine.streamed)} groups are streamed, {size:.2f} MB a step")
+        parts += [f"{len(n)} groups run on {d}" for d, n in self.engine.migrated.items()]
+        return "; ".join([*parts, *self.engine.notes, *self.notes])
+
+    def close(self) -> None:
+        """Takes the hooks off; the weights stay where they are stored."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+
+class _Judge:
+    """Says whether a group may run on its donor: not while other nodes patch the inside of blocks.
+
+    Their tensors lie on the compute device. Knows nothing of the runner, which would be a cycle.
+    """
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, args: Any, kwargs: Any) -> bool:
+        for options in _options(args, kwargs):
+            inside = {*(options.get("patches_replace") or ())} - {"dit"}
+            names = sorted({*inside, *(options.get("patches") or ())})
+            if names and not self._warned:
+                log.warning(
+                    "another node patches the inside of blocks (%s): they run on the compute "
+                    "device while it does, not on the donor",
+                    ", ".join(names),
+                )
+                self._warned = True
+            if names:
+                return False
+        return True
+
+
+def slab_mates(blocks: list[Block], chosen: Block) -> Iterator[Block]:
+    """Other blocks whose memory is only given back together with the chosen one's."""
+    slabs = {id(slab) for cell in chosen.cells if (slab := slab_of(cell.current)) is not None}
+    for block in blocks:
+        if block is not chosen and any(id(slab_of(cell.current)) in slabs for cell in block.cells):
+            yield block
+
+
+def _options(args: Any, kwargs: Any) -> Iterator[dict[str, Any]]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, dict) and ("patches" in value or "patches_replace" in value):
+            yield value
+
+
+def _root(model: torch.nn.Module, names: list[str]) -> torch.nn.Module | None:
+    """The innermost module that runs all groups: their common ancestor that has a forward."""
+    common = names[0].split(".")[:-1]
+    for name in names[1:]:
+        parts = name.split(".")
+        while common != parts[: len(common)]:
+            common.pop()
+    while common:
+        module = model.get_submodule(".".join(common))
+        if not isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
+            return module
+        common.pop()
+    return None
