@@ -226,8 +226,8 @@ def _announce(patcher: Any, placed: Placed) -> None:
     sizes = placed.bytes_per_device()
     text = ", ".join(f"{size / 2**20:.2f} MB on {device}" for device, size in sorted(sizes.items()))
     log.info("%s: %s; %d weights patched", placed.name, text, len(placed.patched))
-    if placed.running:
-        log.info("%s: %s", placed.name, placed.running)
+    if placed.runner is not None:
+        log.info("%s: %s", placed.name, placed.runner.describe())
     tell(patcher, placed, "placed")
 
 

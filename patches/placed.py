@@ -144,8 +144,6 @@ class Placed:
         except (torch.OutOfMemoryError, RuntimeError) as error:
             log.warning("%s: weights come layer by layer, which is slower: %s", self.name, error)
             self.running = f"layer by layer: {error}"
-        else:
-            self.running = self.runner.describe()
         self.verify()
 
     def stop_running(self) -> None:
@@ -340,8 +338,22 @@ class Placed:
             plan=_json(plan),
             patched=len(self.patched),
             spilled=sum(self.by_name[name].bytes for name in self.spilled),
-            streaming=self.running,
+            **self._running(),
         )
+
+    def _running(self) -> dict[str, Any]:
+        """How it runs, as far as that is known."""
+        engine = self.runner.engine if self.runner is not None else None
+        if engine is None:
+            return {"streaming": self.running}
+        decision = engine.decision
+        return {
+            "streaming": self.runner.describe(),
+            "streamed_bytes": engine.bytes_per_step,
+            "migrated": {donor: len(names) for donor, names in engine.migrated.items()},
+            "compute_step_s": decision.compute_seconds if decision else None,
+            "predicted_step_s": (decision.step_seconds or None) if decision else None,
+        }
 
 
 def _json(plan: Any) -> str:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from distorch import allocation
+from distorch import allocation, placements
 from distorch.engine import GroupEngine, GroupSpec, HostPinner
 from distorch.engine.executor import host_links
 from distorch.engine.nested import map_tensors
@@ -103,6 +103,7 @@ class Runner:
             pinner=placed.pinner,
             resident=resident,
             may_migrate=_Judge(),
+            changed=_reporter(placed),
         )
         self._watch_root(_root(model, [s.name for s in specs] + list(resident)))
 
@@ -185,6 +186,8 @@ class Runner:
         if self.engine.streamed:
             size = self.engine.bytes_per_step / 2**20
             parts.append(f"{len(self.engine.streamed)} groups are streamed, {size:.2f} MB a step")
+        if self.engine.decision is not None:
+            parts += self.engine.decision.lines
         parts += [f"{len(n)} groups run on {d}" for d, n in self.engine.migrated.items()]
         return "; ".join([*parts, *self.engine.notes, *self.notes])
 
@@ -196,6 +199,19 @@ class Runner:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
+
+
+def _reporter(placed: Any) -> Callable[[], None]:
+    """Makes known how the model runs once that is learned; holds the placement weakly."""
+    reference = weakref.ref(placed)
+
+    def report() -> None:
+        placed = reference()
+        if placed is not None and placed.runner is not None:
+            placements.record(placed.report("placed"))
+            log.info("%s: %s", placed.name, placed.runner.describe())
+
+    return report
 
 
 class _Judge:

@@ -24,6 +24,11 @@ class Placement:
     `state` is "waiting" (not loaded yet), "placed" or "released" (its blocks are on the host only).
     `blocks` gives each block's device, read back from its tensors. `spilled` are the bytes that the
     plan wants elsewhere and that had to go to the host, because the memory was needed.
+
+    `streaming` says in a line how it runs. `streamed_bytes` are copied to the compute device in
+    every step; `migrated` counts the layer groups that run on a donor, by donor. `compute_step_s`
+    are the measured seconds that the layer groups compute in a step, `predicted_step_s` what a step
+    of them takes with the copies; None until two steps were measured, or where a link is not known.
     """
 
     key: int
@@ -40,6 +45,10 @@ class Placement:
     patched: int = 0
     spilled: int = 0
     streaming: str = ""
+    streamed_bytes: int = 0
+    migrated: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    compute_step_s: float | None = None
+    predicted_step_s: float | None = None
 
     @property
     def total(self) -> int:

@@ -116,7 +116,7 @@ class StreamedExecutor:
 
     @property
     def bytes_per_step(self) -> int:
-        """Bytes of all streamed groups: what one step copies when they do not all fit into the slots."""
+        """Bytes that one step copies: all streamed groups, or none once they all fit into the slots."""
         return self.engine.bytes_per_step
 
     @property

@@ -154,7 +154,7 @@ class GroupEngine:
             slots: staging slots on the compute device.
             pinner: pins slabs on the host; the engine's own by default, closed with it.
             resident: groups that lie on the compute device: they take the outputs of migrated ones.
-            changed: called between two steps when `called` or the way of a group has changed.
+            changed: called between two steps when `called`, the way of a group or `decision` has changed.
             may_migrate: asked with a group's arguments before it runs on its donor; when it says no, the group runs on
                 the compute device this time, and its owner has to bring the weights.
 
@@ -230,8 +230,9 @@ class GroupEngine:
 
     @property
     def bytes_per_step(self) -> int:
-        """Bytes of all streamed groups: what one step copies when they do not all fit into the slots."""
-        return sum(group.bytes for group in self._streamer.groups) if self._streamer else 0
+        """Bytes that one step copies: all streamed groups, or none once they all fit into the slots."""
+        groups = self._streamer.groups if self._streamer else []
+        return sum(group.bytes for group in groups) if len(groups) > self.slots else 0
 
     @property
     def bytes_copied(self) -> int:
@@ -396,8 +397,11 @@ class GroupEngine:
         )
         for line in self.decision.lines:
             log.info("%s", line)
-        if self.decision.modes != {d: self.modes.get(d, "auto") for d in self.decision.modes}:
+        fresh = [d for d, m in self.decision.modes.items() if m == "migrate" != self.modes.get(d)]
+        if fresh:
             self.set_modes(self.decision.modes)
+        elif self._changed is not None:
+            self._changed()
 
     def set_modes(self, modes: Mapping[str, str]) -> None:
         """Change how donors are used; between two steps. Raises torch.OutOfMemoryError as the constructor does."""

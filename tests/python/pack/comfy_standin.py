@@ -284,7 +284,7 @@ class StandIn:
         """Loads each and puts it first in the list, as the core does."""
         for patcher in patchers:
             entries = self.mm.current_loaded_models
-            entries[:] = [e for e in entries if e.model.model is not patcher.model]
+            entries[:] = [e for e in entries if e.model and e.model.model is not patcher.model]
             entry = LoadedModel(patcher)
             patcher.partially_load(patcher.load_device, budget)
             entries.insert(0, entry)

@@ -25,7 +25,9 @@ result = {
     ],
     "placements": [
         {"name": p.name, "state": p.state, "bytes": dict(p.bytes_per_device), "blocks": dict(p.blocks),
-         "patched": p.patched, "spilled": p.spilled, "reasons": dict(p.reasons)}
+         "patched": p.patched, "spilled": p.spilled, "reasons": dict(p.reasons),
+         "streaming": p.streaming, "streamed_bytes": p.streamed_bytes, "migrated": dict(p.migrated),
+         "compute_step_s": p.compute_step_s}
         for p in distorch.placements.placements()
     ],
     "rss": psutil.Process(os.getpid()).memory_info().rss,

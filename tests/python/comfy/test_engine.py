@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How placed models run inside real ComfyUI: groups ahead of their use, or on their donor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfy_harness import ComfyServer, Workflow, reset_counters, state
+
+pytestmark = pytest.mark.comfy
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _start_empty(comfy: ComfyServer) -> None:
+    comfy.free()
+
+
+def wan(expert: str | None, *, steps: int = 2, cfg: float = 1.0, samplers: int = 1) -> Workflow:
+    """Samples Wan; several samplers one after the other on the same model."""
+    w = Workflow()
+    settings = {"unet_name": "wan.safetensors", "weight_dtype": "default"}
+    if expert is None:
+        model = w.add("UNETLoader", **settings)
+    else:
+        settings.update(compute_device="sim:0", expert_mode_allocations=expert)
+        model = w.add("UNETLoaderDisTorch2MultiGPU", **settings)
+    latent = w.latent(1, 16, 1, 8, 8)
+    prompt = w.conditioning(8, 4096)
+    for index in range(samplers):
+        latent = w.sample(model, prompt, latent, steps=steps, cfg=cfg, seed=7 + index)
+    return w.save(latent, "wan")
+
+
+def unet(loader: str, **inputs: object) -> Workflow:
+    """The U-Net of the SD 1.5 checkpoint: its groups are containers, called child by child."""
+    w = Workflow()
+    model = w.add(loader, ckpt_name="sd15.safetensors", **inputs)
+    prompt = w.add("CLIPTextEncode", clip=w.output(model, 1), text="a checkpoint")
+    return w.save(w.sample(model, prompt, w.latent(1, 4, 8, 8), steps=4), "latent")
+
+
+ENGINE = """
+import comfy.model_management as mm
+(_placed,) = {p for m in mm.current_loaded_models
+              if (p := getattr(m.model.model, "_distorch_placed", None)) and p.name == NAME}
+_engine = _placed.runner.engine
+result = {"counters": _engine.counters, "bytes": _engine.bytes_per_step, "steps": _engine.steps,
+          "streamed": _engine.streamed, "migrated": _engine.migrated, "copied": _engine.bytes_copied,
+          "crossings": {d: list(c) for d, c in _engine.crossings.items()}, "notes": _engine.notes}
+del _placed, _engine
+"""
+
+
+def engine(comfy: ComfyServer, name: str) -> dict:
+    return comfy.evaluate(f"NAME = {name!r}\n" + ENGINE)
+
+
+def test_groups_come_in_one_copy_each_and_ahead(comfy: ComfyServer) -> None:
+    reference = comfy.run(wan(None, steps=4)).values["wan"]
+    comfy.free()
+    reset_counters(comfy)
+    result = comfy.run(wan("sim:0,20%;cpu,*", steps=4)).values["wan"]
+    assert torch.equal(result, reference)
+    now = engine(comfy, "WAN21")
+    assert len(now["streamed"]) == 3, "more than the slots hold"
+    assert now["steps"] == 4
+    counters = now["counters"]
+    assert counters["ahead"] > counters["on_demand"]
+    assert counters["wasted"] == 0
+    shown = state(comfy).placed("WAN21")
+    assert shown["streamed_bytes"] == now["bytes"] > 0
+    assert "groups are streamed" in shown["streaming"]
+    assert shown["compute_step_s"] > 0
+
+
+def test_groups_run_on_their_donor(comfy: ComfyServer) -> None:
+    reference = comfy.run(wan(None, steps=4)).values["wan"]
+    comfy.free()
+    result = comfy.run(wan("sim:0,45%;sim:1,*,mode=migrate", steps=4)).values["wan"]
+    assert torch.equal(result, reference)
+    now = engine(comfy, "WAN21")
+    assert now["migrated"] == {"sim:1": now["migrated"]["sim:1"]}
+    assert len(now["migrated"]["sim:1"]) >= 1
+    sent, returned = now["crossings"]["sim:1"]
+    assert 0 < returned <= sent
+    assert state(comfy).placed("WAN21")["migrated"] == {"sim:1": len(now["migrated"]["sim:1"])}
+    comfy.free(let_go=True)
+    assert set(state(comfy).allocated.values()) == {0}
+
+
+@pytest.mark.parametrize("mode", ["stream", "migrate"])
+def test_guidance_and_several_samplers(comfy: ComfyServer, mode: str) -> None:
+    reference = comfy.run(wan(None, cfg=4.0, samplers=2)).values["wan"]
+    comfy.free()
+    result = comfy.run(wan(f"sim:0,45%;sim:1,*,mode={mode}", cfg=4.0, samplers=2)).values["wan"]
+    assert torch.equal(result, reference)
+
+
+def test_a_u_net_is_split_into_what_is_called(comfy: ComfyServer) -> None:
+    reference = comfy.run(unet("CheckpointLoaderSimple")).values["latent"]
+    comfy.free()
+    result = comfy.run(
+        unet(
+            "CheckpointLoaderSimpleDisTorch2MultiGPU",
+            compute_device="sim:0",
+            expert_mode_allocations="sim:1,30mb,mode=migrate;cpu,60mb;sim:0,*",
+        )
+    ).values["latent"]
+    assert torch.equal(result, reference)
+    now = engine(comfy, "BaseModel")
+    names = [*now["streamed"], *now["migrated"].get("sim:1", [])]
+    assert names
+    assert all(name.count(".") >= 3 for name in names), "blocks.N.M, not blocks.N"
+    assert not [note for note in now["notes"] if "module by module" in note]
+
+
+def test_an_interrupted_run_leaves_a_clean_state(comfy: ComfyServer) -> None:
+    reference = comfy.run(wan(None)).values["wan"]
+    for mode in ("stream", "migrate"):
+        comfy.free()
+        string = f"sim:0,45%;sim:1,*,mode={mode}"
+        comfy.run(wan(string, steps=3))
+        comfy.evaluate(INTERRUPT)
+        with pytest.raises(Exception, match=r"(?i)interrupt"):
+            comfy.run(wan(string, steps=3, samplers=2))
+        assert torch.equal(comfy.run(wan(string)).values["wan"], reference)
+
+
+INTERRUPT = """
+import comfy.model_management as mm
+def _arm():
+    import gc
+    for o in gc.get_objects():
+        if type(o).__name__ == "WAN21":
+            block = o.diffusion_model.blocks[2]
+            def stop(*_):
+                handle.remove()
+                raise mm.InterruptProcessingException()
+            handle = block.register_forward_pre_hook(stop)
+_arm()
+"""
