@@ -11,17 +11,24 @@ namespace py = pybind11;
 // Stands between the parts of a signature; no address has this value.
 constexpr std::uint64_t kChildrenEnd = ~std::uint64_t{0};
 
+constexpr std::size_t kLine = 64;  // bytes that the processor reads at once
+
 std::uint64_t AddressOf(const PyObject* object) {
   return reinterpret_cast<std::uintptr_t>(object);
 }
 
-// The dictionary under `key` (borrowed), or null where there is none.
-PyObject* DictionaryOf(PyObject* attributes, const py::str& key) {
-  PyObject* found = PyDict_GetItemWithError(attributes, key.ptr());
-  if (found == nullptr && PyErr_Occurred() != nullptr) {
-    throw py::error_already_set();
+// Where a dictionary keeps what a walk over it reads.
+void AddPlaces(PyObject* dictionary, std::vector<const void*>* places) {
+  if (dictionary == nullptr) return;
+  places->push_back(dictionary);
+  if (PyDict_Size(dictionary) == 0) return;
+  const auto* inside = reinterpret_cast<const PyDictObject*>(dictionary);
+  for (const void* table : {static_cast<const void*>(inside->ma_keys),
+                            static_cast<const void*>(inside->ma_values)}) {
+    if (table == nullptr) continue;
+    places->push_back(table);
+    places->push_back(static_cast<const char*>(table) + kLine);
   }
-  return found != nullptr && PyDict_Check(found) ? found : nullptr;
 }
 
 // A field of what `describe` gave.
@@ -32,13 +39,38 @@ T Field(const py::tuple& fields, std::size_t index) {
 
 }  // namespace
 
+PyObject* ModuleScanner::DictionaryOf(PyObject* attributes, Member* member) {
+  PyObject* key = nullptr;
+  PyObject* found = nullptr;
+  Py_ssize_t at = member->hint;
+  if (PyDict_Next(attributes, &at, &key, &found) == 0 ||
+      key != member->name.ptr()) {
+    found = PyDict_GetItemWithError(attributes, member->name.ptr());
+    if (found == nullptr && PyErr_Occurred() != nullptr) {
+      throw py::error_already_set();
+    }
+    if (found != nullptr && !member->hinted) FindHint(attributes, member);
+  }
+  return found != nullptr && PyDict_Check(found) ? found : nullptr;
+}
+
+void ModuleScanner::FindHint(PyObject* attributes, Member* member) {
+  PyObject* key = nullptr;
+  Py_ssize_t before = 0;
+  for (Py_ssize_t at = 0; PyDict_Next(attributes, &at, &key, nullptr) != 0;) {
+    if (key == member->name.ptr()) member->hint = before;
+    before = at;
+  }
+  member->hinted = true;
+}
+
 void ModuleScanner::Collect(PyObject* module, Parts* parts) {
   const auto attributes = py::reinterpret_steal<py::object>(
       PyObject_GenericGetDict(module, nullptr));
   if (!attributes) throw py::error_already_set();
-  PyObject* modules = DictionaryOf(attributes.ptr(), modules_key_);
-  PyObject* parameters = DictionaryOf(attributes.ptr(), parameters_key_);
-  PyObject* buffers = DictionaryOf(attributes.ptr(), buffers_key_);
+  PyObject* modules = DictionaryOf(attributes.ptr(), &modules_key_);
+  PyObject* parameters = DictionaryOf(attributes.ptr(), &parameters_key_);
+  PyObject* buffers = DictionaryOf(attributes.ptr(), &buffers_key_);
   if (modules == nullptr || parameters == nullptr || buffers == nullptr) {
     Expand(module, parts);
     return;
@@ -109,29 +141,78 @@ bool ModuleScanner::Unchanged(PyObject* module, const Entry& one, bool deep) {
   const auto attributes = py::reinterpret_steal<py::object>(
       PyObject_GenericGetDict(module, nullptr));
   if (!attributes) throw py::error_already_set();
-  PyObject* modules = DictionaryOf(attributes.ptr(), modules_key_);
-  PyObject* parameters = DictionaryOf(attributes.ptr(), parameters_key_);
-  PyObject* buffers = DictionaryOf(attributes.ptr(), buffers_key_);
-  Parts parts;
-  if (deep || modules == nullptr || parameters == nullptr ||
-      buffers == nullptr) {
+  PyObject* modules = DictionaryOf(attributes.ptr(), &modules_key_);
+  PyObject* parameters = DictionaryOf(attributes.ptr(), &parameters_key_);
+  PyObject* buffers = DictionaryOf(attributes.ptr(), &buffers_key_);
+  if (modules == nullptr || parameters == nullptr || buffers == nullptr) {
+    Parts parts;
     Collect(module, &parts);
     return Signature(parts) == one.signature &&
            (!deep || DeepSignature(parts) == one.deep);
   }
   // The common case, without taking references: nothing here runs Python code.
-  signature_.clear();
+  Expected expected{one.signature};
+  if (!SameChildren(modules, &expected) || !expected.Is(kChildrenEnd) ||
+      !SameTensors(parameters, true, &expected) ||
+      !SameTensors(buffers, false, &expected) || !expected.AtEnd()) {
+    return false;
+  }
+  return !deep || UnchangedDeep(module, parameters, buffers, one);
+}
+
+bool ModuleScanner::SameChildren(PyObject* modules, Expected* expected) const {
   PyObject* key = nullptr;
   PyObject* value = nullptr;
   for (Py_ssize_t at = 0; PyDict_Next(modules, &at, &key, &value) != 0;) {
-    if (value != Py_None && IsModule(value)) {
-      signature_.push_back(AddressOf(value));
+    // A known address is a known module: had that one died, its weak reference
+    // would say so.
+    if (expected->Is(AddressOf(value))) continue;
+    if (value != Py_None && IsModule(value)) return false;
+  }
+  return true;
+}
+
+bool ModuleScanner::SameTensors(PyObject* dictionary, bool parameters,
+                                Expected* expected) {
+  PyObject* key = nullptr;
+  PyObject* value = nullptr;
+  for (Py_ssize_t at = 0; PyDict_Next(dictionary, &at, &key, &value) != 0;) {
+    if (value == Py_None) continue;
+    if (!expected->Is(AddressOf(value) * 2 + (parameters ? 1 : 0))) {
+      return false;
+    }
+    if (!SameCalls(value, identity_, expected)) return false;
+  }
+  return true;
+}
+
+bool ModuleScanner::SameCalls(PyObject* tensor, const py::tuple& methods,
+                              Expected* expected) {
+  called_.clear();
+  Call(tensor, methods, &called_);
+  for (const std::uint64_t value : called_) {
+    if (!expected->Is(value)) return false;
+  }
+  return true;
+}
+
+bool ModuleScanner::UnchangedDeep(PyObject* module, PyObject* parameters,
+                                  PyObject* buffers, const Entry& one) {
+  Expected expected{one.deep};
+  for (PyObject* dictionary : {parameters, buffers}) {
+    PyObject* key = nullptr;
+    PyObject* value = nullptr;
+    for (Py_ssize_t at = 0; PyDict_Next(dictionary, &at, &key, &value) != 0;) {
+      if (value == Py_None) continue;
+      if (!IsPlain(value)) {  // describing it runs Python code
+        Parts parts;
+        Collect(module, &parts);
+        return DeepSignature(parts) == one.deep;
+      }
+      if (!SameCalls(value, deep_, &expected)) return false;
     }
   }
-  signature_.push_back(kChildrenEnd);
-  SignTensors(parameters, true);
-  SignTensors(buffers, false);
-  return signature_ == one.signature;
+  return expected.AtEnd();
 }
 
 std::vector<const void*> ModuleScanner::Places(PyObject* module,
@@ -139,25 +220,16 @@ std::vector<const void*> ModuleScanner::Places(PyObject* module,
   const auto attributes = py::reinterpret_steal<py::object>(
       PyObject_GenericGetDict(module, nullptr));
   if (!attributes) throw py::error_already_set();
-  std::vector<const void*> places = {attributes.ptr()};
-  for (const py::str* key : {&modules_key_, &parameters_key_, &buffers_key_}) {
-    places.push_back(DictionaryOf(attributes.ptr(), *key));
+  std::vector<const void*> places;
+  AddPlaces(attributes.ptr(), &places);
+  for (Member* key : {&modules_key_, &parameters_key_, &buffers_key_}) {
+    AddPlaces(DictionaryOf(attributes.ptr(), key), &places);
   }
   for (const auto& [tensor, parameter] : parts.tensors) {
     places.push_back(tensor.ptr());
   }
   places.shrink_to_fit();
   return places;
-}
-
-void ModuleScanner::SignTensors(PyObject* dictionary, bool parameters) {
-  PyObject* key = nullptr;
-  PyObject* value = nullptr;
-  for (Py_ssize_t at = 0; PyDict_Next(dictionary, &at, &key, &value) != 0;) {
-    if (value == Py_None) continue;
-    signature_.push_back(AddressOf(value) * 2 + (parameters ? 1 : 0));
-    Call(value, identity_, &signature_);
-  }
 }
 
 std::vector<std::uint64_t> ModuleScanner::Signature(const Parts& parts) {

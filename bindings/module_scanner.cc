@@ -8,10 +8,10 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr std::uint64_t kDeepRounds = 16;
+constexpr std::uint64_t kDeepRounds = 32;
 // How far ahead of use the memory of a module is asked for: the scan waits for
 // memory more than it computes.
-constexpr std::size_t kAhead = 6;
+constexpr std::size_t kAhead = 4;
 
 double Now() {
   return std::chrono::duration<double>(
@@ -150,6 +150,9 @@ std::size_t ModuleScanner::Verify(bool deep) {
   std::vector<ModuleId> changed;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const Entry& one = entries_[i];
+    if (i + 2 * kAhead < entries_.size()) {
+      entries_[i + 2 * kAhead].PrefetchPlaces();
+    }
     if (i + kAhead < entries_.size()) entries_[i + kAhead].Prefetch();
     if (!one.reference) continue;
     const py::object module = Referent(one.reference);

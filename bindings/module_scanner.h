@@ -50,8 +50,9 @@ class ModuleScanner {
                    std::size_t stop);
   // Returns how many modules appeared, changed or died. A tensor counts as
   // unchanged while it is the same object with memory at the same address; a
-  // sixteenth of the modules in turn, or all with `deep`, are asked for device
-  // and size as well, which tells memory that was freed and given again apart.
+  // thirty-second part of the modules in turn, or all with `deep`, are asked
+  // for device and size as well, which tells memory that was freed and given
+  // again apart.
   std::size_t Verify(bool deep);
 
   MemoryScan& scan() { return scan_; }
@@ -78,12 +79,40 @@ class ModuleScanner {
     // Where the parts lay when they were last read; only ever prefetched.
     std::vector<const void*> places;
 
+    void PrefetchPlaces() const {
+      __builtin_prefetch(signature.data());
+      __builtin_prefetch(places.data());
+      __builtin_prefetch(places.data() + 8);
+    }
     void Prefetch() const {
       __builtin_prefetch(reference.ptr());
       __builtin_prefetch(address);
-      __builtin_prefetch(signature.data());
       for (const void* place : places) __builtin_prefetch(place);
     }
+  };
+  // A dictionary of a module. All modules get it as the same attribute, counted
+  // from the first: looking there first saves the look-up by name.
+  struct Member {
+    explicit Member(const char* text)
+        : name(pybind11::reinterpret_steal<pybind11::str>(
+              PyUnicode_InternFromString(text))) {}
+
+    pybind11::str name;
+    Py_ssize_t hint = 0;  // of PyDict_Next
+    bool hinted = false;
+  };
+  // A signature that is read from its begin.
+  struct Expected {
+    const std::vector<std::uint64_t>& signature;
+    std::size_t at = 0;
+
+    // Whether `value` comes next, which is then passed.
+    bool Is(std::uint64_t value) {
+      if (at == signature.size() || signature[at] != value) return false;
+      ++at;
+      return true;
+    }
+    bool AtEnd() const { return at == signature.size(); }
   };
   struct Noted {
     pybind11::object reference;
@@ -106,10 +135,18 @@ class ModuleScanner {
   void RemoveDead(const std::vector<ModuleId>& dead,
                   std::vector<ModuleId>* changed);
   bool Refresh(ModuleId id);
+  // The dictionary (borrowed), or null where there is none.
+  static PyObject* DictionaryOf(PyObject* attributes, Member* member);
+  static void FindHint(PyObject* attributes, Member* member);
   void Collect(PyObject* module, Parts* parts);
   void Expand(PyObject* module, Parts* parts);
   std::vector<const void*> Places(PyObject* module, const Parts& parts);
-  void SignTensors(PyObject* dictionary, bool parameters);
+  bool SameChildren(PyObject* modules, Expected* expected) const;
+  bool SameTensors(PyObject* dictionary, bool parameters, Expected* expected);
+  bool SameCalls(PyObject* tensor, const pybind11::tuple& methods,
+                 Expected* expected);
+  bool UnchangedDeep(PyObject* module, PyObject* parameters, PyObject* buffers,
+                     const Entry& one);
   void CollectTensors(PyObject* dictionary, bool parameters, Parts* parts);
   std::vector<std::uint64_t> Signature(const Parts& parts);
   std::vector<std::uint64_t> DeepSignature(const Parts& parts);
@@ -126,7 +163,7 @@ class ModuleScanner {
   pybind11::object module_type_;
   pybind11::tuple plain_types_, identity_, deep_;
   pybind11::object describe_, expand_;
-  pybind11::str parameters_key_{"_parameters"}, buffers_key_{"_buffers"},
+  Member parameters_key_{"_parameters"}, buffers_key_{"_buffers"},
       modules_key_{"_modules"};
   ModuleRegistry registry_;
   MemoryScan scan_{&registry_};
@@ -135,7 +172,7 @@ class ModuleScanner {
   absl::flat_hash_map<PyObject*, ModuleId> by_address_;
   std::vector<std::string> names_;
   absl::flat_hash_map<std::string, std::int32_t> name_index_;
-  std::vector<std::uint64_t> signature_;  // of the module being verified
+  std::vector<std::uint64_t> called_;  // scratch of SameCalls
   std::uint64_t round_ = 0;
 };
 
