@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from distorch import placements, scan
+from distorch import devices, placements, scan
 from distorch.recorder import Held
 from distorch.step_times import StepTimes
 
@@ -49,6 +49,20 @@ def management_of(module: nn.Module) -> scan.Management | None:
             streamed = away if placement.state == "placed" else 0
             return scan.Management(False, placement.compute, streamed, 0)
     return None
+
+
+def dynamic_bytes(module: nn.Module) -> dict[str, int]:
+    """Return the bytes of ComfyUI's DynamicVRAM pages that hold weights of `module`, by device.
+
+    The module's own parameters stay in RAM; the pages are no tensor's storage. Whole pages are
+    counted, as the device gives them. Buffers of single casts belong to no model and are not here.
+    """
+    found: dict[str, int] = {}
+    for device, pages in dict(vars(module).get("dynamic_vbars") or {}).items():
+        size = int(pages.loaded_size()) if pages is not None else 0
+        if size:
+            found[devices.canonical_name(device.type, device.index or 0)] = size
+    return found
 
 
 def inventory(rows: Iterable[scan.Row]) -> dict[int, Held]:

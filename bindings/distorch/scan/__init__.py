@@ -14,16 +14,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from distorch.scan.building import Management
 from distorch.scan.device_view import device_view
+from distorch.scan.memory import NOTICED_BYTES, memory_changed, memory_used
 from distorch.scan.names import Note, PendingLoads, Resolver, files_named_by, modules_in
 from distorch.scan.row import Row, largest_on, lines_of, profiler_form
-from distorch.scan.scanning import (
-    NOTICED_BYTES,
-    Management,
-    Scanner,
-    memory_changed,
-    memory_used,
-)
+from distorch.scan.scanning import Scanner
 
 __all__ = [
     "NOTICED_BYTES",

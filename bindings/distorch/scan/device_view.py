@@ -15,21 +15,30 @@ from distorch.scan.row import Row
 def device_view(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """Return one entry a device, accelerators first, then "cpu". All sizes in bytes.
 
-    `models`: weights in `rows`; `tensors`: what torch holds besides (activations, caches of
+    `models`: weights in `rows`, in whatever memory; `tensors`: what torch holds besides (activations, caches of
     nodes); `unused`: reserved by torch's allocator but not in use; `other`: other processes
     and libraries; `free`. They add up to `total`.
     """
     known = list(rows)
-    held: dict[str, int] = {}
+    owned: dict[str, int] = {}
+    outside: dict[str, int] = {}
     for row in known:
         for device, size in row.bytes.items():
-            held[device] = held.get(device, 0) + size
+            beside = row.outside.get(device, 0)
+            owned[device] = owned.get(device, 0) + size - beside
+            outside[device] = outside.get(device, 0) + beside
     views = [
-        _accelerator(kind, backend, index, held.get(f"{kind}:{index}", 0))
+        _accelerator(
+            kind,
+            backend,
+            index,
+            owned.get(f"{kind}:{index}", 0),
+            outside.get(f"{kind}:{index}", 0),
+        )
         for kind, backend in _backends()
         for index in range(backend.device_count())
     ]
-    return [*views, _host(held.get("cpu", 0))]
+    return [*views, _host(owned.get("cpu", 0) + outside.get("cpu", 0))]
 
 
 def _backends() -> list[tuple[str, Any]]:
@@ -41,7 +50,7 @@ def _backends() -> list[tuple[str, Any]]:
     return found
 
 
-def _accelerator(kind: str, backend: Any, index: int, models: int) -> dict[str, Any]:
+def _accelerator(kind: str, backend: Any, index: int, owned: int, outside: int) -> dict[str, Any]:
     device = f"{kind}:{index}"
     ready = getattr(backend, "is_initialized", lambda: True)()
     allocated = int(backend.memory_allocated(index)) if ready else 0
@@ -49,8 +58,15 @@ def _accelerator(kind: str, backend: Any, index: int, models: int) -> dict[str, 
     held = max(int(reserved(index)) if reserved and ready else allocated, allocated)
     free, total = (int(n) for n in backend.mem_get_info(index))
     name = getattr(backend, "get_device_name", lambda _: device)(index)
-    models = min(models, allocated)
-    return _view(device, str(name), total, free, models, allocated - models, held - allocated)
+    owned = min(owned, allocated)
+    # Memory that no tensor of a model owns is another library's or, if there is too little of
+    # that, in tensors that are no module's.
+    foreign = min(outside, max(0, total - free - held))
+    inside = min(outside - foreign, allocated - owned)
+    tensors = allocated - owned - inside
+    return _view(
+        device, str(name), total, free, owned + inside + foreign, tensors, held - allocated
+    )
 
 
 def _host(models: int) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Row:
     offloaded: int = 0  # bytes in RAM of a model that also, or usually, runs on an accelerator
     streamed: int = 0  # bytes copied to the compute device ahead of use
     migrated: int = 0  # bytes whose blocks run where they are stored
+    owned: dict[str, int] = field(default_factory=dict)  # the part of `bytes` in tensors
+    outside: dict[str, int] = field(default_factory=dict)  # the part that no tensor owns
     shared_bytes: dict[str, int] = field(default_factory=dict)  # counted for an older model
     shares_with: tuple[str, ...] = ()  # names
 
@@ -59,6 +61,7 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """Return all fields, plus `total` and `display`, as JSON can hold them."""
         fields = asdict(self)
+        del fields["owned"]
         fields["shares_with"] = list(self.shares_with)
         return {**fields, "total": self.total, "display": self.display}
 

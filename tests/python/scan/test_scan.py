@@ -380,3 +380,20 @@ def test_top_ten_and_more():
         },
     }  # fmt: skip
     assert scan.profiler_form([]) == {"success": True, "data": {}}
+
+
+def test_memory_that_no_tensor_owns_is_the_models_all_the_same(scanner):
+    model = make_model(nn.Linear(8, 8))
+    pages = {"sim:0": 500, "sim:1": 0}
+    scanner.add_outside(lambda module: pages if module is model else {})
+    own = sum(p.nbytes for p in model.parameters())
+    row = next(r for r in scanner.rows(max_age=0) if scanner.module(r.id) is model)
+    assert row.bytes == {"cpu": own, "sim:0": 500}
+    assert row.outside == {"sim:0": 500}
+    assert row.total == own + 500
+    pages["sim:0"] = 300  # no tensor moved
+    again = next(r for r in scanner.rows(max_age=0) if r.id == row.id)
+    assert again.bytes == {"cpu": own, "sim:0": 300}
+    pages.clear()
+    again = next(r for r in scanner.rows(max_age=0) if r.id == row.id)
+    assert again.bytes == {"cpu": own}

@@ -47,7 +47,8 @@ def row(id: int, name: str, type: str, bytes: dict[str, int], layers: int, **mor
         "class_name": "Module", "modules": layers + 5, "parameters": sum(bytes.values()) // 2,
         "dtype": "float16", "loaded_since": time.time() - 130 * id,
     }  # fmt: skip
-    return scan.Row(id=id, name=name, type=type, bytes=bytes, layers=layers, **{**defaults, **more})
+    return scan.Row(id=id, name=name, type=type, bytes=bytes, owned=bytes, layers=layers,
+                    **{**defaults, **more})  # fmt: skip
 
 
 def example_rows() -> list[scan.Row]:

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch holds on each accelerator, and when a change of it is news to the scan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+# A node that changes the memory of a device by more has loaded or unloaded something.
+CHANGE_BYTES = 100 * 1024 * 1024
+# One that changes it by more may have made a module that no hook saw.
+NOTICED_BYTES = 1024 * 1024
+
+
+def memory_used() -> dict[str, int]:
+    """Return the bytes that torch holds for tensors on each accelerator it has initialised."""
+    used: dict[str, int] = {}
+    for kind in {"cuda", "xpu", torch._C._get_privateuse1_backend_name()}:
+        backend = getattr(torch, kind, None)
+        count = getattr(backend, "device_count", None)
+        allocated = getattr(backend, "memory_allocated", None)
+        ready = getattr(backend, "is_initialized", lambda: True)
+        if count is None or allocated is None or not ready():
+            continue
+        for index in range(count()):
+            used[f"{kind}:{index}"] = int(allocated(index))
+    return used
+
+
+def memory_changed(
+    before: Mapping[str, int], after: Mapping[str, int], least: int = CHANGE_BYTES
+) -> bool:
+    """Whether a device's memory differs by more than `least` bytes."""
+    devices = before.keys() | after.keys()
+    return any(abs(after.get(d, 0) - before.get(d, 0)) > least for d in devices)

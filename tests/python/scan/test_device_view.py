@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a device's bar always add up, whoever owns the memory of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import distorch_sim
+import pytest
+import torch
+
+from distorch import scan
+
+MB = 2**20
+
+
+def row(owned: int, outside: int = 0) -> scan.Row:
+    held = {"sim:0": owned + outside}
+    return scan.Row(1, "m", "model", "M", held, 1, 1, 1, "", owned={"sim:0": owned},
+                    outside={"sim:0": outside} if outside else {})  # fmt: skip
+
+
+def bar(*rows: scan.Row) -> dict[str, Any]:
+    (found,) = (v for v in scan.device_view(rows) if v["device"] == "sim:0")
+    parts = ("models", "tensors", "unused", "other", "free")
+    assert sum(found[part] for part in parts) == found["total"]
+    return {part: found[part] // MB for part in parts}
+
+
+@pytest.fixture
+def ten() -> Any:
+    """A device of 100 MB with 10 MB in tensors."""
+    distorch_sim.install([100 * MB])
+    kept = torch.empty(10 * MB, dtype=torch.uint8, device="sim:0")
+    yield kept
+    del kept
+
+
+def test_a_models_tensors_are_its_own(ten: torch.Tensor) -> None:
+    assert bar(row(4 * MB)) == {"models": 4, "tensors": 6, "unused": 0, "other": 0, "free": 90}
+    assert bar() == {"models": 0, "tensors": 10, "unused": 0, "other": 0, "free": 90}
+
+
+def test_pages_in_torchs_memory_are_no_other_tensors(ten: torch.Tensor) -> None:
+    found = bar(row(4 * MB, outside=5 * MB))
+    assert found == {"models": 9, "tensors": 1, "unused": 0, "other": 0, "free": 90}
+
+
+def test_pages_of_another_library_are_no_other_processes(
+    ten: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.sim, "mem_get_info", lambda index: (70 * MB, 100 * MB))
+    found = bar(row(4 * MB, outside=15 * MB))
+    assert found == {"models": 19, "tensors": 6, "unused": 0, "other": 5, "free": 70}
+
+
+def test_more_than_there_is_cannot_be_shown(ten: torch.Tensor) -> None:
+    found = bar(row(4 * MB, outside=50 * MB))
+    assert found == {"models": 10, "tensors": 0, "unused": 0, "other": 0, "free": 90}
