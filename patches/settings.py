@@ -54,7 +54,7 @@ CHOICES: dict[str, Choice] = {
     "strict": Choice(False),
     "log_level": Choice("INFO", options=("DEBUG", "INFO", "WARNING", "ERROR")),
     "debug_mode": Choice(False),
-    "scan_interval": Choice(1, 0.5, 60),  # seconds
+    "scan_interval": Choice(1, 1, 60),  # seconds
 }
 
 
@@ -165,7 +165,7 @@ def _apply(values: Mapping[str, Any]) -> None:
     """Give the choices to the modules that keep them as their own."""
     from distorch import scan
 
-    from . import cleanup, keep, memory_view
+    from . import cleanup, keep
 
     log.setLevel(values["log_level"])
     cleanup.cpu_threshold = values["cpu_memory_threshold"] / 100
@@ -173,7 +173,6 @@ def _apply(values: Mapping[str, Any]) -> None:
     keep.pressure = values["kept_memory_threshold"] / 100 if values["kept_under_pressure"] else 1.0
     cleanup.record_memory(values["debug_mode"])
     scan.scanner().cache_seconds = values["scan_interval"]
-    memory_view.UPDATE_SECONDS = values["scan_interval"]
 
 
 def _note_loaded(request: Any, node: str, _inputs: Any, _outputs: Any) -> None:

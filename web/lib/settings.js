@@ -71,8 +71,8 @@ export const serverSettings = [
   entry(
     'scan_interval',
     server,
-    'Look for models and memory every (seconds)',
-    'How old the figures of the DisTorch tab may be.',
-    number(1, 0.5, 60, 0.5)
+    'Look for models every (seconds)',
+    'How old the list of models in the DisTorch tab may be.',
+    number(1, 1, 60, 1)
   )
 ]

@@ -95,7 +95,7 @@ class Worker(threading.Thread):
 def worker(pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     between = pack.load("patches.between_prompts")
     jobs = between.BetweenPrompts(comfy.queue, dict, lambda: None)
-    view = types.SimpleNamespace(jobs=jobs)
+    view = types.SimpleNamespace(actions=types.SimpleNamespace(jobs=jobs))
     monkeypatch.setattr(pack.load("patches.memory_view"), "_installed", view)
     worker = Worker(comfy.queue, jobs, [torch.empty(8 * MB, dtype=torch.uint8, device="sim:1")])
     worker.start()

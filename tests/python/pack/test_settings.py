@@ -138,7 +138,7 @@ def test_each_choice_reaches_whom_it_concerns(
 ) -> None:
     from distorch import scan
 
-    cleanup, keep, view = (pack.load(f"patches.{n}") for n in ("cleanup", "keep", "memory_view"))
+    cleanup, keep = (pack.load(f"patches.{n}") for n in ("cleanup", "keep"))
     logger = logging.getLogger("DisTorch")
     level, cached = logger.level, scan.scanner().cache_seconds
     try:
@@ -148,7 +148,7 @@ def test_each_choice_reaches_whom_it_concerns(
         })  # fmt: skip
         assert (cleanup.cpu_threshold, cleanup.cpu_hysteresis, keep.pressure) == (0.7, 0.09, 0.8)
         assert logger.level == logging.ERROR
-        assert scan.scanner().cache_seconds == view.UPDATE_SECONDS == 4
+        assert scan.scanner().cache_seconds == 4
         assert cleanup.multigpu_memory_log("a", "recorded in debug mode") is not None
         defaults = {name: choice.default for name, choice in module.CHOICES.items()}
         module._apply({**defaults, "kept_under_pressure": False})
