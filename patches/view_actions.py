@@ -70,9 +70,10 @@ class Actions:
         wanted = [name for name, value in flags.items() if value]
         if not wanted:
             return {**NOTHING, "will": "nothing was asked for"}
-        job = self.jobs.post("free", lambda: None)
-        for name in wanted:
-            self._server.prompt_queue.set_flag(name, True)
+        with self._server.prompt_queue.mutex:  # the worker must see all of it at once
+            job = self.jobs.post("free", lambda: None)
+            for name in wanted:
+                self._server.prompt_queue.set_flag(name, True)
         text = "free models and node cache" if free_memory else "free models"
         return self._accepted(job, text, [])
 
