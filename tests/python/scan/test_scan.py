@@ -383,7 +383,7 @@ def test_top_ten_and_more():
 
 
 def test_memory_that_no_tensor_owns_is_the_models_all_the_same(scanner):
-    model = make_model(nn.Linear(8, 8))
+    model = nn.Sequential(nn.Linear(8, 8))
     pages = {"sim:0": 500, "sim:1": 0}
     scanner.add_outside(lambda module: pages if module is model else {})
     own = sum(p.nbytes for p in model.parameters())
