@@ -43,7 +43,10 @@ def size(value: object) -> int | None:
 
 def text(value: object, most: int = 200) -> str:
     """Return a text without control characters, cut at `most` of them; "" for what is none."""
-    return _UNPRINTABLE.sub(" ", value[:most]) if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    whole = value[:most].encode("utf-8", "replace").decode()  # JSON may hold half a character
+    return _UNPRINTABLE.sub(" ", whole)
 
 
 def mapping(value: object) -> Mapping[str, Any]:
@@ -85,7 +88,7 @@ def _memory(entry: Mapping[str, Any]) -> tuple[int, int, int] | None:
         if found is not None:
             return found
         megabytes = number(entry.get(in_megabytes))
-        return None if megabytes is None else int(megabytes * _MB)
+        return None if megabytes is None else size(megabytes * _MB)
 
     used = one("vram_used", "used_mem_mb")
     free = one("vram_free", "free_mem_mb")

@@ -94,6 +94,36 @@ TEST(LogLineTest, ReadsTheOtherLinesOfJson) {
   }
 }
 
+TEST(LogLineTest, ReadsNumbersOfEveryLength) {
+  LogLineParser parser;
+  LogLine line;
+  uint64_t value = 0;
+  std::string digits;
+  for (size_t length = 1; length <= 18; ++length) {
+    const auto digit = (length * 7 + 2) % 10;
+    value = value * 10 + digit;
+    digits += static_cast<char>('0' + digit);
+    // What stands behind a number is never read as a part of it.
+    for (const char* zeros : {"", "0", "00000"}) {
+      const std::string number = zeros + digits;
+      if (number.size() > 18) continue;
+      const std::string text = "00:00:00,Used=" + number + "MB,Free=1MB";
+      ASSERT_EQ(parser.Parse(text, &line), nullptr) << text;
+      EXPECT_EQ(line.used, value) << text;
+    }
+    for (const char wrong : {'/', ':', '\xb1', '.', '@'}) {
+      std::string text = "00:00:00,Used=" + digits + "MB,Free=1MB";
+      text[14 + length / 2] = wrong;
+      EXPECT_STREQ(parser.Parse(text, &line), "expected Used=NMB") << text;
+    }
+  }
+  for (const char* text : {"00:00:00,Used=1234567890123456789MB,Free=1MB",
+                           "00:00:00,Used=0000000000000000000MB,Free=1MB"}) {
+    ASSERT_EQ(parser.Parse(text, &line), nullptr);
+    EXPECT_GT(line.used, uint64_t{1} << 60) << "more digits than are counted";
+  }
+}
+
 TEST(LogLineTest, SaysWhatIsWrong) {
   const struct {
     const char* line;
