@@ -9,7 +9,7 @@ import folder_paths
 
 from ..patches import checkpoints
 from ..patches.request import Request, available, spec_text
-from .wrapped import AnyDevice, device_input, gigabytes, switch, text
+from .wrapped import AnyDevice, device_input, execution_mode, gigabytes, switch, text
 
 
 class CheckpointLoaderAdvancedMultiGPU(AnyDevice):
@@ -67,6 +67,7 @@ class CheckpointLoaderAdvancedDisTorch2MultiGPU(AnyDevice):
                 "high_precision_loras": switch(True),
                 "eject_models": switch(True),
                 "keep_loaded": switch(True),
+                "execution_mode": execution_mode(),
             },
         }
 
@@ -85,6 +86,7 @@ class CheckpointLoaderAdvancedDisTorch2MultiGPU(AnyDevice):
         high_precision_loras: bool = True,
         eject_models: bool = True,
         keep_loaded: bool = True,
+        execution_mode: str = "auto",
     ) -> tuple[Any, ...]:
         def request(compute: str, expert: str, gb: float, donor: str) -> Request:
             return Request(
@@ -95,6 +97,7 @@ class CheckpointLoaderAdvancedDisTorch2MultiGPU(AnyDevice):
                 keep_loaded=keep_loaded,
                 eject_models=eject_models,
                 high_precision_loras=high_precision_loras,
+                execution_mode=execution_mode,
             )
 
         unet = request(

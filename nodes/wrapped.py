@@ -56,6 +56,11 @@ def switch(default: bool) -> tuple[str, dict[str, Any]]:
     return ("BOOLEAN", {"default": default})
 
 
+def execution_mode() -> tuple[list[str], dict[str, Any]]:
+    """How the blocks on other accelerators are used; last, as saved workflows keep their order."""
+    return (["auto", "stream", "migrate"], {"default": "auto"})
+
+
 class AnyType(str):
     """A type name that is unlike none: ComfyUI asks with `!=` whether two types match."""
 
@@ -159,6 +164,7 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
                     "expert_mode_allocations": text(),
                     "eject_models": switch(eject_default),
                     "keep_loaded": switch(True),
+                    "execution_mode": execution_mode(),
                 }
             )
             return inputs
@@ -170,6 +176,7 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
             expert_mode_allocations: str = "",
             eject_models: bool = eject_default,
             keep_loaded: bool = True,
+            execution_mode: str = "auto",
             **inputs: Any,
         ) -> tuple[Any, ...]:
             compute = available(inputs.pop(family.device, None))
@@ -181,6 +188,7 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
                 file=_file(inputs),
                 keep_loaded=keep_loaded,
                 eject_models=eject_models,
+                execution_mode=execution_mode,
             )
             if family.core_device:
                 inputs["device"] = "default"

@@ -129,7 +129,8 @@ def _signature(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ..
     settings = {k: v for k, v in inputs.items() if k not in _NOT_ITS_IDENTITY}
     files = tuple(_stat(value) for value in settings.values())
     values = tuple(sorted((k, repr(v)) for k, v in settings.items()))
-    return (node, request.compute, request.text, request.high_precision_loras, values, files)
+    asked = (request.compute, request.text, request.high_precision_loras, request.execution_mode)
+    return (node, *asked, values, files)
 
 
 def _on_adopted(patcher: Any, _request: Any) -> None:

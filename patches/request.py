@@ -29,6 +29,11 @@ class Request:
     keep_loaded: bool = True
     eject_models: bool = False
     high_precision_loras: bool = True
+    execution_mode: str = "auto"  # of accelerators for which the string names none
+
+    def mode(self, device: str, in_string: str) -> str:
+        """How a donor is used: "stream", "migrate" or "auto". The host computes for a string only."""
+        return in_string if in_string != "auto" or device == "cpu" else self.execution_mode
 
 
 def available(name: str | None, *, default: str | None = None) -> str:

@@ -97,7 +97,7 @@ class Runner:
             specs,
             placed.compute,
             store,
-            modes=dict(placed.plan.modes),
+            modes={d: placed.request.mode(d, m) for d, m in placed.plan.modes.items()},
             links=host_links(here),
             slots=SLOTS,
             pinner=placed.pinner,

@@ -109,12 +109,17 @@ VIRTUAL = "GB of the model that the donor takes; 0: all stays on the compute dev
 DONOR = "which device takes them"
 EJECT = "before loading, other models leave the compute device, except kept ones"
 KEEP = "on: the model stays through “free model and node cache”; off: that button unloads it"
+MODE = (
+    "how blocks on other accelerators are used, where the string does not say (`mode=`). `stream`: their weights are "
+    "copied ahead of use. `migrate`: they compute there. `auto`: what a measured step shows to be faster"
+)
 PLACEMENT = {
     "virtual_vram_gb": VIRTUAL,
     "donor_device": DONOR,
     "expert_mode_allocations": STRING,
     "eject_models": EJECT,
     "keep_loaded": KEEP,
+    "execution_mode": MODE,
 }
 LEGACY = {
     "device": DEVICE,
@@ -245,7 +250,7 @@ def _parts() -> dict[str, str]:
     found["unet_expert_mode_allocations"] = f"{STRING} on the diffusion model"
     found["clip_expert_mode_allocations"] = f"{STRING} on the text encoder"
     found["high_precision_loras"] = "off: LoRA-patched blocks in system memory are stored as fp8"
-    return {**found, "eject_models": EJECT, "keep_loaded": KEEP}
+    return {**found, "eject_models": EJECT, "keep_loaded": KEEP, "execution_mode": MODE}
 
 
 def render(page: Page) -> str:

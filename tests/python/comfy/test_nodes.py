@@ -39,6 +39,7 @@ PLACEMENT = [
     "expert_mode_allocations",
     "eject_models",
     "keep_loaded",
+    "execution_mode",
 ]
 
 
@@ -57,13 +58,14 @@ def test_widgets_keep_their_order_and_defaults(comfy: ComfyServer, name: str) ->
     optional = ours["input"]["optional"]
     assert ours["input"].get("required") == core["input"].get("required")
     assert [n for n in optional if n in PLACEMENT] == PLACEMENT
-    assert list(optional)[-1] == "keep_loaded"
+    assert list(optional)[-2:] == ["keep_loaded", "execution_mode"], "new ones come last"
     assert optional[device][0] == ["cpu", "sim:0", "sim:1", "sim:2"]
     assert optional[device][1]["default"] == "sim:0"
     assert optional["donor_device"][1]["default"] == "cpu"
     assert optional["virtual_vram_gb"][1] == {"default": 4.0, "min": 0.0, "max": 128.0, "step": 0.1}
     assert optional["eject_models"][1]["default"] is not encoder
     assert optional["keep_loaded"][1]["default"] is True
+    assert optional["execution_mode"] == [["auto", "stream", "migrate"], {"default": "auto"}]
     assert ours["output"] == core["output"]
     assert list(info[f"{name}MultiGPU"]["input"]["optional"])[-1] == "device"
 

@@ -248,3 +248,17 @@ def test_a_dropped_model_is_gone_at_once(make, comfy) -> None:
         assert [torch.sim.memory_allocated(i) for i in range(3)] == [0, 0, 0]
     finally:
         gc.enable()
+
+
+def test_the_nodes_mode_holds_where_the_string_names_none(make, expected) -> None:
+    patcher = make("sim:0,4%;sim:1,40%;sim:2,20%,mode=stream;cpu,*", execution_mode="migrate")
+    for _ in range(3):
+        assert torch.equal(run(patcher), expected)
+    engine = engine_of(patcher)
+    assert list(engine.migrated) == ["sim:1"]
+    assert engine.modes == {
+        "sim:0": "migrate",
+        "sim:1": "migrate",
+        "sim:2": "stream",
+        "cpu": "auto",
+    }
