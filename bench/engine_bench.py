@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What running group by group costs the host: packing slabs, and the hooks of a group in one step.
+
+No kernel hides in the figures: the groups compute nothing, and a simulated device's copies end before they return. The
+hooks' cost is the step with streaming, less the same step without, less the bare
+copies of the same slabs, a group. It is to be below 10 µs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+Row = tuple[str, float, str, str]
+
+GROUPS = 40
+LEAVES = 10
+WIDTH = 16
+
+
+class _Leaf(nn.Module):
+    """Two weights and no work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(WIDTH, WIDTH), False)
+        self.bias = nn.Parameter(torch.rand(WIDTH), False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class _Group(nn.Module):
+    """What a transformer layer is to the engine: ten modules with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaves = nn.ModuleList(_Leaf() for _ in range(LEAVES))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Group() for _ in range(GROUPS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _fastest_us(run: Callable[[], object], repeats: int) -> float:
+    """Return the fastest of several runs: what is asked for is the cost itself, not the load of the machine."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e6
+
+
+def _streamed(model: nn.Module, compute: str) -> tuple[object, object]:
+    from distorch.engine import StreamedExecutor
+    from distorch.inventory import inventory
+    from distorch.mover import place
+
+    placement = {block.name: "cpu" for block in inventory(model).blocks}
+    placed = place(model, SimpleNamespace(placement=placement), compute=compute)
+    return placed, StreamedExecutor(placed, modes={"cpu": "stream"})
+
+
+def hook_overhead(repeats: int) -> tuple[float, float, float]:
+    """Return µs a group: hooks alone, the step with streaming, the bare copies."""
+    import distorch_sim
+
+    distorch_sim.install([64 << 20])
+    model = _Model().eval()
+    x = torch.zeros(1, device="sim:0")
+    with torch.inference_mode():
+        plain = _fastest_us(lambda: model(x), repeats)
+        placed, executor = _streamed(model, "sim:0")
+        for _ in range(6):  # learns the order, then measures what it measures
+            model(x)
+        if executor.counters["copies"] < 5 * GROUPS:  # type: ignore[attr-defined]
+            raise RuntimeError("the groups were not streamed")
+        with_hooks = _fastest_us(lambda: model(x), repeats)
+        size = executor.slot_bytes  # type: ignore[attr-defined]
+        source = torch.zeros(size, dtype=torch.uint8)
+        target = torch.zeros(size, dtype=torch.uint8, device="sim:0")
+
+        def copies() -> None:
+            for _ in range(GROUPS):
+                target.copy_(source, non_blocking=True)
+
+        bare = _fastest_us(copies, repeats)
+        placed.unload()  # type: ignore[attr-defined]
+    hooks = (with_hooks - plain - bare) / GROUPS
+    return hooks, with_hooks / GROUPS, bare / GROUPS
+
+
+def packing(megabytes: int, repeats: int) -> tuple[float, float]:
+    """Return GB/s (2**30 bytes) of packing eight tensors into a slab, and of a bare copy into fresh memory."""
+    from distorch.engine import slabs
+
+    tensors = [torch.zeros(megabytes << 17, dtype=torch.uint8) for _ in range(8)]
+    whole = torch.zeros(megabytes << 20, dtype=torch.uint8)
+    slab, views = slabs.pack(tensors)
+    same = all(torch.equal(v, t) for v, t in zip(views, tensors, strict=True))
+    if slab.nbytes != whole.nbytes or not same:
+        raise RuntimeError("the slab does not hold the tensors")
+    del slab, views
+    pack = _fastest_us(lambda: slabs.pack(tensors), repeats)
+    bare = _fastest_us(whole.clone, repeats)
+    return whole.nbytes / pack * 1e6 / 2**30, whole.nbytes / bare * 1e6 / 2**30
+
+
+def main(moment: bool = False) -> list[Row]:
+    """Return the rows of bench/run.py."""
+    repeats = 5 if moment else 200
+    hooks, whole, bare = hook_overhead(repeats)
+    packed, cloned = packing(8 if moment else 64, 3 if moment else 10)
+    label = f"{GROUPS} groups of {2 * LEAVES} tensors; the aim is at most 10"
+    return [
+        ("engine: host time of the hooks, a group", hooks, "µs", label),
+        ("engine: step of groups that compute nothing, a group", whole, "µs", ""),
+        ("engine: the bare copy of such a slab", bare, "µs", ""),
+        ("engine: packing a slab", packed, "GB/s", f"a bare copy: {cloned:.2f} GB/s"),
+    ]
+
+
+if __name__ == "__main__":
+    for name, value, unit, label in main():
+        print(f"{name:54} {value:9.2f} {unit}  {label}")

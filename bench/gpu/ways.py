@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to run a model whose blocks do not all fit: ours, and those it is compared with, behind one interface.
+
+    with WAYS["streamed"](model, "cuda:0", away) as way:
+        model(*inputs)
+
+`away` names the blocks whose weights stay on the host; everything else is on the device. Each way is entered with the
+model on the host and leaves it there. The rivals are written as straightforward users of torch and accelerate write
+them, not tuned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+Way = Callable[[nn.Module, str, Sequence[str]], AbstractContextManager[Any]]
+
+
+def spread(names: Sequence[str], share: float) -> list[str]:
+    """Return `share` of the names, evenly spaced, at least one unless `share` is 0."""
+    count = max(1, round(share * len(names))) if share > 0 else 0
+    return [names[i * len(names) // count] for i in range(count)]
+
+
+def group_bytes(model: nn.Module, names: Sequence[str]) -> int:
+    """Return the bytes of the weights of these modules."""
+    return sum(p.nbytes for name in names for p in model.get_submodule(name).parameters())
+
+
+@contextlib.contextmanager
+def resident(model: nn.Module, device: str, away: Sequence[str]) -> Iterator[None]:
+    """Everything on the device: the compute time C."""
+    del away
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to("cpu")
+
+
+@contextlib.contextmanager
+def streamed(model: nn.Module, device: str, away: Sequence[str]) -> Iterator[Any]:
+    """DisTorch: whole blocks ahead of their use, nothing copied back."""
+    from distorch.engine import StreamedExecutor
+    from distorch.inventory import inventory
+    from distorch.mover import place
+
+    chosen = set(away)
+    placement = {
+        block.name: "cpu" if block.group in chosen else device for block in inventory(model).blocks
+    }
+    placed = place(model, SimpleNamespace(placement=placement), compute=device)
+    executor = None
+    try:
+        executor = StreamedExecutor(placed, modes={"cpu": "stream"})
+        yield executor
+    finally:
+        del executor
+        placed.unload()
+
+
+class _PerLeaf:
+    """Copies each leaf's weights when it runs and drops them afterwards: pageable, one copy a tensor, no prefetch."""
+
+    def __init__(self, model: nn.Module, device: str, away: Sequence[str]) -> None:
+        self.device = device
+        self.handles: list[Any] = []
+        for name in away:
+            for module in model.get_submodule(name).modules():
+                if module._parameters:
+                    self._attach(module)
+
+    def _attach(self, module: nn.Module) -> None:
+        kept = {k: p for k, p in module._parameters.items() if p is not None}
+
+        def before(*_: Any) -> None:
+            for key, parameter in kept.items():
+                module._parameters[key] = nn.Parameter(parameter.to(self.device), False)
+
+        def after(*_: Any) -> None:
+            module._parameters.update(kept)
+
+        self.handles.append(module.register_forward_pre_hook(before))
+        self.handles.append(module.register_forward_hook(after, always_call=True))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def per_leaf(model: nn.Module, device: str, away: Sequence[str]) -> Iterator[None]:
+    """The predecessor's way: load every leaf onto the device, `.to('cpu')` what is away, copy each leaf in each step,
+    move everything back at the end.
+    """
+    for name, module in model.named_modules():
+        inside = any(name == block or name.startswith(block + ".") for block in away)
+        for key, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                there = parameter.to(device)
+                module._parameters[key] = nn.Parameter(there.cpu() if inside else there, False)
+    hooks = _PerLeaf(model, device, away)
+    try:
+        yield
+    finally:
+        hooks.remove()
+        model.to("cpu")
+
+
+@contextlib.contextmanager
+def accelerated(model: nn.Module, device: str, away: Sequence[str]) -> Iterator[None]:
+    """accelerate's `cpu_offload` on each block that is away: a hook a module, one copy a tensor."""
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_submodules
+
+    chosen = set(away)
+    for name, module in model.named_modules():
+        inside = any(name == block or name.startswith(block + ".") for block in chosen)
+        if not inside and not any(block.startswith(name + ".") for block in chosen) and name:
+            module.to(device)
+    try:
+        for name in away:
+            cpu_offload(model.get_submodule(name), execution_device=torch.device(device))
+        yield
+    finally:
+        for name in away:
+            remove_hook_from_submodules(model.get_submodule(name))
+        model.to("cpu")
+        gc.collect()
+
+
+WAYS: dict[str, Way] = {
+    "resident": resident,
+    "streamed": streamed,
+    "per_leaf": per_leaf,
+    "accelerate": accelerated,
+}
