@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distorch.cli.monitor import duration
 from distorch.e2e import report, results, workflow
 from distorch.e2e.results import RunResult
 
 if TYPE_CHECKING:
     from distorch.e2e.runner import Run
+    from distorch.monitor import Sink
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FAST_SECONDS = 360.0  # a fresh video scene takes about 210 s
@@ -53,8 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--fast-iteration", action="store_true", help=f"{FAST_SECONDS:g} s a scene at most"
     )
     limit.add_argument(
-        "--timeout", type=_positive, metavar="S", default=DEFAULT_SECONDS,
-        help="seconds that a scene may take (default: %(default)g)",
+        "--timeout", type=duration, metavar="TIME", default=DEFAULT_SECONDS,
+        help="how long a scene may take: 90, 10m, 2h (default: 1h)",
     )  # fmt: skip
     parser.add_argument(
         "--repeat", type=_count, metavar="N", default=1, help="run all workflows N times"
@@ -76,20 +78,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="everything, after each scene anew"
     )
     files.add_argument("--junit", type=Path, metavar="FILE", help="JUnit XML, at the end")
+    files.add_argument(
+        "--log", type=Path, metavar="FILE",
+        help="every sample, as distorch monitor writes it: .jsonl, .csv, or else lines",
+    )  # fmt: skip
     files.add_argument("--plot", type=Path, metavar="FILE.svg", help="the timeline, at the end")
 
 
 def _add_memory(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--interval",
-        type=_positive,
-        metavar="S",
-        default=1.0,
-        help="between two samples (default: 1 s)",
-    )
+        "--interval", type=duration, metavar="TIME", default=1.0,
+        help="between two samples (default: 1s)",
+    )  # fmt: skip
     group.add_argument(
-        "--settle", type=_not_negative, metavar="S", default=15.0,
-        help="how long memory may take to come to rest after a scene (default: 15 s)",
+        "--settle", type=_wait, metavar="TIME", default=15.0,
+        help="how long memory may take to come to rest after a scene (default: 15s)",
     )  # fmt: skip
     group.add_argument(
         "--drift-mb", type=_not_negative, metavar="MB", default=1.0,
@@ -100,8 +103,8 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
         help="the same for RAM, which other programs change too (default: RAM is not judged)",
     )  # fmt: skip
     group.add_argument(
-        "--reconnect", type=_not_negative, metavar="S", default=60.0,
-        help="how long the server may stay away, e.g. for a restart (default: 60 s)",
+        "--reconnect", type=_wait, metavar="TIME", default=60.0,
+        help="how long the server may stay away, e.g. for a restart (default: 60s)",
     )  # fmt: skip
 
 
@@ -111,11 +114,16 @@ def run(args: argparse.Namespace) -> int:
         found = [workflow.read(path) for path in args.workflows]
         for path in (args.json, args.junit, args.plot):
             _check_target(path)
-        made = _make(args, workflow.scenes(found, args.repeat))
-    except (ValueError, ImportError) as error:
+        log = _open_log(args.log)
+        made = _make(args, workflow.scenes(found, args.repeat), log)
+    except (ValueError, ImportError, OSError) as error:
         sys.stderr.write(f"distorch e2e: {error}\n")
         return results.USAGE
-    asyncio.run(_supervise(made))
+    try:
+        asyncio.run(_supervise(made))
+    finally:
+        for sink in log:
+            sink.close()
     result = made.result
     _say(report.text(result))
     try:
@@ -126,7 +134,25 @@ def run(args: argparse.Namespace) -> int:
     return result.exit_status
 
 
-def _make(args: argparse.Namespace, scenes: list[workflow.Scene]) -> Run:
+def _open_log(path: Path | None) -> list[Sink]:
+    """The sink of --log, by the file's ending. Raises OSError."""
+    if path is None:
+        return []
+    from distorch.monitor.lines import Chosen, Csv, JsonLines, Lines
+    from distorch.monitor.log_file import LogFile
+    from distorch.monitor.sinks import LogSink
+
+    form: Csv | JsonLines | Lines
+    if path.suffix == ".jsonl":
+        form = JsonLines(Chosen(every=True))
+    elif path.suffix == ".csv":
+        form = Csv(Chosen(every=True))
+    else:
+        form = Lines(Chosen(), named=False)
+    return [LogSink(LogFile(path, header=form.header), form)]
+
+
+def _make(args: argparse.Namespace, scenes: list[workflow.Scene], log: list[Sink]) -> Run:
     """Put a run together; raises ImportError when aiohttp is not there, ValueError for a bad address."""
     try:
         import aiohttp  # noqa: F401 - asked for here, so that the answer can name the remedy
@@ -153,7 +179,7 @@ def _make(args: argparse.Namespace, scenes: list[workflow.Scene]) -> Run:
     )
     client = Client(args.url)
     shown = display.make(sys.stdout, memory=args.monitor, quiet=args.quiet)
-    return runner.Run(client, MemoryWatch(client.url, args.interval), options, shown)
+    return runner.Run(client, MemoryWatch(client.url, args.interval, log), options, shown)
 
 
 async def _supervise(run: Run) -> None:
@@ -209,7 +235,7 @@ def _write_all(args: argparse.Namespace, run: Run) -> None:
     if args.junit is not None:
         _write(args.junit, report.junit(run.result))
     if args.plot is not None:
-        _write(args.plot, plot.svg(run.result, run.timeline()))
+        _write(args.plot, plot.svg(run.result, run.timeline))
 
 
 def _save(path: Path | None, result: RunResult) -> None:
@@ -226,11 +252,9 @@ def _write(path: Path, words: str) -> None:
     part.replace(path)
 
 
-def _positive(words: str) -> float:
-    value = _not_negative(words)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return value
+def _wait(words: str) -> float:
+    """A duration, or 0."""
+    return 0.0 if words == "0" else duration(words)
 
 
 def _not_negative(words: str) -> float:

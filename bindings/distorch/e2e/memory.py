@@ -7,90 +7,42 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
-from distorch.e2e.results import DeviceFigures
-from distorch.monitor import BackgroundMonitor, Gap, Sample, Sink, SourceChain, open_sources
+from distorch.monitor import BackgroundMonitor, Sample, Sink, SourceChain, open_sources
+from distorch.monitor.lines import Chosen
 from distorch.monitor.recorder import Event
+from distorch.monitor.sinks import StatisticsSink, Timeline
 
 # A level is at rest when it stays within this for a while: allocators give memory back in pieces of 2 MB.
 _STEADY_BYTES = 2**20
 _STEADY_SECONDS = 0.6
 # The pack samples once a second by itself, so that equal readings within a second may be one and the same.
 _STEADY_SECONDS_OF_HISTORY = 2.5
-_POINTS = 4096  # kept of each device for the plot; when there are more, neighbours are merged
-
-
-@dataclass
-class Series:
-    """One device over time: (seconds since 1970, least, most) bytes. Bounded: neighbours are merged in pairs."""
-
-    name: str
-    total: int
-    points: list[tuple[float, int, int]] = field(default_factory=list)
-    samples: int = 0
-    sum: int = 0
-    least: int = 0
-    peak: int = 0
-    peak_time: float = 0.0
-
-    def add(self, moment: float, used: int, highest: int) -> None:
-        """Take a sample."""
-        if self.samples == 0 or used < self.least:
-            self.least = used
-        if self.samples == 0 or highest > self.peak:
-            self.peak, self.peak_time = highest, moment
-        self.samples += 1
-        self.sum += used
-        self.points.append((moment, used, highest))
-        if len(self.points) > _POINTS:
-            pairs = zip(self.points[::2], self.points[1::2], strict=False)
-            odd = self.points[-1:] if len(self.points) % 2 else []
-            self.points = [(b[0], min(a[1], b[1]), max(a[2], b[2])) for a, b in pairs] + odd
-
-    def figures(self, device: str) -> DeviceFigures:
-        """Return its statistics; a sample at least was taken."""
-        average = self.sum / self.samples
-        return DeviceFigures(
-            device,
-            self.name,
-            self.total,
-            self.samples,
-            self.peak,
-            self.peak_time,
-            average,
-            self.least,
-        )
+_POINTS = 4096  # of each device's timeline
 
 
 class Keeper:
-    """Takes every sample of the background thread; read by another."""
+    """Keeps the samples of the scene that runs; filled by the background thread, read by another."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._series: dict[str, Series] = {}
         self._recent: list[Sample] = []
-        self.gaps = 0
         self.latest: Sample | None = None
 
     def take(self, event: Event) -> None:
-        """Keep a sample, count a gap; other events are for other sinks."""
-        with self._lock:
-            if isinstance(event, Gap):
-                self.gaps += 1
-            elif isinstance(event, Sample):
+        """Keep a sample; other events are for other sinks."""
+        if isinstance(event, Sample):
+            with self._lock:
                 self.latest = event
                 self._recent.append(event)
-                for d in event.devices:
-                    series = self._series.setdefault(d.device, Series(d.name, d.total))
-                    series.add(event.time, d.used, d.highest)
 
     def close(self) -> None:
         """What was kept stays."""
 
     def forget(self) -> None:
-        """A new scene begins: samples of before are only needed for the plot."""
+        """A new scene begins."""
         with self._lock:
             self._recent.clear()
 
@@ -98,16 +50,6 @@ class Keeper:
         """Return the samples since `forget`."""
         with self._lock:
             return list(self._recent)
-
-    def series(self) -> dict[str, Series]:
-        """Return a copy of the timeline by device."""
-        with self._lock:
-            return {
-                d: Series(
-                    s.name, s.total, list(s.points), s.samples, s.sum, s.least, s.peak, s.peak_time
-                )
-                for d, s in self._series.items()
-            }
 
 
 @dataclass(frozen=True)
@@ -137,9 +79,13 @@ class MemoryWatch:
     def __init__(self, url: str, interval: float, sinks: Sequence[Sink] = ()) -> None:
         """Raises ValueError for an address that is none."""
         self.keeper = Keeper()
+        self.statistics = StatisticsSink(Chosen(every=True))
+        self.timeline = Timeline(Chosen(every=True), capacity=_POINTS)
         self._chain: SourceChain = open_sources(url)
         self._background = BackgroundMonitor(
-            open_sources(url), interval=interval, sinks=[self.keeper, *sinks]
+            open_sources(url),
+            interval=interval,
+            sinks=[self.keeper, self.statistics, self.timeline, *sinks],
         )
         self._start: dict[str, int] = {}
 

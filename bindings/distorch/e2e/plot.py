@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import datetime
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 
-from distorch.e2e.memory import Series
 from distorch.e2e.results import RunResult, SceneResult
+from distorch.monitor.sinks import Point, Series, Timeline
 
 MB = 2**20
 _WIDTH, _LEFT, _RIGHT, _TOP = 1100, 84, 20, 106
@@ -24,9 +22,9 @@ _INK, _SOFT, _GRID, _BAND, _BAD, _REST = (
 )  # fmt: skip
 
 
-def svg(result: RunResult, series: Mapping[str, Series]) -> str:
+def svg(result: RunResult, timeline: Timeline) -> str:
     """Return the picture; without any sample it says so."""
-    panels = list(series.items())
+    panels = [s for s in timeline.series() if any(p.used is not None for p in s.points)]
     height = _TOP + max(len(panels), 1) * (_PANEL + _SPACE) + 20
     start, end = result.started, max(result.ended, result.started + 1)
     when = datetime.datetime.fromtimestamp(start).strftime("%Y-%m-%d %H:%M:%S")
@@ -38,11 +36,9 @@ def svg(result: RunResult, series: Mapping[str, Series]) -> str:
     ]  # fmt: skip
     if not panels:
         parts.append(_text(_LEFT, _TOP + 40, "No sample was taken.", 13))
-    for i, (device, found) in enumerate(panels):
+    for i, found in enumerate(panels):
         colour = _LINES[i % len(_LINES)]
-        parts += _Panel(_TOP + i * (_PANEL + _SPACE), start, end, device, found, colour).draw(
-            result
-        )
+        parts += _Panel(_TOP + i * (_PANEL + _SPACE), (start, end), found, colour, result).draw()
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
@@ -55,25 +51,28 @@ class _Panel:
     """One device. Pixels grow downwards from `y`."""
 
     def __init__(
-        self, y: float, start: float, end: float, device: str, series: Series, colour: str
+        self, y: float, span: tuple[float, float], series: Series, colour: str, result: RunResult
     ) -> None:
-        self._y, self._start, self._end = y, start, end
-        self._device, self._series, self._colour = device, series, colour
-        self._step, self._most = _scale(max(series.peak, MB))
+        self._y, self._colour, self._result = y, colour, result
+        self._start, self._end = span
+        self._series, self._device = series, series.device
+        self._peak = max(_most(p) for p in series.points if p.used is not None)
+        rests = [s.rest[self._device] for s in result.scenes if self._device in s.rest]
+        self._step, self._top = _scale(max([self._peak, MB, *rests]))
 
-    def draw(self, result: RunResult) -> list[str]:
+    def draw(self) -> list[str]:
         title = self._device
         if self._series.name and self._series.name != self._device:
             title += f"  {self._series.name}"
-        peak = f"peak {self._series.peak / MB:.0f} MB"
+        peak = f"peak {self._peak / MB:.0f} MB"
         if self._series.total:
             peak += f" of {self._series.total / MB:.0f} MB"
-        words, colour = self._verdict(result)
+        words, colour = self._verdict()
         return [
-            *self._scenes(result.scenes),
+            *self._scenes(self._result.scenes),
             *self._axes(),
             *self._levels(),
-            *self._rests(result),
+            *self._rests(),
             _text(_LEFT, self._y - 7, title, 13, weight="bold"),
             _text(_WIDTH - _RIGHT - 230, self._y - 7, peak, 12, _SOFT, "end"),
             _text(_WIDTH - _RIGHT, self._y - 7, words, 12, colour, "end", "bold"),
@@ -84,7 +83,7 @@ class _Panel:
         return _LEFT + min(max(share, 0.0), 1.0) * _INNER
 
     def _level(self, used: float) -> float:
-        return self._y + _PANEL * (1 - used / self._most)
+        return self._y + _PANEL * (1 - used / self._top)
 
     def _scenes(self, scenes: Sequence[SceneResult]) -> list[str]:
         """A band for each scene; its number below where there is room."""
@@ -107,8 +106,8 @@ class _Panel:
 
     def _axes(self) -> list[str]:
         parts = []
-        unit, size = ("GB", 2**30) if self._most >= 4 * 2**30 else ("MB", MB)
-        for i in range(round(self._most / self._step) + 1):
+        unit, size = ("GB", 2**30) if self._top >= 4 * 2**30 else ("MB", MB)
+        for i in range(round(self._top / self._step) + 1):
             y = self._level(i * self._step)
             parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_GRID}"/>')
             parts.append(
@@ -121,24 +120,25 @@ class _Panel:
         return parts
 
     def _levels(self) -> list[str]:
-        """The line of the most, the area down to the least; broken where samples are missing."""
+        """The line of the most, an area below it; broken where samples are missing."""
         parts = []
+        bottom = self._y + _PANEL
         for run in _unbroken(self._series.points):
-            top = [(self._x(t), self._level(most)) for t, _, most in run]
-            low = [(self._x(t), self._level(least)) for t, least, _ in run]
-            area = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*top, *reversed(low)])
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in top)
-            parts.append(f'<polygon points="{area}" fill="{self._colour}" fill-opacity="0.25"/>')
+            line = [(self._x(p.time), self._level(_most(p))) for p in run]
+            around = [(line[0][0], bottom), *line, (line[-1][0], bottom)]
             parts.append(
-                f'<polyline points="{line}" fill="none" stroke="{self._colour}" stroke-width="1.6" '
-                'stroke-linejoin="round"/>'
+                f'<polygon points="{_joined(around)}" fill="{self._colour}" fill-opacity="0.12"/>'
+            )
+            parts.append(
+                f'<polyline points="{_joined(line)}" fill="none" stroke="{self._colour}" '
+                'stroke-width="1.6" stroke-linejoin="round"/>'
             )
         return parts
 
-    def _rests(self, result: RunResult) -> list[str]:
+    def _rests(self) -> list[str]:
         points = [
-            (self._x(s.ended), self._level(s.rest[self._device]), s.rest[self._device])
-            for s in result.scenes
+            (self._x(s.rested), self._level(s.rest[self._device]), s.rest[self._device])
+            for s in self._result.scenes
             if self._device in s.rest
         ]
         parts = [
@@ -146,15 +146,15 @@ class _Panel:
             f"<title>at rest: {used / MB:.1f} MB</title></circle>"
             for x, y, used in points
         ]
-        if self._verdict(result)[1] == _REST and len(points) >= 2:
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+        if self._verdict()[1] == _REST and len(points) >= 2:
+            line = _joined([(x, y) for x, y, _ in points])
             dashes = f'stroke="{_REST}" stroke-dasharray="5 3"'
             parts.insert(0, f'<polyline points="{line}" fill="none" {dashes}/>')
         return parts
 
-    def _verdict(self, result: RunResult) -> tuple[str, str]:
+    def _verdict(self) -> tuple[str, str]:
         """Return (what the memory at rest did, the colour to say it in)."""
-        found = next((d for d in result.drift if d.device == self._device), None)
+        found = next((d for d in self._result.drift if d.device == self._device), None)
         if found is None or found.scenes < 2:
             return "", _SOFT
         return f"{found.verdict}: {found.slope / MB:+.2f} MB/scene", _REST if found.leaks else _SOFT
@@ -171,17 +171,23 @@ def _legend(y: float) -> list[str]:
     ]
 
 
-def _unbroken(points: Sequence[tuple[float, int, int]]) -> list[list[tuple[float, int, int]]]:
-    """Cut where two samples lie much further apart than usual."""
-    if len(points) < 2:
-        return [list(points)] if points else []
-    usual = statistics.median(b[0] - a[0] for a, b in pairwise(points))
-    found = [[points[0]]]
-    for before, point in pairwise(points):
-        if point[0] - before[0] > max(4 * usual, 2.0):
+def _unbroken(points: Sequence[Point]) -> list[list[Point]]:
+    """Cut where samples are missing."""
+    found: list[list[Point]] = [[]]
+    for point in points:
+        if point.used is not None:
+            found[-1].append(point)
+        elif found[-1]:
             found.append([])
-        found[-1].append(point)
-    return found
+    return [run for run in found if run]
+
+
+def _most(point: Point) -> int:
+    return max(point.used or 0, point.peak or 0)
+
+
+def _joined(line: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
 
 
 def _scale(most: float) -> tuple[float, float]:

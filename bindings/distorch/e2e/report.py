@@ -19,7 +19,10 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 def text(result: RunResult) -> str:
     """Return the summary that is printed at the end."""
-    lines = ["", *_scene_lines(result), *_memory_lines(result), *_drift_lines(result)]
+    lines = ["", *_scene_lines(result)]
+    if result.statistics.devices:
+        lines += ["", result.statistics.text().rstrip("\n")]
+    lines += _drift_lines(result)
     if result.message:
         lines += ["", result.message]
     return "\n".join(lines) + "\n"
@@ -41,23 +44,6 @@ def _scene_lines(result: RunResult) -> list[str]:
         lines.append(
             f"  from ComfyUI's cache: {len(cached)} (the first: scene {cached[0]}); their figures mean nothing"
         )
-    return lines
-
-
-def _memory_lines(result: RunResult) -> list[str]:
-    lines = []
-    for d in result.devices:
-        about = d.device + (f" {d.name}" if d.name and d.name != d.device else "")
-        when = datetime.datetime.fromtimestamp(d.peak_time).strftime("%H:%M:%S")
-        lines += [
-            "",
-            f"=== VRAM Usage Statistics === {about}",
-            f"Peak VRAM: {round(d.peak / MB)} MB (from {d.samples} samples), at {when}",
-            f"Average VRAM: {round(d.average / MB)} MB",
-            f"Minimum VRAM: {round(d.minimum / MB)} MB",
-        ]
-    if result.gaps:
-        lines.append(f"{result.gaps} samples are missing: the server did not answer in time")
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from distorch.e2e.drift import Drift
 from distorch.e2e.events import Outcome, Status
+from distorch.stats import LogStatistics
 
 # The exit status; where several apply, the one that stands higher in EXIT_ORDER.
 GOOD, FAILED, USAGE, TIMED_OUT, LEAKED, UNREACHABLE, CACHED = range(7)
@@ -58,6 +59,7 @@ class SceneResult:
     samples: int = 0
     peak: dict[str, int] = field(default_factory=dict)
     rest: dict[str, int] = field(default_factory=dict)
+    rested: float = 0.0  # when that was read
     epoch: int = 0  # counts restarts of the server: memory is only compared within one
 
     @property
@@ -78,20 +80,6 @@ class SceneResult:
         }
 
 
-@dataclass(frozen=True)
-class DeviceFigures:
-    """One device over the whole run, of `samples` samples. Bytes."""
-
-    device: str
-    name: str
-    total: int
-    samples: int
-    peak: int
-    peak_time: float
-    average: float
-    minimum: int
-
-
 @dataclass
 class RunResult:
     """A whole run. `complete` is False in a file written while it goes on, and where it was stopped."""
@@ -105,8 +93,7 @@ class RunResult:
     unreachable: bool = False
     signal: int = 0
     scenes: list[SceneResult] = field(default_factory=list)
-    devices: list[DeviceFigures] = field(default_factory=list)
-    gaps: int = 0
+    statistics: LogStatistics = field(default_factory=LogStatistics)
     drift: list[Drift] = field(default_factory=list)
     allow_cached: bool = False
 
@@ -143,7 +130,6 @@ class RunResult:
             "message": self.message,
             "exit_status": self.exit_status,
             "scenes": [s.to_json(self.baseline) for s in self.scenes],
-            "devices": [asdict(d) for d in self.devices],
-            "gaps": self.gaps,
+            "statistics": self.statistics.as_json(),
             "drift": [asdict(d) for d in self.drift],
         }

@@ -13,10 +13,11 @@ from distorch.e2e import drift
 from distorch.e2e.client import Client, Feed, UnreachableError
 from distorch.e2e.display import Display
 from distorch.e2e.events import Outcome, Status, Tracker
-from distorch.e2e.memory import MemoryWatch, SceneMemory, Series
+from distorch.e2e.memory import MemoryWatch, SceneMemory
 from distorch.e2e.results import ALL, FRESH, PARTLY, NodeTime, RunResult, SceneResult
 from distorch.e2e.scene import Limits, SceneRun
 from distorch.e2e.workflow import Scene
+from distorch.monitor.sinks import Timeline
 
 HOW_TO_CLEAR = (
     "clear the cache before each scene with --clear-cache, or vary a seed in the workflow"
@@ -175,6 +176,7 @@ class Run:
             await self._clear()
         memory = await self._memory.scene_ended(found.prompt_id, found.ended, self._options.settle)
         found.samples, found.peak, found.rest = memory.samples, memory.peak, memory.rest
+        found.rested = time.time()
         heard_all = connected and self._feed.connected and self._feed.drops == drops
         self._look_at_cache(found, run.tracker, memory, heard_all)
         self._display.scene_ends(found, self.result.baseline)
@@ -216,9 +218,7 @@ class Run:
 
     def _sum_up(self) -> None:
         """Bring statistics and drift up to the last scene."""
-        series = self._memory.keeper.series()
-        self.result.devices = [s.figures(device) for device, s in series.items()]
-        self.result.gaps = self._memory.keeper.gaps
+        self.result.statistics = self._memory.statistics.result()
         epochs = [s.epoch for s in self.result.scenes if s.rest and s.cache != ALL]
         longest = max(set(epochs), key=epochs.count, default=0)
         counted = [
@@ -231,9 +231,10 @@ class Run:
             if least is not None:
                 self.result.drift.append(drift.judge(device, rests, least))
 
-    def timeline(self) -> dict[str, Series]:
-        """Return the samples of each device, for a plot."""
-        return self._memory.keeper.series()
+    @property
+    def timeline(self) -> Timeline:
+        """The samples of each device, for a plot."""
+        return self._memory.timeline
 
     def _finish(self) -> None:
         for scene in self._options.scenes[len(self.result.scenes) :]:

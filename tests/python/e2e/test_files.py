@@ -87,9 +87,13 @@ def test_a_bad_file_is_wrong_usage(tmp_path, capsys, content, words) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--timeout", "0"], "argument --timeout: must be more than 0"),
-        (["--timeout", "inf"], "argument --timeout: must be 0 or more"),
-        (["--timeout", "soon"], "argument --timeout: 'soon' is no number"),
+        (
+            ["--timeout", "0"],
+            "argument --timeout: '0' is no duration; expected one such as 90s, 10m, 1h30m",
+        ),
+        (["--timeout", "soon"], "argument --timeout: 'soon' is no duration"),
+        (["--settle", "-1"], "argument --settle: '-1' is no duration"),
+        (["--drift-mb", "inf"], "argument --drift-mb: must be 0 or more"),
         (["--timeout", "5", "--fast-iteration"], "not allowed with argument"),
         (["--repeat", "0"], "argument --repeat: '0' is no whole number from 1 to 100000"),
         (["--drift-mb", "-1"], "argument --drift-mb: must be 0 or more"),

@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 from distorch.e2e import display, plot, report
 from distorch.e2e.drift import Drift
 from distorch.e2e.events import Outcome, Status, Tracker
-from distorch.e2e.memory import Series
 from distorch.e2e.results import NodeTime, RunResult, SceneResult
 from distorch.e2e.workflow import Scene, Workflow
+from distorch.monitor import DeviceSample, Gap, Sample
+from distorch.monitor.lines import Chosen
+from distorch.monitor.sinks import StatisticsSink, Timeline
+from distorch.stats import read_logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -41,23 +44,46 @@ def scene(number: int, status: Status = Status.SUCCESS, message: str = "", **mor
     )
 
 
-def example(leak: int = 0, scenes: int = 12) -> tuple[RunResult, dict[str, Series]]:
+def recorded(*events) -> tuple[Timeline, StatisticsSink]:
+    """What the sinks of a run make of events."""
+    sinks = Timeline(Chosen(every=True)), StatisticsSink(Chosen(every=True))
+    for event in events:
+        for sink in sinks:
+            sink.take(event)
+    return sinks
+
+
+def device(name: str, used: int, peak: int | None = None, model: str = "") -> DeviceSample:
+    return DeviceSample(name, used, 24 * GB - used, 24 * GB, peak, model)
+
+
+def example(leak: int = 0, scenes: int = 12) -> tuple[RunResult, Timeline]:
     """A run on two devices, of which the second loses `leak` bytes a scene."""
     source = random.Random(3)
-    series = {"cuda:0": Series("NVIDIA GeForce RTX 4090", 24 * GB), "cuda:1": Series("", 24 * GB)}
     result = RunResult(
         "http://127.0.0.1:8188", "0.33.0", 1_000_090.0, 1_000_100.0 + scenes * 100, True
     )
+    events: list[Sample | Gap] = []
     for n in range(1, scenes + 1):
         for second in range(0, 100, 5):
-            busy = 15 * GB if 5 < second < 75 else GB
-            level = busy + source.randrange(200 * MB)
-            series["cuda:0"].add(1_000_000 + n * 100 + second, level, level + 300 * MB)
+            moment = 1_000_000.0 + n * 100 + second
+            high = (15 * GB if 5 < second < 75 else GB) + source.randrange(200) * MB
             low = 2 * GB + leak * n + (6 * GB if 20 < second < 60 else 0)
-            series["cuda:1"].add(1_000_000 + n * 100 + second, low, low)
+            first = device("cuda:0", high, high + 300 * MB, "NVIDIA GeForce RTX 4090")
+            events.append(Sample(moment, "system_stats", (first, device("cuda:1", low))))
+        if n == 6:
+            events.append(Gap(1_000_698.0, (("system_stats", "connection refused"),)))
         rest = {"cuda:0": GB, "cuda:1": 2 * GB + leak * n}
-        result.scenes.append(scene(n, rest=rest, peak={"cuda:0": 15 * GB, "cuda:1": 8 * GB}))
-    result.devices = [s.figures(d) for d, s in series.items()]
+        result.scenes.append(
+            scene(
+                n,
+                rest=rest,
+                rested=1_000_085.0 + n * 100,
+                peak={"cuda:0": 15 * GB, "cuda:1": 8 * GB},
+            )
+        )
+    timeline, statistics = recorded(*events)
+    result.statistics = statistics.result()
     verdict = "leak" if leak else "clean"
     result.drift = [
         Drift("cuda:0", "clean", scenes, GB, GB, 0.0, 0.0, 0.0, 1.0, 0.0),
@@ -65,7 +91,7 @@ def example(leak: int = 0, scenes: int = 12) -> tuple[RunResult, dict[str, Serie
             "cuda:1", verdict, scenes, 2 * GB, 2 * GB + leak * scenes, leak, leak, leak, 4e-5, leak
         ),
     ]
-    return result, series
+    return result, timeline
 
 
 # -- the exit status -----------------------------------------------------------------------------------------------
@@ -106,32 +132,27 @@ def test_a_cached_scene_that_failed_is_a_failure() -> None:
 
 def test_the_summary_has_the_statistics_block() -> None:
     result, _ = example(64 * MB)
-    assert report.text(result).splitlines()[1:] == [
+    said = report.text(result).splitlines()
+    assert said[1:5] == [
         "12 scenes in 1210 s: 12 success",
         "",
-        "=== VRAM Usage Statistics === cuda:0 NVIDIA GeForce RTX 4090",
-        f"Peak VRAM: {round(result.devices[0].peak / MB)} MB (from 240 samples), at "
-        f"{_clock(result.devices[0].peak_time)}",
-        f"Average VRAM: {round(result.devices[0].average / MB)} MB",
-        f"Minimum VRAM: {round(result.devices[0].minimum / MB)} MB",
-        "",
-        "=== VRAM Usage Statistics === cuda:1",
-        f"Peak VRAM: 8960 MB (from 240 samples), at {_clock(result.devices[1].peak_time)}",
-        f"Average VRAM: {round(result.devices[1].average / MB)} MB",
+        "=== VRAM Usage Statistics (cuda:0) ===",
+        f"Peak VRAM: {result.statistics.devices[0].peak} MB (from 240 samples)",
+    ]
+    second = said.index("=== VRAM Usage Statistics (cuda:1) ===")
+    assert said[second + 1 : second + 4] == [
+        "Peak VRAM: 8960 MB (from 240 samples)",
+        f"Average VRAM: {round(result.statistics.devices[1].average)} MB",
         "Minimum VRAM: 2112 MB",
-        "",
+    ]
+    assert "No answer 1 times: system_stats: connection refused" in said
+    assert said[-3:] == [
         "=== Memory at rest after each scene ===",
         "cuda:0: clean, +0.00 MB/scene (+0.00 to +0.00) over 12 scenes; 1024.0 MB after the first scene, "
         "1024.0 MB after the last",
         "cuda:1: LEAK, +64.00 MB/scene (+64.00 to +64.00) over 12 scenes, p = 4e-05; 2048.0 MB after the first "
         "scene, 2816.0 MB after the last",
-    ]  # fmt: skip
-
-
-def _clock(moment: float) -> str:
-    import datetime
-
-    return datetime.datetime.fromtimestamp(moment).strftime("%H:%M:%S")
+    ]
 
 
 # -- JUnit ---------------------------------------------------------------------------------------------------------
@@ -174,8 +195,8 @@ def test_junit_is_xml_whatever_a_node_says(words) -> None:
 
 
 def test_the_picture_has_each_device_each_scene_and_the_verdict() -> None:
-    result, series = example(64 * MB)
-    drawn = plot.svg(result, series)
+    result, timeline = example(64 * MB)
+    drawn = plot.svg(result, timeline)
     root = ElementTree.fromstring(drawn)
     words = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"cuda:0  NVIDIA GeForce RTX 4090", "cuda:1", "1", "12"} <= set(words)
@@ -191,31 +212,23 @@ def test_the_picture_has_each_device_each_scene_and_the_verdict() -> None:
 @pytest.mark.parametrize("scenes", [0, 1])
 def test_a_picture_of_almost_nothing(scenes) -> None:
     result = RunResult("http://x", scenes=[scene(i + 1) for i in range(scenes)])
-    assert "No sample was taken." in plot.svg(result, {})
-    one = Series("a", 0)
-    one.add(1.0, 0, 0)
-    ElementTree.fromstring(plot.svg(result, {"cuda:0": one}))
+    assert "No sample was taken." in plot.svg(result, recorded()[0])
+    timeline, _ = recorded(Sample(1.0, "nvml", (DeviceSample("cuda:0", 0, 0, 0),)))
+    ElementTree.fromstring(plot.svg(result, timeline))
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**45), st.integers(0, 2**45)), min_size=1, max_size=40))
+@given(st.lists(st.none() | st.tuples(st.integers(0, 2**45), st.integers(0, 2**45)), max_size=40))
 def test_any_series_can_be_drawn(values) -> None:
-    found = Series("a<b", 24 * GB)
-    for i, (used, more) in enumerate(values):
-        found.add(1_000_000.0 + i, used, used + more)
-    ElementTree.fromstring(
-        plot.svg(RunResult("x", started=1_000_000.0, ended=1_000_040.0), {"d": found})
+    timeline, _ = recorded(
+        *(
+            Gap(1_000_000.0 + i, ())
+            if found is None
+            else Sample(1_000_000.0 + i, "nvml", (device("cuda:0", found[0], sum(found), "a<b"),))
+            for i, found in enumerate(values)
+        )
     )
-
-
-def test_a_series_is_bounded_and_keeps_its_extremes() -> None:
-    found = Series("a", 0)
-    for i in range(50_000):
-        found.add(float(i), 100 if i != 31_337 else 7, 100 if i != 12_345 else 999)
-    assert len(found.points) <= 4096
-    assert max(p[2] for p in found.points) == 999
-    assert min(p[1] for p in found.points) == 7
-    assert (found.samples, found.peak, found.peak_time, found.least) == (50_000, 999, 12_345.0, 7)
-    assert [p[0] for p in found.points] == sorted(p[0] for p in found.points)
+    result = RunResult("x", started=1_000_000.0, ended=1_000_040.0)
+    ElementTree.fromstring(plot.svg(result, timeline))
 
 
 # -- while it runs -------------------------------------------------------------------------------------------------
@@ -237,6 +250,26 @@ def test_quiet_has_a_line_a_scene(e2e, server) -> None:
     ended = e2e("--quiet", "--repeat", "2")
     body = ended.out.split("\n\n")[0].splitlines()
     assert [line[:6] for line in body[1:5]] == ["[1/2] ", "  succ", "[2/2] ", "  succ"]
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("vram.log", r"\d\d:\d\d:\d\d,Used=500MB,Free=24076MB\n"),
+        ("vram.csv", "time,device,"),
+        ("vram.jsonl", "{"),
+    ],
+)
+def test_every_sample_is_logged_in_the_form_that_the_ending_names(
+    e2e, tmp_path, name, first
+) -> None:
+    where = tmp_path / name
+    ended = e2e("--log", str(where))
+    assert re.match(first, where.read_text())
+    read = read_logs([where])
+    assert read.bad_lines == 0
+    taken = {d["device"]: d["samples"] for d in ended.json["statistics"]["devices"]}
+    assert read.devices[0].samples == taken["sim:0"] > 0
 
 
 class Terminal(io.StringIO):
@@ -283,7 +316,6 @@ def test_the_json_has_the_fields_that_the_page_names(e2e, server) -> None:
         found,
         found["scenes"][0],
         found["scenes"][0]["ran"][0],
-        found["devices"][0],
         found["drift"][0],
     ]
     assert {key for row in rows for key in row} == named
