@@ -41,8 +41,8 @@ SIZES = {
 }
 # Of the same structure, for machines without a GPU. Tensors are multiples of 256 bytes, as in the real ones.
 TINY = {
-    "flux-12b": replace(SIZES["flux-12b"], width=128, heads=2, feed_forward=256, double=2, single=6),
-    "wan-14b": replace(SIZES["wan-14b"], width=128, heads=2, feed_forward=320, cross=8),
+    "flux-12b": replace(SIZES["flux-12b"], width=128, heads=2, feed_forward=256, double=4, single=8),
+    "wan-14b": replace(SIZES["wan-14b"], width=128, heads=2, feed_forward=320, cross=12),
 }  # fmt: skip
 
 

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench/gpu/run.py: all of it on a simulated device, and the parts that need a GPU on stand-ins."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import stat
+import sys
+import types
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import distorch_sim
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[3] / "bench/gpu"
+GB = 2**30
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("run")
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("run", "dit", "ways", "plot"):
+            sys.modules.pop(name, None)
+
+
+def test_the_tiny_run_writes_table_json_and_plot(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--tiny", "--sizes", "flux-12b", "--tokens", "16", "--steps", "3"]
+    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "hardware simulated device: bytes, no seconds" in out
+    assert "every goal is met" in out
+    contents = json.loads((tmp_path / "results.json").read_text())
+    assert [row["share"] for row in contents["rows"]] == [0.25, 0.5, 1.0]
+    for row in contents["rows"]:
+        assert row["values"]["streamed"] == row["streamed_bytes"] > 0
+        assert row["values"]["resident"] == 0
+        assert row["fraction_of_bound"] == 1.0
+        assert all(ratio >= 1 for ratio in row["ratio"].values())
+    picture = ET.parse(tmp_path / "results.svg").getroot()
+    bars = [e for e in picture.iter() if e.tag.endswith("rect") and len(e)]
+    assert len(bars) == 3 * 4
+    assert "unknown" not in contents["context"]["commit"]
+
+
+def test_without_a_gpu_it_says_so(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.main([]) == 3
+    assert "no CUDA device: nothing was measured" in capsys.readouterr().err
+
+
+def test_too_little_memory_says_what_is_needed_and_free(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distorch.devices
+
+    free = {"cuda:0": 24 * GB, "cpu": 200 * GB}
+    monkeypatch.setattr(distorch.devices, "free_memory", free.__getitem__)
+    args = bench.parse(["--sizes", "flux-12b"])
+    with pytest.raises(bench.NotPossibleError, match=r"^flux-12b needs 28\.\d GB on cuda:0, where 24\.0 GB are free: take a smaller one by --sizes") as error:  # fmt: skip
+        bench.check_memory(args)
+    assert error.value.status == 4
+    free.update({"cuda:0": 80 * GB, "cpu": 30 * GB})
+    with pytest.raises(bench.NotPossibleError, match=r"on cpu, where 30\.0 GB are free"):
+        bench.check_memory(args)
+    free["cpu"] = 200 * GB
+    bench.check_memory(args)
+
+
+def test_the_sizes_are_the_real_ones(bench: ModuleType) -> None:
+    dit = importlib.import_module("dit")
+    billions = {
+        name: dit.parameter_bytes(size, torch.bfloat16) / 2e9 for name, size in dit.SIZES.items()
+    }
+    assert 11.5 < billions["flux-12b"] < 12.5
+    assert 13.5 < billions["wan-14b"] < 14.5
+    assert 3 < billions["flux-4b"] < 4.5
+    assert 4 < billions["wan-5b"] < 5.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "huge"], "unknown size huge; there are flux-12b, wan-14b"),
+        (["--tokens", "many"], "--tokens must be numbers with commas, not 'many'"),
+        (["--steps", "0"], "--tokens and --steps must be at least 1"),
+    ],
+)
+def test_wrong_arguments(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        bench.parse(arguments)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def program(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_the_copies_come_from_the_binary(bench: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        {"way": way, "source": "cpu", "target": "cuda:0", "bytes": size, "gbps": gbps}
+        for way, size, gbps in (
+            ("pinned", 4096, 99.0),
+            ("pinned", 64 << 20, 24.0),
+            ("pinned", 1 << 30, 25.0),
+            ("pageable", 1 << 30, 40.0),
+        )
+    ]
+    lines = "\n".join(f"echo '{json.dumps(row)}'" for row in rows)
+    found = bench.measure_copies(program(tmp_path / "copies", lines))
+    assert found == rows
+    assert bench.peak_gbps(found, "cuda:0") == 25.0
+    with pytest.raises(bench.NotPossibleError, match="no pinned copy of 32 MiB or more to cuda:1"):
+        bench.peak_gbps(found, "cuda:1")
+    with pytest.raises(bench.NotPossibleError, match=r"is not there: build it by tools/compile"):
+        bench.measure_copies(tmp_path / "nothing")
+    failing = program(tmp_path / "failing", "echo no CUDA device >&2; exit 3")
+    with pytest.raises(bench.NotPossibleError, match="failing failed: no CUDA device") as error:
+        bench.measure_copies(failing)
+    assert error.value.status == 3
+
+
+class Seconds:
+    """A clock that knows what each way takes: resident first, then in the order of the ways."""
+
+    unit = "s"
+    device = "sim:0"
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = iter(seconds)
+
+    def step(self, run: Any) -> float:
+        run()
+        return next(self.seconds)
+
+
+def test_seconds_are_set_against_bound_and_rivals(bench: ModuleType) -> None:
+    distorch_sim.install([64 << 20])
+    dit = importlib.import_module("dit")
+    size = dit.TINY["wan-14b"]
+    model = dit.build(size, torch.bfloat16)
+    away = importlib.import_module("ways").group_bytes(model, dit.groups(model)[::2])
+    gbps = away / 2.0 / GB  # the link takes two seconds
+    row = bench.run_case(Seconds(1.0, 2.05, 4.1, 2.0), model, size, 8, 0.5, gbps)
+    assert row["streamed_bytes"] == away
+    assert row["compute_seconds"] == 1.0
+    assert row["link_seconds"] == pytest.approx(2.0)
+    assert row["bound"] == pytest.approx(2.0)
+    assert row["fraction_of_bound"] == pytest.approx(2.0 / 2.05)
+    assert row["ratio"] == {"per_leaf": 2.0, "accelerate": pytest.approx(2.0 / 2.05)}
+    assert bench.missed(row) == ["wan-14b, 8 tokens, 50% away: slower than accelerate (0.98)"]
+    lines = bench.table([row])
+    assert lines[0].split() == ["model", "tokens", "away", "T", "C", "B/W", "bound/T", "per_leaf/T", "accelerate/T"]  # fmt: skip
+    assert lines[1].split() == ["wan-14b", "8", "50%", "2.0500", "1.0000", "2.0000", "0.976", "2.000", "0.976"]  # fmt: skip
+    slow = {**row, "fraction_of_bound": 0.9, "ratio": {"per_leaf": 1.0, "accelerate": 1.0}}
+    assert bench.missed(slow) == ["wan-14b, 8 tokens, 50% away: 0.90 of the bound"]
+
+
+def test_a_wrong_result_ends_the_run(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    distorch_sim.install([64 << 20])
+    dit = importlib.import_module("dit")
+    size = dit.TINY["wan-14b"]
+    model = dit.build(size, torch.bfloat16)
+    answers = iter([True, True, False, True])
+    monkeypatch.setattr(torch, "equal", lambda *_: next(answers))
+    with pytest.raises(bench.NotPossibleError, match="wan-14b: per_leaf do not give the resident"):
+        bench.run_case(Seconds(1, 1, 1, 1), model, size, 8, 0.5, 1.0)
+
+
+def test_the_plot_scales_to_the_highest_bar(bench: ModuleType) -> None:
+    plot = importlib.import_module("plot")
+    cases = [
+        {"label": "a < b\n5", "values": {"streamed": 2.0, "per_leaf": 4.0}, "bound": 1.5},
+        {"label": "c", "values": {"streamed": None}, "bound": None},
+    ]
+    root = ET.fromstring(plot.svg("title & more", cases, "seconds"))
+    bars = [e for e in root.iter() if e.tag.endswith("rect") and len(e)]
+    assert [float(bar.attrib["height"]) for bar in bars] == [150.0, 300.0]
+    texts = [e.text for e in root.iter() if e.tag.endswith("text")]
+    assert "a < b" in texts
+    assert "title & more" in texts
+    assert types.SimpleNamespace(**root.attrib).width
