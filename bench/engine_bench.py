@@ -111,11 +111,10 @@ def packing(megabytes: int, repeats: int) -> tuple[float, float]:
 
     tensors = [torch.zeros(megabytes << 17, dtype=torch.uint8) for _ in range(8)]
     whole = torch.zeros(megabytes << 20, dtype=torch.uint8)
-    slab, views = slabs.pack(tensors)
-    same = all(torch.equal(v, t) for v, t in zip(views, tensors, strict=True))
-    if slab.nbytes != whole.nbytes or not same:
-        raise RuntimeError("the slab does not hold the tensors")
-    del slab, views
+    views = slabs.pack(tensors)
+    if len(slabs.slabs_of(views)) != 1:
+        raise RuntimeError("the tensors do not lie in one slab")
+    del views
     pack = _fastest_us(lambda: slabs.pack(tensors), repeats)
     bare = _fastest_us(whole.clone, repeats)
     return whole.nbytes / pack * 1e6 / 2**30, whole.nbytes / bare * 1e6 / 2**30
