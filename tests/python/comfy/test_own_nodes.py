@@ -224,3 +224,24 @@ def test_the_node_is_cached_until_another_workflow_loads_its_model(comfy: ComfyS
     ran = unloads()
     comfy.run(w)
     assert unloads() == ran + 1
+
+
+@pytest.mark.parametrize("loader", ["CLIPLoader", "CLIPLoaderDisTorch2MultiGPU"])
+def test_a_text_encoder_and_a_vae_are_models_too(comfy: ComfyServer, loader: str) -> None:
+    w = Workflow()
+    clip = w.add(loader, clip_name="clip_l.safetensors", type="stable_diffusion")
+    prompt = w.add("CLIPTextEncode", clip=clip, text="a cat")
+    vae = w.add("VAELoader", vae_name="vae.safetensors")
+    image = w.add("VAEDecode", samples=w.latent(1, 4, 8, 8), vae=vae)
+    prompt = w.add("DisTorchUnload", value=prompt, unload="this model", model=clip)
+    image = w.add("DisTorchUnload", value=image, unload="this model", model=vae)
+    w.save(prompt, "prompt")
+    w.save(image, "image")
+    outputs = comfy.run(w).outputs
+    texts = sorted(o["text"][0] for o in outputs.values() if "text" in o)
+    assert [text.split(" from ")[0].split(" (")[0] for text in texts] == [
+        "unloaded AutoencoderKL",
+        "unloaded SD1ClipModel",
+    ]
+    assert state(comfy).loaded == []
+    assert max(state(comfy).allocated.values()) < 64 * 1024
