@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_harness import ComfyError, ComfyServer, Workflow, reset_counters, state
+from comfy_harness import ComfyError, ComfyServer, State, Workflow, reset_counters, state
 
 pytestmark = pytest.mark.comfy
 
@@ -162,6 +162,12 @@ def test_advanced_checkpoint_places_its_parts(comfy: ComfyServer) -> None:
     assert ["AutoencoderKL", "sim:2"] in [row[1:3] for row in now.loaded]
 
 
+def lie(found: State) -> list[tuple]:
+    """Where everything lies; what was measured of a step is another matter."""
+    names = ("name", "state", "bytes", "blocks", "patched", "spilled")
+    return [tuple(p[name] for name in names) for p in found.placements]
+
+
 def test_a_second_run_moves_nothing(comfy: ComfyServer) -> None:
     comfy.run(wan())
     before = state(comfy)
@@ -169,12 +175,13 @@ def test_a_second_run_moves_nothing(comfy: ComfyServer) -> None:
     comfy.run(wan(seed=8))
     after = state(comfy)
     assert after.loaded == before.loaded
-    assert after.placements == before.placements
+    assert lie(after) == lie(before)
     assert after.copied["cpu>sim:1"] == after.copied["sim:1>cpu"] == 0
     streamed = 2 * before.placed("WAN21")["bytes"]["sim:1"]  # two steps
-    assert after.copied["sim:1>sim:0"] == streamed
+    assert 0 < after.copied["sim:1>sim:0"] <= streamed
+    # A group that is still in its slot is not copied again; noise, prompt and time steps are.
     inputs = after.copied["cpu>sim:0"] - 2 * before.placed("WAN21")["bytes"]["cpu"]
-    assert 0 <= inputs < MIB  # noise, prompt, time steps
+    assert inputs < MIB
 
 
 def test_lora_equals_the_core_and_costs_its_own_blocks(comfy: ComfyServer) -> None:
