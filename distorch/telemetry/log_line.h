@@ -63,7 +63,8 @@ class LogLineParser {
   // Forgets the columns.
   void StartLog() { columns_.clear(); }
 
-  // Takes a line without its end. Returns nullptr, or what is wrong with it
+  // Takes a line without its end; it must not be empty. Returns nullptr, or
+  // what is wrong with it
   // ("expected Used=NMB"), a constant; `out` is then unspecified.
   const char* Parse(std::string_view line, LogLine* out);
 
@@ -72,6 +73,7 @@ class LogLineParser {
 
   const char* ParseHeader(std::string_view line, LogLine* out);
   const char* ParseCsv(std::string_view line, LogLine* out) const;
+  static bool ParseOwnJson(std::string_view line, LogLine* out);
   const char* ParseJson(std::string_view line, LogLine* out);
   bool ParseMember(std::string_view key, JsonReader* in, LogLine* out);
   const char* CheckJson(LogLine* out) const;

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import io
 import json
+import math
 import socket
 import ssl
 import threading
@@ -72,14 +73,15 @@ class JsonClient:
         self._socket: socket.socket | None = None
         self._closed = False
 
-    def get(self, path: str) -> Any:
-        """Return what `path` answers. Raises FetchError within `timeout` seconds (a slow name server aside)."""
-        deadline = time.monotonic() + self.timeout
+    def get(self, path: str, most: float = math.inf) -> Any:
+        """Return what `path` answers. Raises FetchError within `timeout`, and `most`, seconds (a slow name server aside)."""
+        limit = min(self.timeout, most)
+        deadline = time.monotonic() + limit
         try:
             with contextlib.closing(self._connect(deadline)) as sock:
                 return _parse(self._exchange(sock, path, deadline))
         except TimeoutError:
-            raise FetchError(f"no answer within {self.timeout:g} s") from None
+            raise FetchError(f"no answer within {limit:g} s") from None
         except ConnectionRefusedError:
             raise FetchError("connection refused") from None
         except (OSError, http.client.HTTPException, ValueError) as error:

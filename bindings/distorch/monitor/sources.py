@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from distorch.monitor import answers, gpus
 from distorch.monitor.answers import AnswerError
@@ -30,13 +30,16 @@ PACK_REST = 60.0  # seconds between two questions whether the pack is there
 _STALE = 10.0  # seconds, and three of its intervals: the pack's sampler stands still
 _LOOK_BACK = 5.0  # seconds of overlap, for samples that come late
 _MAX_LOOK_BACK = 7 * 24 * 3600.0  # the most that the pack answers
-_MODELS_EVERY = 1.0  # seconds at least between two looks at the models and the queue
+_EXTRAS_EVERY = 1.0  # seconds at least between two looks at the models and the queue
+_EXTRAS_TIME = 1.0  # seconds for each: they must not hold up the next look at the memory
+_EXTRAS_REST = 10.0  # seconds after one that failed
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one source tells."""
+    """What one source tells; `time` is when the memory was read, seconds since 1970."""
 
+    time: float
     devices: tuple[DeviceSample, ...]
     models: tuple[ModelSample, ...] = ()
     runs: tuple[PromptRun, ...] = ()
@@ -69,23 +72,18 @@ class _Extras:
         self._queue: Queue | None = None
 
     def read(self, pack: bool) -> tuple[tuple[ModelSample, ...], Queue | None]:
-        if time.monotonic() >= self._next:
-            self._queue = self._ask("/queue", answers.queue, self._queue)
-            self._models = (
-                self._ask(
-                    "/distorch/models", lambda a: answers.models(a.get("models")), self._models
-                )
-                if pack
-                else ()
-            )
-            self._next = time.monotonic() + _MODELS_EVERY
+        """Return the models (of the pack) and the queue; what they were when they cannot be had now."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _EXTRAS_EVERY
+            try:
+                self._queue = answers.queue(self._client.get("/queue", _EXTRAS_TIME))
+                if pack:
+                    found = answers.mapping(self._client.get("/distorch/models", _EXTRAS_TIME))
+                    self._models = answers.models(found.get("models"))
+            except FetchError:
+                self._next = now + _EXTRAS_REST
         return self._models, self._queue
-
-    def _ask(self, path: str, read: Callable[[Any], Any], otherwise: Any) -> Any:
-        try:
-            return read(answers.mapping(self._client.get(path)))
-        except FetchError:
-            return otherwise
 
 
 class HistorySource:
@@ -110,6 +108,7 @@ class HistorySource:
             if error.status in (404, 405):
                 raise RestError("the pack is not there", PACK_REST) from None
             raise
+        taken = time.time()
         samples = answers.history_samples(answer)
         if not samples:
             raise AnswerError("no sample in the answer")
@@ -127,7 +126,7 @@ class HistorySource:
             fresh, first_look = [samples[-1][1]], False
         devices = _merge(fresh[-1:] if first_look else fresh)
         models, queue = self._extras.read(pack=True)
-        return Reading(devices, models, answers.runs(answer), queue)
+        return Reading(taken, devices, models, answers.runs(answer), queue)
 
 
 def _merge(samples: Sequence[tuple[DeviceSample, ...]]) -> tuple[DeviceSample, ...]:
@@ -153,7 +152,8 @@ class SystemStatsSource:
     def read(self) -> Reading:
         """Read the devices and the queue."""
         devices = answers.system_stats(self._client.get("/system_stats"))
-        return Reading(devices, queue=self._extras.read(pack=False)[1])
+        taken = time.time()
+        return Reading(taken, devices, queue=self._extras.read(pack=False)[1])
 
 
 class GpuSource:
@@ -165,7 +165,8 @@ class GpuSource:
 
     def read(self) -> Reading:
         """Read all visible GPUs."""
-        return Reading(gpus.by_cuda_index(self._read()))
+        devices = gpus.by_cuda_index(self._read())
+        return Reading(time.time(), devices)
 
 
 @dataclass
@@ -234,7 +235,7 @@ class SourceChain:
             d if d.name else replace(d, name=self._names.get(d.device, "")) for d in reading.devices
         )
         return Sample(
-            time.time(), source, devices, reading.models, reading.runs, reading.queue, missed
+            reading.time, source, devices, reading.models, reading.runs, reading.queue, missed
         )
 
 

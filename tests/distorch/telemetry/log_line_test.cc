@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
 #include <string>
 
 namespace distorch {
@@ -147,6 +149,9 @@ TEST(LogLineTest, SaysWhatIsWrong) {
       {"{\"time\":1}", "expected \"used\""},
       {"{\"time\":-1,\"used\":1}", "expected seconds since 1970"},
       {"{\"time\":1e13,\"used\":1}", "expected seconds since 1970"},
+      {"{\"time\":1000000000000.000,\"device\":\"a\",\"used\":1,\"free\":1,"
+       "\"total\":1}",
+       "expected seconds since 1970"},
       {"{\"time\":1,\"used\":1", "not the JSON of a log"},
       {"{\"time\":1,\"used\":-1}", "not the JSON of a log"},
       {"{\"time\":1.000,\"device\":\"a\",\"used\":1,\"free\":1,\"total\":1}}",
@@ -160,15 +165,49 @@ TEST(LogLineTest, SaysWhatIsWrong) {
   }
 }
 
+// A space after the brace sends a line past the fast way.
+TEST(LogLineTest, TheFastWayReadsWhatTheOtherReads) {
+  std::mt19937_64 random(5);
+  LogLineParser parser;
+  LogLine fast;
+  LogLine slow;
+  for (int i = 0; i < 2000; ++i) {
+    const auto number = [&] {
+      return std::to_string(random() >> (1 + random() % 63));
+    };
+    std::string text = "{\"time\":" + std::to_string(random() % 2000000000) +
+                       "." + std::to_string(100 + random() % 900) +
+                       ",\"device\":\"cuda:" + std::to_string(random() % 9) +
+                       "\",\"used\":" + number() + ",\"free\":" + number() +
+                       ",\"total\":" + number();
+    if (random() % 2 == 0) text += ",\"peak\":" + number();
+    if (random() % 2 == 0) text += ",\"reserved\":" + number();
+    text += ",\"source\":\"nvidia-smi\"}";
+    ASSERT_EQ(parser.Parse(text, &fast), nullptr) << text;
+    const std::string device(fast.device);
+    const std::string spaced = "{ " + text.substr(1);
+    ASSERT_EQ(parser.Parse(spaced, &slow), nullptr) << text;
+    EXPECT_EQ(device, slow.device);
+    EXPECT_EQ(fast.time, slow.time) << text;
+    EXPECT_EQ(fast.has_peak, slow.has_peak);
+    // Numbers of more than 18 digits are only told to be too large.
+    constexpr uint64_t kLarge = uint64_t{1} << 39;  // MB
+    EXPECT_EQ(std::min(fast.used, kLarge), std::min(slow.used, kLarge)) << text;
+    EXPECT_EQ(std::min(fast.peak, kLarge), std::min(slow.peak, kLarge)) << text;
+  }
+}
+
 TEST(LogLineTest, SaysWhatIsWrongInCsv) {
   const struct {
     const char* line;
     const char* reason;
   } cases[] = {
+      {"1", "expected as many values as columns"},
       {"1.5,cuda:0", "expected as many values as columns"},
       {"1.5,cuda:0,1,2,3", "expected as many values as columns"},
       {"now,cuda:0,1,2", "expected seconds since 1970"},
       {"nan,cuda:0,1,2", "expected seconds since 1970"},
+      {"1000000000000.000,cuda:0,1,2", "expected seconds since 1970"},
       {"1.5,cuda:0,1.5,2", "expected bytes in \"used\""},
       {"1.5,cuda:0,,2", "expected bytes in \"used\""},
       {"1.5,cuda:0,1,x", "expected bytes in \"peak\""},

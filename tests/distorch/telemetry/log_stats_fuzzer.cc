@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Any bytes, in whatever pieces they come, give the same statistics, and these
 // are in order: minimum <= median <= p95 <= largest sample <= peak. The first
-// byte says how long the pieces are.
+// byte says how long the pieces are, and whether the log has columns.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -29,7 +29,8 @@ void Read(std::string_view text, size_t piece, distorch::LogStats* stats) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size < 1) return 0;
-  const std::string text(data + 1, data + size);
+  std::string text(data[0] % 2 == 0 ? "" : "time,device,used,peak\n");
+  text.append(data + 1, data + size);
   distorch::LogStats whole;
   distorch::LogStats pieces;
   Read(text, std::max<size_t>(text.size(), 1), &whole);

@@ -69,7 +69,7 @@ class Client:
     def __init__(self, answer) -> None:
         self.answer = answer
 
-    def get(self, path: str):
+    def get(self, path: str, most: float = 0.0):
         return self.answer
 
     def close(self) -> None:

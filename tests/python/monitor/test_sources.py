@@ -220,6 +220,27 @@ def test_a_source_that_hangs_does_not_delay_every_look() -> None:
     assert max(times) < 2
 
 
+def test_models_and_queue_that_hang_hold_nothing_up(monkeypatch) -> None:
+    monkeypatch.setattr("distorch.monitor.sources._EXTRAS_TIME", 0.3)
+    with FakeComfy() as server:
+        server.live_history()
+        server.models = [{"name": "vae", "type": "vae", "bytes": {"cuda:0": 5}}]
+        sources = chain(server)
+        assert [m.name for m in sample(sources).models] == ["vae"]
+        monkeypatch.setattr("distorch.monitor.sources._EXTRAS_EVERY", 0.0)
+        time.sleep(1.1)
+        server.fault, server.faulty_paths = "hang", {"/queue", "/distorch/models"}
+        start = time.time()
+        found = sample(sources)
+        took = time.time() - start
+        assert found.time - start < took - 0.2  # the memory was read before the question that hung
+        assert found.source == "history"
+        assert [m.name for m in found.models] == ["vae"]  # as they were
+        start = time.time()
+        sample(sources)
+        assert time.time() - start < 0.25  # not asked again for a while
+
+
 def test_a_restart_is_a_gap_and_the_pack_may_be_new_then() -> None:
     with FakeComfy() as server:
         sources = chain(server)
