@@ -24,6 +24,12 @@ def steady() -> float:
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
+def next_tick(last: float, now: float, interval: float) -> float:
+    """Return the first of `last` + interval, + 2 intervals, … that is not before `now`: those missed are dropped."""
+    planned = last + interval
+    return planned if planned >= now else now + interval - (now - planned) % interval
+
+
 @dataclass(frozen=True)
 class Mark:
     """A moment that the caller named, such as the begin of a scene."""
@@ -174,10 +180,8 @@ class BackgroundMonitor:
             self._check_clock()
             self.look()
             now = self._monotonic()
-            next_look += self.interval
-            if next_look < now:  # late: the ticks that were missed are dropped
-                next_look = now + self.interval - (now - next_look) % self.interval
-            if self._stopping.wait(max(0.0, next_look - now)):
+            next_look = next_tick(next_look, now, self.interval)
+            if self._stopping.wait(next_look - now):
                 break
         self.look()
 
