@@ -38,9 +38,12 @@ Layout LayoutContiguous(const Units& units, std::vector<Bytes> room,
 // The atoms that `base` put on the devices in `among` (which has `rest` in it),
 // spread over each other: whole groups, evenly, in about the amounts of `base`,
 // then what a device has left is filled from groups of `rest`, of which at most
-// one is split for it.
+// one is split for it. Where the compute of the atoms is known, "evenly" is in
+// its time: what leaves device `compute` can then be copied while what stays
+// there is computed.
 Layout LayoutSpread(const Units& units, const Layout& base,
-                    absl::Span<const size_t> among, size_t rest);
+                    absl::Span<const size_t> among, size_t rest,
+                    size_t compute);
 
 // Moves atoms off `rest` (and then any) until no device has less than no room:
 // largest first into the least room that holds them, then by a search of

@@ -14,13 +14,14 @@ struct GroupRun {
   size_t begin;
   size_t end;
   Bytes bytes;
+  uint64_t cost;  // what its compute takes
   uint32_t device;
   bool split;
 };
 
 // A device waits until its part of what has been dealt out is due. It is due
-// at (twice taken + one average group) / target: devices with equal targets
-// take turns, and a single group lands in the middle.
+// at (twice taken + one average group) / target: devices with
+// equal targets take turns, and a single group lands in the middle.
 struct Turn {
   absl::uint128 due;  // numerator
   absl::uint128 target;
@@ -39,8 +40,11 @@ absl::uint128 Unsigned(Bytes bytes) {
 
 class Spreader {
  public:
-  Spreader(const Units& units, const Layout& base, size_t rest)
-      : units_(units), rest_(static_cast<uint32_t>(rest)), layout_(base) {}
+  Spreader(const Units& units, const Layout& base, size_t rest, size_t compute)
+      : units_(units),
+        rest_(static_cast<uint32_t>(rest)),
+        compute_(static_cast<uint32_t>(compute)),
+        layout_(base) {}
 
   Layout Run(absl::Span<const size_t> among);
 
@@ -50,18 +54,24 @@ class Spreader {
   void CollectRuns(absl::Span<const size_t> among);
   void DealOut();
   void Deal(GroupRun* run, Queue* turns);
+  void DealOutByTime();
+  uint32_t MostBehind(const GroupRun& run, double elapsed) const;
+  void Give(const GroupRun& run);
   void FillUp(uint32_t device);
   bool TakeFrom(GroupRun* run, uint32_t device, Reason reason);
 
   const Units& units_;
   const uint32_t rest_;
+  const uint32_t compute_;
   Layout layout_;
   std::vector<Bytes> target_;    // by device: bytes of these atoms in `base`
+  std::vector<double> taken_;    // by device: bytes dealt out by time
   std::vector<uint32_t> atoms_;  // positions that are spread
   std::vector<GroupRun> runs_;
   Bytes smallest_run_ = Bytes::Max();
   Bytes smallest_atom_ = Bytes::Max();
   Bytes average_run_;
+  uint64_t total_cost_ = 0;
 };
 
 // Takes the atoms off their devices and cuts them into runs.
@@ -79,15 +89,19 @@ void Spreader::CollectRuns(absl::Span<const size_t> among) {
     const Bytes bytes = units_.BytesAt(p);
     target_[device] += bytes;
     layout_.room[device] += bytes;
+    const auto cost = static_cast<uint64_t>(units_.CostAt(p));
     total += bytes;
+    total_cost_ += cost;
     smallest_atom_ = std::min(smallest_atom_, bytes);
     if (group != run_group) {
-      runs_.push_back({atoms_.size(), atoms_.size(), Bytes(0), rest_, false});
+      runs_.push_back(
+          {atoms_.size(), atoms_.size(), Bytes(0), 0, rest_, false});
       run_group = group;
     }
     atoms_.push_back(static_cast<uint32_t>(p));
     runs_.back().end = atoms_.size();
     runs_.back().bytes += bytes;
+    runs_.back().cost += cost;
   }
   for (const GroupRun& run : runs_) {
     smallest_run_ = std::min(smallest_run_, run.bytes);
@@ -125,11 +139,57 @@ void Spreader::DealOut() {
   }
   for (GroupRun& run : runs_) {
     Deal(&run, &turns);
-    const Reason reason = run.device == rest_ ? Reason::kRest : Reason::kSpread;
-    for (size_t i = run.begin; i < run.end; ++i) {
-      layout_.where[atoms_[i]] = run.device;
-      layout_.reasons[atoms_[i]] = reason;
+    Give(run);
+  }
+}
+
+void Spreader::Give(const GroupRun& run) {
+  const Reason reason = run.device == rest_ ? Reason::kRest : Reason::kSpread;
+  for (size_t i = run.begin; i < run.end; ++i) {
+    layout_.where[atoms_[i]] = run.device;
+    layout_.reasons[atoms_[i]] = reason;
+  }
+}
+
+// Of the devices other than the compute device: the one that by now should
+// have had the most more bytes than it has, if the run does not take it more
+// than half of the run ahead; the compute device if there is none.
+uint32_t Spreader::MostBehind(const GroupRun& run, double elapsed) const {
+  uint32_t most = compute_;
+  double most_behind = 0;
+  for (uint32_t device = 0; device < target_.size(); ++device) {
+    if (device == compute_ || target_[device] == Bytes(0)) continue;
+    const auto target = static_cast<double>(target_[device].value());
+    const double left = device == rest_
+                            ? target - taken_[device]
+                            : static_cast<double>(layout_.room[device].value());
+    const auto bytes = static_cast<double>(run.bytes.value());
+    if (bytes > left) continue;
+    const double behind = elapsed * target - taken_[device] - bytes / 2;
+    if (behind >= 0 && (most == compute_ || behind > most_behind)) {
+      most = device;
+      most_behind = behind;
     }
+  }
+  return most;
+}
+
+// The bytes that leave the compute device keep pace with the time of its
+// compute: between two groups that have to be copied lies the time to do it.
+void Spreader::DealOutByTime() {
+  taken_.assign(target_.size(), 0);
+  double before = 0;
+  for (GroupRun& run : runs_) {
+    const double middle = before + static_cast<double>(run.cost) / 2;
+    before += static_cast<double>(run.cost);
+    run.device = MostBehind(run, middle / static_cast<double>(total_cost_));
+    if (run.device == compute_ && compute_ != rest_ &&
+        run.bytes > layout_.room[compute_]) {
+      run.device = rest_;
+    }
+    taken_[run.device] += static_cast<double>(run.bytes.value());
+    layout_.room[run.device] -= run.bytes;
+    Give(run);
   }
 }
 
@@ -187,7 +247,7 @@ Layout Spreader::Run(absl::Span<const size_t> among) {
     slack[device] = layout_.room[device] - target_[device];
     layout_.room[device] = target_[device];
   }
-  DealOut();
+  total_cost_ > 0 ? DealOutByTime() : DealOut();
   for (const size_t device : among) FillUp(static_cast<uint32_t>(device));
   for (const size_t device : among) {
     layout_.room[device] += slack[device];
@@ -199,8 +259,9 @@ Layout Spreader::Run(absl::Span<const size_t> among) {
 }  // namespace
 
 Layout LayoutSpread(const Units& units, const Layout& base,
-                    absl::Span<const size_t> among, size_t rest) {
-  return Spreader(units, base, rest).Run(among);
+                    absl::Span<const size_t> among, size_t rest,
+                    size_t compute) {
+  return Spreader(units, base, rest, compute).Run(among);
 }
 
 }  // namespace distorch::planner_internal

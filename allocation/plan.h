@@ -31,6 +31,9 @@ struct Block {
   std::string tied;
   bool patched = false;    // a patch (LoRA) is applied when it is loaded
   std::string layer_type;  // "Linear"; for the tables only, may be empty
+  // What its compute takes, in any one unit (nanoseconds, as measured), 0 or
+  // more. Groups that are spread are spaced by it; by bytes where all are 0.
+  int64_t cost = 0;
 };
 
 // A row of the table of devices.

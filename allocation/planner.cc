@@ -162,7 +162,7 @@ Layout Planner::Ordered(Layout contiguous) const {
   }
   std::vector<size_t> all(shares_.devices.size());
   for (size_t i = 0; i < all.size(); ++i) all[i] = i;
-  return LayoutSpread(units_, contiguous, all, shares_.rest);
+  return LayoutSpread(units_, contiguous, all, shares_.rest, shares_.compute);
 }
 
 // Of the groups that the compute device and the host share, the host's are
@@ -177,7 +177,7 @@ Layout Planner::SpreadSharedWithHost(Layout contiguous) const {
   if (host == shares_.devices.size() || host == compute) return contiguous;
   const size_t rest = shares_.rest == compute ? compute : host;
   const std::array<size_t, 2> among = {compute, host};
-  Layout spread = LayoutSpread(units_, contiguous, among, rest);
+  Layout spread = LayoutSpread(units_, contiguous, among, rest, compute);
   const Bytes least = std::min(Bytes(0), contiguous.room[rest]);
   if (spread.room[rest] < least) return contiguous;
   if (rest == shares_.rest) return spread;

@@ -71,6 +71,25 @@ std::vector<uint32_t> TieRoots(absl::Span<const Block> blocks) {
   return parent;
 }
 
+// Adds up the blocks' costs by atom; nothing if there are none.
+absl::Status AddCosts(absl::Span<const Block> blocks, Units* units) {
+  Bytes sum;  // for its checked addition
+  for (const Block& block : blocks) {
+    const std::optional<Bytes> next = CheckedAdd(sum, Bytes(block.cost));
+    if (block.cost < 0 || !next) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("block '", block.name, "' has a cost out of range"));
+    }
+    sum = *next;
+  }
+  if (sum == Bytes(0)) return absl::OkStatus();
+  units->atom_cost.assign(units->atom_bytes.size(), 0);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    units->atom_cost[units->atom_of_block[i]] += blocks[i].cost;
+  }
+  return absl::OkStatus();
+}
+
 // Fills in atom_of_block and atom_bytes; returns the first block of each atom.
 std::vector<uint32_t> MakeAtoms(absl::Span<const Block> blocks, Units* units) {
   units->has_ties = std::any_of(blocks.begin(), blocks.end(),
@@ -149,6 +168,8 @@ absl::StatusOr<Units> MakeUnits(absl::Span<const Block> blocks) {
   Units units;
   units.model_bytes = *sum;
   const std::vector<uint32_t> first_block = MakeAtoms(blocks, &units);
+  const absl::Status costs = AddCosts(blocks, &units);
+  if (!costs.ok()) return costs;
   std::vector<bool> pinned(first_block.size());
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (!blocks[i].pinned.empty()) pinned[units.atom_of_block[i]] = true;

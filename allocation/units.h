@@ -20,6 +20,7 @@ namespace distorch::planner_internal {
 struct Units {
   std::vector<uint32_t> atom_of_block;
   std::vector<Bytes> atom_bytes;
+  std::vector<int64_t> atom_cost;   // empty where no block has one
   std::vector<uint32_t> sequence;   // atoms
   std::vector<uint32_t> group_end;  // ends of the groups: positions, rising
   std::vector<uint32_t> pinned;     // atoms
@@ -30,10 +31,15 @@ struct Units {
   Bytes BytesAt(size_t position) const {
     return atom_bytes[sequence[position]];
   }
+  // What the compute takes; 0 where it is not known.
+  int64_t CostAt(size_t position) const {
+    return atom_cost.empty() ? 0 : atom_cost[sequence[position]];
+  }
 };
 
 // Needs time proportional to the number of blocks. InvalidArgument for two
-// blocks of one name, a negative size, a model of 2^63 bytes or more.
+// blocks of one name, a negative size or cost, a model of 2^63 bytes or more,
+// costs that add up to that.
 absl::StatusOr<Units> MakeUnits(absl::Span<const Block> blocks);
 
 }  // namespace distorch::planner_internal

@@ -146,15 +146,16 @@ void BindInputs(py::module_& module) {
                     "The unit of placement: a module with its own parameters.")
       .def(py::init([](std::string name, int64_t bytes, std::string group,
                        std::string pinned, std::string tied, bool patched,
-                       std::string layer_type) {
-             return Block{std::move(name),      Bytes(bytes),
-                          std::move(group),     std::move(pinned),
-                          std::move(tied),      patched,
-                          std::move(layer_type)};
+                       std::string layer_type, int64_t cost) {
+             return Block{std::move(name),       Bytes(bytes),
+                          std::move(group),      std::move(pinned),
+                          std::move(tied),       patched,
+                          std::move(layer_type), cost};
            }),
            py::arg("name"), py::arg("bytes"), py::arg("group") = "",
            py::arg("pinned") = "", py::arg("tied") = "",
-           py::arg("patched") = false, py::arg("layer_type") = "")
+           py::arg("patched") = false, py::arg("layer_type") = "",
+           py::arg("cost") = 0)
       .def_readonly("name", &Block::name)
       .def_property_readonly("bytes",
                              [](const Block& b) { return b.bytes.value(); })
@@ -163,6 +164,7 @@ void BindInputs(py::module_& module) {
       .def_readonly("tied", &Block::tied)
       .def_readonly("patched", &Block::patched)
       .def_readonly("layer_type", &Block::layer_type)
+      .def_readonly("cost", &Block::cost)
       .def("__repr__", [](const Block& b) {
         return "Block('" + b.name + "', " + std::to_string(b.bytes.value()) +
                ")";

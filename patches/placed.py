@@ -18,6 +18,7 @@ import torch
 
 from distorch import allocation, placements
 from distorch.engine.slabs import slab_of
+from distorch.inventory import block_costs
 
 from . import runner
 from .blocks import Block, Cell, find_blocks, tensor_devices
@@ -56,6 +57,7 @@ class Placed:
         self.keys = {c.key for b in self.blocks for c in b.cells if not c.buffer}
         self.runner: Any = None
         self.pinner: Any = None
+        self.group_seconds: dict[str, float] = {}  # measured: for the next plan
         self.running = ""  # how it runs, for people
         self._forced = False
         self._wrappers: dict[str, list[Any]] = {}
@@ -84,9 +86,13 @@ class Placed:
         ]
         spec = allocation.parse(self.request.text, list(free))
         groups = allocation.group_names([b.name for b in self.blocks])
+        sizes = [(group, b.bytes) for b, group in zip(self.blocks, groups, strict=True)]
+        costs = block_costs(sizes, self.group_seconds)
         blocks = [
-            allocation.Block(b.name, b.bytes, group, b.pinned, b.tied, self._is_patched(b))
-            for b, group in zip(self.blocks, groups, strict=True)
+            allocation.Block(
+                b.name, b.bytes, group, b.pinned, b.tied, self._is_patched(b), cost=cost
+            )
+            for b, group, cost in zip(self.blocks, groups, costs, strict=True)
         ]
         options = allocation.Options(strict=strict)
         self.plan = allocation.make_plan(spec, blocks, devices, name_of(self.compute), options)
@@ -149,6 +155,8 @@ class Placed:
     def stop_running(self) -> None:
         """Before weights move: the engine lets go of its slots."""
         if self.runner is not None:
+            if self.runner.engine is not None and self.runner.engine.profile.complete:
+                self.group_seconds = self.runner.engine.profile.group_seconds
             self.runner.close()
             self.runner = None
         self.running = ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,6 +267,7 @@ def place_string(
     devices: Iterable[Any] | None = None,
     options: Any = None,
     progress: ProgressCallback | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> PlacedModel:
     """Parse an allocation string, plan and place in one call.
 
@@ -278,6 +279,7 @@ def place_string(
         devices: the planner's devices; default: those of this machine.
         options: the planner's options.
         progress: see `place`.
+        seconds: what each layer group computes in a step, as an executor has measured it (`group_seconds`).
 
     Raises:
         AllocationError: the string is wrong; the message points at the place.
@@ -292,6 +294,6 @@ def place_string(
     spec = parse(text, table)
     blocks = inventory(model, patches=patches)
     plan = make_plan(
-        spec, blocks.allocation_blocks(), table, canonical(compute), options or Options()
+        spec, blocks.allocation_blocks(seconds), table, canonical(compute), options or Options()
     )
     return place(model, plan, compute=compute, patches=patches, blocks=blocks, progress=progress)

@@ -62,6 +62,7 @@ class CaseMaker {
     Block block;
     block.name = absl::StrCat("b", index);
     block.bytes = Bytes(Below(7));
+    if (Below(2) == 0) block.cost = Below(5);
     if (Below(2) == 0) block.group = absl::StrCat("g", Below(3));
     if (Below(8) == 0) block.pinned = "head";
     if (Below(6) == 0) block.tied = absl::StrCat("t", Below(2));

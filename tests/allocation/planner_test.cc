@@ -500,5 +500,57 @@ TEST(PlanTest, InvariantsNoticeABrokenPlan) {
             "broken plan: blocks b1 and b2 are tied but apart");
 }
 
+// Most compute that passes between the ends of two streamed groups, wrapping
+// round to the next step.
+int64_t LargestGap(const Plan& plan, const std::vector<Block>& blocks) {
+  int64_t since = 0;
+  int64_t largest = 0;
+  for (size_t i = 0; i < 2 * blocks.size(); ++i) {
+    const size_t block = i % blocks.size();
+    since += blocks[block].cost;
+    if (!plan.DeviceOf(block).IsHost()) continue;
+    if (i >= blocks.size()) largest = std::max(largest, since);
+    since = 0;
+  }
+  return largest;
+}
+
+TEST(PlannerTest, SpacesStreamedGroupsByWhatTheirComputeTakes) {
+  // Like a U-Net: groups of one size whose compute differs by a factor of 20.
+  std::vector<Block> blocks = EqualBlocks(24, GiB(1), 1);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    blocks[i].cost = i < 8 || i >= 20 ? 20 : 1;
+  }
+  for (const char* text : {"cuda:0,18gb;cpu,*", "cpu,6gb;cuda:0,*"}) {
+    std::vector<Block> unknown = blocks;
+    for (Block& block : unknown) block.cost = 0;
+    const Plan by_count = MustPlan(text, unknown, TwoGpusAndHost());
+    const Plan by_cost = MustPlan(text, blocks, TwoGpusAndHost());
+    for (const DeviceShare& share : by_cost.devices) {
+      if (share.device.IsHost()) {
+        EXPECT_EQ(share.used, GiB(6)) << text;
+      }
+    }
+    // 252 of compute, 6 groups to copy: 42 each at best. By count, one pair has
+    // 80 between its ends, another 4.
+    EXPECT_GE(LargestGap(by_count, blocks), 80) << text;
+    EXPECT_LE(LargestGap(by_cost, blocks), 60) << text;
+  }
+}
+
+TEST(PlannerTest, EqualCostsGiveEveryDeviceItsShareEvenly) {
+  std::vector<Block> blocks = EqualBlocks(24, GiB(1), 1);
+  for (Block& block : blocks) block.cost = 7;
+  const Plan plan = MustPlan("cuda:0,18gb;cpu,*", blocks, TwoGpusAndHost());
+  EXPECT_EQ(LargestGap(plan, blocks), 4 * 7);
+}
+
+TEST(PlannerTest, RefusesCostsOutOfRange) {
+  std::vector<Block> blocks = EqualBlocks(2, GiB(1));
+  blocks[1].cost = -1;
+  EXPECT_THAT(TryPlan("cpu,*", blocks, TwoGpusAndHost()).status().message(),
+              HasSubstr("block 'b1' has a cost out of range"));
+}
+
 }  // namespace
 }  // namespace distorch

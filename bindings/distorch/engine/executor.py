@@ -130,6 +130,14 @@ class StreamedExecutor:
         return self.engine.counters
 
     @property
+    def group_seconds(self) -> dict[str, float]:
+        """Seconds that each layer group computes in a step; {} until two steps were measured.
+
+        To be given to `distorch.place_string` the next time: it then spreads the groups by their compute time.
+        """
+        return self.engine.profile.group_seconds
+
+    @property
     def decision(self) -> Decision | None:
         """What was chosen after the measured steps; None until then."""
         return self.engine.decision

@@ -185,6 +185,7 @@ class GroupEngine:
         self._migrators: dict[str, Migrator] = {}
         self._handles: list[Any] = []
         self._copied_before = 0
+        self._in_pass = False
         self._attach()
 
     # What it does
@@ -346,7 +347,14 @@ class GroupEngine:
     # Steps
 
     def begin_step(self) -> None:
-        """A forward pass begins. Called by the owner where it knows; noticed by itself when a group comes again."""
+        """A forward pass begins, until `finish_step`. Called by the owner where it knows.
+
+        Outside of that, the engine takes it for a new one when a group comes again.
+        """
+        self._in_pass = True
+        self._begin_step()
+
+    def _begin_step(self) -> None:
         if any(group.depth for group in self._groups):  # the last run was interrupted
             self.recover()
         if self.steps > 0:
@@ -364,6 +372,7 @@ class GroupEngine:
 
     def finish_step(self, *, failed: bool = False) -> None:
         """The forward pass is over: donors let go of its inputs. Called by the owner where it knows."""
+        self._in_pass = False
         for migrator in self._migrators.values():
             migrator.forget() if failed else migrator.begin_step()
 
@@ -467,8 +476,8 @@ class GroupEngine:
 
     def _starts_step(self, group: _Active) -> bool:
         """Note that the group comes; whether the engine was rebuilt on that occasion."""
-        if group.in_step or self.steps == 0:
-            self.begin_step()
+        if self.steps == 0 or (group.in_step and not self._in_pass):
+            self._begin_step()
             if not any(group is other for other in self._groups):
                 return True
         group.in_step = True

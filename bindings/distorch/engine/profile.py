@@ -59,8 +59,15 @@ class Profile:
     @property
     def seconds(self) -> float:
         """Seconds of all measured groups in one step."""
+        return sum(self.group_seconds.values())
+
+    @property
+    def group_seconds(self) -> dict[str, float]:
+        """Seconds of each group in one step; {} until all steps are measured."""
         steps = LAST - FIRST + 1
-        return sum(group.seconds * group.calls for group in self.groups.values()) / steps
+        if not self.complete:
+            return {}
+        return {name: g.seconds * g.calls / steps for name, g in self.groups.items()}
 
     def begin_step(self) -> None:
         """A step begins."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distorch.inventory import inventory, walk
+from distorch.inventory import block_costs, inventory, walk
 
 
 def nested(depth: int) -> nn.Module:
@@ -67,3 +67,12 @@ def test_meta_tensors_are_refused_by_name() -> None:
         model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"0\.weight is on the device 'meta'"):
         inventory(model)
+
+
+def test_measured_seconds_are_shared_out_by_bytes() -> None:
+    blocks = [("", 5), ("a.0", 30), ("a.0", 10), ("a.1", 20)]
+    assert block_costs(blocks, {"a.0": 4e-6, "a.1": 1e-6}) == [0, 3000, 1000, 1000]
+    assert block_costs(blocks, {"a.0.x": 3e-6, "a.0.y": 1e-6, "a.1": 1e-6}) == [0, 3000, 1000, 1000]
+    assert block_costs(blocks, {"a.0": 4e-6}) == [0, 0, 0, 0], "one is not known"
+    assert block_costs(blocks, {"a.0": 2.2e-6, "a.1": 1e-6}) == [0, 0, 0, 0], "noise"
+    assert block_costs([("", 5)], {"b": 1.0}) == [0]
