@@ -140,7 +140,7 @@ def _used() -> dict[str, dict[str, int]]:
 def _job_after_it() -> Any | None:
     """A job that the worker finishes when it has acted on its flags; None without the memory view."""
     view = getattr(sys.modules.get(f"{__package__}.memory_view"), "_installed", None)
-    return None if view is None else view.actions.jobs.post("cleanup", lambda: None)
+    return None if view is None else view.actions.jobs.post("free", lambda: None)
 
 
 def _in_event_loop() -> bool:

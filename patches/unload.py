@@ -131,7 +131,7 @@ def _tell(gone: list[str], stay: list[Any], others: list[Any]) -> None:
 
 def add_details(job: Any) -> None:
     """A listener of the jobs between prompts: the report of a "free" says what it kept and why."""
-    if job.kind in ("free", "cleanup"):
+    if job.kind == "free":
         job.details.update(last_free())
 
 
