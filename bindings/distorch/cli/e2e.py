@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distorch.cli.monitor import duration
+from distorch.cli.quantities import duration
 from distorch.e2e import report, results, workflow
 from distorch.e2e.results import RunResult
 

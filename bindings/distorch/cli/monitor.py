@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distorch.cli.quantities import address, duration, size
+
 if TYPE_CHECKING:
     from distorch.monitor.recorder import Sink
     from distorch.monitor.sinks import StatisticsSink, Timeline
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8188"
 _PLOT_EVERY = 60.0  # seconds: what kill -9 may cost
 _STOP = 6.0  # seconds that ending may take; half of it for a last look
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZES = {"": 1, "b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30}
 
 _EPILOG = """\
 examples:
@@ -43,39 +43,6 @@ Exit status: 0; 1 where no look succeeded; 2 where the input is wrong or the log
 
 class InputError(ValueError):
     """An argument that cannot be used; the message says why."""
-
-
-def duration(text: str) -> float:
-    """Return the seconds of "90", "10m", "1h30m", "500ms". Raises ArgumentTypeError."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text.strip().lower())
-    seconds = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
-    if (
-        not parts
-        or "".join(n + u for n, u in parts) != text.strip().lower()
-        or not 0 < seconds < 1e9
-    ):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no duration; expected one such as 90s, 10m, 1h30m"
-        )
-    return seconds
-
-
-def size(text: str) -> int:
-    """Return the bytes of "10MB", "1gb", "0". Raises ArgumentTypeError."""
-    match = re.fullmatch(r"(\d+)\s*([kmg]?b?)", text.strip().lower())
-    unit = match.group(2) if match else ""
-    unit = unit + "b" if unit in ("k", "m", "g") else unit
-    if match is None or len(match.group(1)) > 15:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; expected one such as 64MB")
-    return int(match.group(1)) * _SIZES[unit]
-
-
-def _address(text: str) -> tuple[str, int]:
-    """Return (host, port) of "9100" or "0.0.0.0:9100"."""
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not 0 <= int(port) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 9100 or 0.0.0.0:9100")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -138,7 +105,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--plot", type=Path, metavar="FILE.svg", help="a picture of the run")
     other.add_argument(
         "--prometheus",
-        type=_address,
+        type=address,
         metavar="[HOST:]PORT",
         help="serve /metrics (host: 127.0.0.1)",
     )

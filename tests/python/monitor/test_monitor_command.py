@@ -22,7 +22,7 @@ import pytest
 from fake_comfy import GB, FakeComfy, FakeDevice, node_run, prompt_run
 
 from distorch.cli import main
-from distorch.cli.monitor import duration, size
+from distorch.cli.quantities import duration, size
 from distorch.stats import read_logs
 
 SEED_LINE = re.compile(r"\d\d:\d\d:\d\d,Used=\d+MB,Free=\d+MB\n")
@@ -93,7 +93,7 @@ def test_a_short_run_writes_log_plot_and_statistics(server, tmp_path) -> None:
     assert "Used=8192MB,Free=16384MB" in text
     assert "system_stats  cuda:0 8192/24576 MB 33%  cuda:1 2048/24576 MB 8%" in out
     samples = lines_in(tmp_path / "vram-usage.log")
-    assert samples >= 5
+    assert samples >= 2
     assert (
         f"=== VRAM Usage Statistics (cuda:0) ===\nPeak VRAM: 8192 MB (from {samples} samples)"
         in out
@@ -207,7 +207,7 @@ def test_nodes_and_models_are_in_log_and_statistics(server, tmp_path) -> None:
 
 def test_the_log_rotates(server, tmp_path) -> None:
     status, _, err = run(
-        server, tmp_path, "--for", "1s", "--interval", "20ms", "--log", "x.log", "--rotate", "200",
+        server, tmp_path, "--for", "3s", "--interval", "20ms", "--log", "x.log", "--rotate", "200",
         "--keep", "2", "--quiet",
     )  # fmt: skip
     assert (status, err) == (0, "")
