@@ -358,7 +358,12 @@ class Placed:
         return {
             "streaming": self.runner.describe(),
             "streamed_bytes": engine.bytes_per_step,
+            "staging_bytes": engine.staging_bytes,
             "migrated": {donor: len(names) for donor, names in engine.migrated.items()},
+            "groups": {
+                **dict.fromkeys(engine.streamed, "streamed"),
+                **{name: "migrated" for names in engine.migrated.values() for name in names},
+            },
             "compute_step_s": decision.compute_seconds if decision else None,
             "predicted_step_s": (decision.step_seconds or None) if decision else None,
         }

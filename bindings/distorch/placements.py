@@ -26,7 +26,8 @@ class Placement:
     plan wants elsewhere and that had to go to the host, because the memory was needed.
 
     `streaming` says in a line how it runs. `streamed_bytes` are copied to the compute device in
-    every step; `migrated` counts the layer groups that run on a donor, by donor. `compute_step_s`
+    every step, through `staging_bytes` of memory there; `migrated` counts the layer groups that run
+    on a donor, by donor, `groups` says of each group "streamed" or "migrated". `compute_step_s`
     are the measured seconds that the layer groups compute in a step, `predicted_step_s` what a step
     of them takes with the copies; None until two steps were measured, or where a link is not known.
     """
@@ -46,9 +47,21 @@ class Placement:
     spilled: int = 0
     streaming: str = ""
     streamed_bytes: int = 0
+    staging_bytes: int = 0
     migrated: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
     compute_step_s: float | None = None
     predicted_step_s: float | None = None
+
+    def modes(self) -> dict[str, str]:
+        """How each block is used: "resident" where it computes, "streamed" or "migrated"."""
+        return {name: self._mode(name, device) for name, device in self.blocks.items()}
+
+    def _mode(self, block: str, device: str) -> str:
+        if device == self.compute:
+            return "resident"
+        inside = [g for g in self.groups if (block + ".").startswith((g + ".", g + " ("))]
+        return self.groups[inside[0]] if inside else "streamed"
 
     @property
     def total(self) -> int:

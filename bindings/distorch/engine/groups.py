@@ -230,6 +230,11 @@ class GroupEngine:
         return self._streamer.slot_bytes if self._streamer else 0
 
     @property
+    def staging_bytes(self) -> int:
+        """Bytes of all staging slots together."""
+        return self.slot_bytes * min(self.slots, len(self.streamed))
+
+    @property
     def bytes_per_step(self) -> int:
         """Bytes that one step copies: all streamed groups, or none once they all fit into the slots."""
         groups = self._streamer.groups if self._streamer else []
