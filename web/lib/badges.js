@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A badge for each accelerator in the top bar, with a tooltip of its own: its ten largest models.
 
-import { el, replaceChildren } from './dom.js'
+import { el, replaceChildren, scheduled } from './dom.js'
 import { debugLog } from './debug.js'
 import { deviceTitle, formatBytes, modelsOn, tooltipLines } from './format.js'
 
@@ -10,7 +10,7 @@ export class Badges {
     this.store = store
     this.element = el('div', { class: 'dt-badges', role: 'group', 'aria-label': 'DisTorch: GPU memory' })
     this.open = null // the device whose tooltip shows
-    store.addEventListener('change', () => this.render())
+    store.addEventListener('change', scheduled(this.element, () => this.render()))
     this.render()
   }
 

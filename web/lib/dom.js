@@ -23,6 +23,36 @@ export function svg(tag, attributes, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children)
 }
 
+/**
+ * A function that calls `render` with the next frame, however often it is called before; not while
+ * a button of `element` is held down, because its click would be lost with it.
+ */
+export function scheduled(element, render) {
+  let asked = false
+  let waiting = false
+  let pressed = false
+  const run = () => {
+    waiting = false
+    if (pressed || !asked) return
+    asked = false
+    render()
+  }
+  const schedule = () => {
+    asked = true
+    if (!waiting && !pressed) requestAnimationFrame(run)
+    waiting = waiting || !pressed
+  }
+  const release = () => {
+    if (!pressed) return
+    pressed = false
+    setTimeout(() => asked && schedule()) // after the click
+  }
+  element.addEventListener('pointerdown', () => (pressed = true))
+  window.addEventListener('pointerup', release)
+  window.addEventListener('pointercancel', release)
+  return schedule
+}
+
 /** Replaces the children of `node`, keeping the focus on the element with the same data-key. */
 export function replaceChildren(node, ...children) {
   const focused = node.contains(document.activeElement) ? document.activeElement : null

@@ -3,7 +3,7 @@
 
 import { memoryBar, placementStrip, timeline } from './charts.js'
 import { deviceColour, modelColour } from './colours.js'
-import { el, replaceChildren } from './dom.js'
+import { el, replaceChildren, scheduled } from './dom.js'
 import { deviceTitle, formatAge, formatBytes, modelDetails } from './format.js'
 import { runSection } from './runs.js'
 
@@ -19,7 +19,7 @@ export class Panel {
       this.status,
       this.body
     )
-    this.onChange = () => this.render()
+    this.onChange = scheduled(this.element, () => this.render())
   }
 
   /** Shows the panel in `parent` and keeps it fresh until unmount(). */

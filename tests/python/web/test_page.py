@@ -111,6 +111,27 @@ def test_the_switch_and_the_buttons_send_what_they_say() -> None:
     on_page(check)
 
 
+def test_a_redraw_while_a_button_is_held_does_not_lose_the_click() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        await page.evaluate(
+            "window.held = document.querySelector('[data-key=\"eject-2\"]');"
+            "held.dispatchEvent(new PointerEvent('pointerdown', {bubbles: true}))"
+        )
+        server.backend.rows = server.backend.rows[:2]
+        await server.push()
+        await asyncio.sleep(0.3)
+        assert await page.evaluate("held.isConnected") is True
+        assert await page.evaluate(ROWS) == 5
+        await page.evaluate(
+            "held.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})); held.click()"
+        )
+        await page.wait_for(f"{ROWS} === 2")
+        assert server.backend.calls == [("eject", [2])]
+
+    on_page(check)
+
+
 def test_the_last_prompt_shows_what_its_nodes_needed() -> None:
     async def check(page: Page, server: StandIn) -> None:
         await page.wait_for("document.querySelector('.dt-run')")
