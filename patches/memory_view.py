@@ -21,7 +21,14 @@ from .between_prompts import Job
 from .node_events import NodeEvents
 from .server_routes import add_profiler_route, add_to_table
 from .view_actions import Actions
-from .view_facts import dynamic_bytes, inventory, management_of, placement_json, resolve
+from .view_facts import (
+    dynamic_bytes,
+    inventory,
+    management_of,
+    placement_json,
+    resolve,
+    staging_bytes,
+)
 from .view_updates import Updates
 
 # How a prompt ends, by ComfyUI's message.
@@ -187,6 +194,7 @@ def install() -> MemoryView:
     scanner = scan.scanner()
     scanner.add_management(management_of)
     scanner.add_outside(dynamic_bytes)
+    scanner.add_outside(staging_bytes)
     scanner.add_users(view.actions.in_use)
     scanner.start()
     for kind in ("cuda", "xpu"):

@@ -15,9 +15,9 @@ from distorch.step_times import StepTimes
 
 def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[str, Any]:
     """Return one placement; step times are null where they are not known."""
-    predicted = getattr(placement, "predicted_step_s", None)
+    predicted = placement.predicted_step_s
     measured = steps.seconds(placement.key)
-    how = getattr(placement, "how", None) or {}
+    modes = placement.modes()
     return {
         "key": placement.key,
         "name": placement.name,
@@ -26,11 +26,13 @@ def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[st
         "requested": placement.requested,
         "state": placement.state,
         "blocks": [
-            {"name": name, "device": device, **({"how": how[name]} if name in how else {})}
+            {"name": name, "device": device, "how": modes[name]}
             for name, device in placement.blocks.items()
         ],
         "bytes": dict(placement.bytes_per_device),
         "streaming": placement.streaming,
+        "streamed_bytes": placement.streamed_bytes,
+        "staging_bytes": placement.staging_bytes,
         "notes": list(placement.notes),
         "predicted_step_ms": None if predicted is None else round(predicted * 1000, 3),
         "measured_step_ms": None if measured is None else round(measured * 1000, 3),
@@ -39,16 +41,38 @@ def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[st
 
 def management_of(module: nn.Module) -> scan.Management | None:
     """Return how DisTorch manages `module`, None where it does not."""
-    for placement in placements.placements():
-        if placement.key == id(module):
-            away = sum(
-                size
-                for device, size in placement.bytes_per_device.items()
-                if device != placement.compute
-            )
-            streamed = away if placement.state == "placed" else 0
-            return scan.Management(False, placement.compute, streamed, 0)
-    return None
+    placement = placements.find(id(module))
+    if placement is None:
+        return None
+    away = sum(placement.bytes_per_device.values()) - placement.bytes_per_device.get(
+        placement.compute, 0
+    )
+    if placement.state != "placed":
+        return scan.Management(False, placement.compute, 0, 0)
+    migrated = _migrated_bytes(module, placement)
+    return scan.Management(False, placement.compute, max(0, away - migrated), migrated)
+
+
+def _migrated_bytes(module: nn.Module, placement: placements.Placement) -> int:
+    """Return the bytes of the groups that run on a donor, by their modules' tensors."""
+    sizes = {}
+    for name, mode in placement.groups.items():
+        if mode == "migrated":
+            group = module.get_submodule(name)
+            for tensor in (*group.parameters(), *group.buffers()):
+                if devices.canonical_name(tensor.device.type, tensor.device.index or 0) != (
+                    placement.compute
+                ):
+                    sizes[id(tensor)] = tensor.nbytes
+    return sum(sizes.values())
+
+
+def staging_bytes(module: nn.Module) -> dict[str, int]:
+    """Return the memory through which the blocks of a placed model are streamed."""
+    placement = placements.find(id(module))
+    if placement is None or placement.state != "placed" or not placement.staging_bytes:
+        return {}
+    return {placement.compute: placement.staging_bytes}
 
 
 def dynamic_bytes(module: nn.Module) -> dict[str, int]:

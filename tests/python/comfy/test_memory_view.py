@@ -31,9 +31,7 @@ ALLOCATED = "import torch; result = {f'sim:{i}': torch.sim.memory_allocated(i) f
 CLEAR = "import gc, comfy.model_management as mm; gc.collect(); mm.soft_empty_cache(); result = 1"
 
 
-@pytest.fixture(
-    scope="module", params=versions(dynamic=False) or [None], ids=lambda v: v.name if v else "none"
-)
+@pytest.fixture(scope="module", params=versions() or [None], ids=lambda v: v.name if v else "none")
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyServer]:
@@ -100,20 +98,18 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60) -> 
 
 
 def wait_report(server: ComfyServer, ticket: int) -> dict[str, Any]:
-    for _ in range(600):
-        report = server.get(f"/distorch/report?ticket={ticket}")
-        if report["state"] in ("done", "failed"):
-            return report
-        time.sleep(0.05)
-    raise AssertionError(f"ticket {ticket} was not dealt with: {report}")
+    path = f"/distorch/report?ticket={ticket}"
+    wait_until(lambda: server.get(path)["state"] in ("done", "failed"), f"ticket {ticket} is done")
+    report: dict[str, Any] = server.get(path)
+    return report
 
 
 def test_five_models_by_name_with_the_backends_bytes(server: ComfyServer) -> None:
     server.run(five_models())
     server.evaluate(CLEAR)
-    time.sleep(1.1)
+    names = {"wan", "wan_second", "clip_l", "vae", "Sequential"}
+    wait_until(lambda: set(rows(server)) == names, "all five are found")
     found = rows(server)
-    assert set(found) == {"wan", "wan_second", "clip_l", "vae", "Sequential"}
     assert {name: m["type"] for name, m in found.items()} == {
         "wan": "checkpoint", "wan_second": "checkpoint", "clip_l": "clip", "vae": "vae", "Sequential": "model",
     }  # fmt: skip
@@ -121,6 +117,13 @@ def test_five_models_by_name_with_the_backends_bytes(server: ComfyServer) -> Non
     assert found["wan_second"]["managed"] is True
     assert found["Sequential"]["layers"] == 20
     assert held(found) == server.evaluate(ALLOCATED)
+    if server.version.dynamic:
+        assert found["wan"]["outside"]["sim:0"] > 0.9 * found["wan"]["bytes"]["sim:0"]
+    (placement,) = server.get("/distorch/placements")["placements"]
+    assert found["wan_second"]["outside"] == {"sim:0": placement["staging_bytes"]}
+    assert placement["staging_bytes"] > 0
+    away = sum(placement["bytes"][d] for d in ("sim:1", "sim:2"))
+    assert found["wan_second"]["streamed"] + found["wan_second"]["migrated"] == away
 
 
 def test_devices_add_up_and_placements_are_there(server: ComfyServer) -> None:
@@ -148,10 +151,14 @@ def test_the_history_has_the_prompt_its_nodes_and_what_they_loaded(server: Comfy
     loads = [(n["kind"], x) for n in run["nodes"] for x in n["loaded"]]
     assert {x["name"] for _, x in loads} == set(found)
     sampled = {x["name"]: x["bytes"] for kind, x in loads if kind == "KSampler"}
-    assert sampled["wan"] == {"sim:0": found["wan"]["bytes"]["sim:0"]}
+    assert sampled["wan"]["sim:0"] == found["wan"]["bytes"]["sim:0"]
     weights = found["wan"]["bytes"]["sim:0"]
-    peaks = [n["peak"]["sim:0"] for n in run["nodes"] if n["kind"] == "KSampler"]
-    assert min(peaks) > weights, "activations come on top"
+    (sampler,) = [
+        n
+        for n in run["nodes"]
+        if "wan" in {x["name"] for x in n["loaded"]} and n["kind"] == "KSampler"
+    ]
+    assert sampler["peak"]["sim:0"] > weights, "activations come on top"
     assert run["peak"]["sim:0"] == max(n["peak"]["sim:0"] for n in run["nodes"])
     one = server.get(f"/distorch/history?seconds=600&prompt={run['prompt']}")["runs"]
     assert [r["prompt"] for r in one] == [run["prompt"]]
@@ -179,38 +186,57 @@ def test_a_click_in_the_real_front_end_ejects_one_model(server: ComfyServer) -> 
 
     server.request("/settings/Comfy.TutorialCompleted", True)  # else templates cover the page
 
+    ejected: list[int] = []
+
     async def use_the_page() -> None:
         async with open_page(1400, 1000) as page:
             await page.goto(f"http://127.0.0.1:{server.port}/")
             await page.wait_for(
-                "window.app?.extensionManager && document.querySelector('.dt-badge')", 90
+                "window.app?.extensionManager && document.querySelector('.dt-badge')", 240
             )
             await page.evaluate("app.extensionManager.sidebarTab.toggleSidebarTab('distorch')")
-            await page.wait_for("document.querySelectorAll('.dt-models tbody tr').length === 5", 30)
-            await asyncio.sleep(1)
+            await page.wait_for(
+                "document.querySelectorAll('.dt-models tbody tr').length === 5", 120
+            )
+            await page.wait_for("document.querySelectorAll('.dt-nodes tbody tr').length > 0", 120)
             await picture(page, "memory-view-comfyui-dark.png")
             shown = await page.evaluate(
                 "JSON.stringify([...document.querySelectorAll('.dt-models .dt-name')].map(e => e.textContent))"
             )
             assert set(json.loads(shown)) == set(before)
-            await page.click(f'[data-key="eject-{before["wan"]["id"]}"]')
-            await page.wait_for("document.querySelector('[data-freed]')", 30)
+            button = f'[data-key="eject-{before["wan"]["id"]}"]'
+            await at_rest(page, button)
+            await page.click(button)
+            await page.wait_for("document.querySelector('[data-freed]')", 120)
             freed = await page.evaluate(
                 "Number(document.querySelector('[data-freed]').dataset.freed)"
             )
-            assert freed == before["wan"]["bytes"]["sim:0"]
+            ejected.append(freed)
             assert [x for x in page.console if "EXCEPTION" in x and "distorch" in x.lower()] == []
             assert [x for x in page.console if "Unhandled message" in x] == []
 
     asyncio.run(use_the_page())
     after = rows(server)
-    gone = before["wan"]["bytes"]["sim:0"]
+    # With DynamicVRAM the core leaves a few small tensors where they are.
+    left = after["wan"]["bytes"].get("sim:0", 0)
+    gone = before["wan"]["bytes"]["sim:0"] - left
+    assert ejected == [gone]
+    assert left == 0 or (server.version.dynamic and left < 2**16)
+    assert "sim:0" not in after["wan"]["outside"]
     assert server.evaluate(ALLOCATED) == {**allocated, "sim:0": allocated["sim:0"] - gone}
     assert set(after) == set(before)
     for name in set(before) - {"wan"}:
         assert after[name]["bytes"] == before[name]["bytes"], name
-    assert "sim:0" not in after["wan"]["bytes"]
     assert after["wan"]["offloaded"] > 0
+
+
+async def at_rest(page: Any, selector: str) -> None:
+    """Wait until the element has stopped to move: the sidebar slides in."""
+    place = f"JSON.stringify(document.querySelector({selector!r}).getBoundingClientRect())"
+    seen: list[str] = []
+    while len(seen) < 5 or len(set(seen[-5:])) > 1:
+        seen.append(await page.evaluate(place))
+        await asyncio.sleep(0.1)
 
 
 async def picture(page: Any, name: str) -> None:
@@ -236,8 +262,7 @@ def test_freeing_everything_empties_the_list(server: ComfyServer) -> None:
         "import sys; [m.KEPT.clear() for n, m in list(sys.modules.items()) if n.endswith('torch_load_pack')]; result = 1"
     )
     server.evaluate(CLEAR)
-    time.sleep(1.1)
-    assert server.get("/distorch/models")["models"] == []
+    wait_until(lambda: not rows(server), "nothing is left")
     assert set(server.evaluate(ALLOCATED).values()) == {0}
 
 
@@ -250,7 +275,7 @@ def test_without_safetensors_there_are_class_names(server: ComfyServer) -> None:
     unet = w.add("UNETLoader", unet_name="plain.ckpt", weight_dtype="default")
     w.save(w.sample(unet, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
     server.run(w)
-    time.sleep(1.1)
+    wait_until(lambda: len(rows(server)) == 1, "the model is found")
     (model,) = server.get("/distorch/models")["models"]
     assert model["name"] == model["class_name"]
     assert model["file"] == "diffusion_models/plain.ckpt"
