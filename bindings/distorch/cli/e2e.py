@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from distorch.e2e.runner import Run
     from distorch.monitor import Sink
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 FAST_SECONDS = 360.0  # a fresh video scene takes about 210 s
 DEFAULT_SECONDS = 3600.0
 _EPILOG = """\

@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from distorch.monitor import BackgroundMonitor, Sample, Sink, SourceChain, open_sources
@@ -52,6 +52,23 @@ class Keeper:
             return list(self._recent)
 
 
+class OwnRuns:
+    """Passes events on to a sink, without the prompts that this program did not queue."""
+
+    def __init__(self, sink: Sink, own: set[str]) -> None:
+        self._sink, self._own = sink, own
+
+    def take(self, event: Event) -> None:
+        """Pass an event on."""
+        if isinstance(event, Sample):
+            event = replace(event, runs=tuple(r for r in event.runs if r.prompt in self._own))
+        self._sink.take(event)
+
+    def close(self) -> None:
+        """Close the sink."""
+        self._sink.close()
+
+
 @dataclass(frozen=True)
 class SceneMemory:
     """Memory of one scene, bytes by device. `sure` tells that a spike between two samples could not be missed."""
@@ -79,13 +96,14 @@ class MemoryWatch:
     def __init__(self, url: str, interval: float, sinks: Sequence[Sink] = ()) -> None:
         """Raises ValueError for an address that is none."""
         self.keeper = Keeper()
+        self._own: set[str] = set()
         self.statistics = StatisticsSink(Chosen(every=True))
         self.timeline = Timeline(Chosen(every=True), capacity=_POINTS)
         self._chain: SourceChain = open_sources(url)
         self._background = BackgroundMonitor(
             open_sources(url),
             interval=interval,
-            sinks=[self.keeper, self.statistics, self.timeline, *sinks],
+            sinks=[self.keeper, OwnRuns(self.statistics, self._own), self.timeline, *sinks],
         )
         self._start: dict[str, int] = {}
 
@@ -102,8 +120,9 @@ class MemoryWatch:
         self._chain.close()
         self._background.stop()
 
-    async def scene_begins(self, label: str) -> None:
-        """Mark the start of a scene."""
+    async def scene_begins(self, label: str, prompt_id: str) -> None:
+        """Mark the start of a scene, which will be this prompt."""
+        self._own.add(prompt_id)
         self._background.mark(label)
         self.keeper.forget()
         found = await asyncio.to_thread(self._chain.read)

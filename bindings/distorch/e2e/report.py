@@ -71,6 +71,11 @@ def drift_line(d: Drift) -> str:
 def junit(result: RunResult) -> str:
     """Return JUnit XML: a test case a scene, and one a device for its drift."""
     suite = ElementTree.Element("testsuite", name="distorch e2e")
+    if result.message:  # scenes that were not run are only skipped
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="run", name="the run reaches its end", time="0"
+        )
+        _child(case, "error", result.message, "incomplete")
     for scene in result.scenes:
         _scene_case(suite, scene, result.allow_cached)
     for d in result.drift:

@@ -143,9 +143,9 @@ class Run:
         found.queued, found.nodes, found.epoch = time.time(), len(workflow.nodes), self._epoch
         self.result.scenes.append(found)
         self._display.scene_begins(scene)
-        await self._memory.scene_begins(scene.name)
-        drops, connected = self._feed.drops, self._feed.connected
         run = SceneRun(self._client, self._feed, scene, self._options.limits, self._display.changed)
+        await self._memory.scene_begins(scene.name, run.tracker.prompt_id)
+        drops, connected = self._feed.drops, self._feed.connected
         started = time.monotonic()
         try:
             found.outcome = await run.run()

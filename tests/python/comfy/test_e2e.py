@@ -116,7 +116,12 @@ def test_a_clean_workflow_gives_its_memory_back(
 
 
 def test_a_leak_is_found_and_its_device_named(server: ComfyServer) -> None:
-    ended = e2e(server, wan(leak=4.0), "--repeat", str(SCENES), "--clear-cache")
+    drawn = server.base / "leak.svg"
+    ended = e2e(
+        server, wan(leak=4.0), "--repeat", str(SCENES), "--clear-cache", "--plot", str(drawn)
+    )
+    assert "leak: +4.00 MB/scene" in drawn.read_text()
+    (server.base / "leak.txt").write_text(ended.out)
     assert ended.status == 4, ended.out + ended.err
     assert {d: f["verdict"] for d, f in ended.drift.items()} == {
         "sim:0": "clean", "sim:1": "leak", "sim:2": "clean",

@@ -32,7 +32,7 @@ def test_it_may_be_allowed(e2e, server) -> None:
 
 
 def test_only_the_last_node_ran_and_no_model_was_loaded(e2e, server) -> None:
-    server.plays = [Play(cached={"1", "2"}, rise={}, seconds=0.3)]
+    server.plays = [Play(cached={"1", "2"}, rise={}, seconds=1)]
     ended = e2e()
     assert ended.status == 6
     (scene,) = ended.scenes
@@ -65,8 +65,12 @@ def test_too_short_to_tell_is_not_called_cached(e2e, server) -> None:
 def test_the_pack_tells_that_a_model_was_loaded(e2e, server) -> None:
     """Where the pack is there, its record of the prompt decides, not the level of memory."""
     live = server.live_history()
+    before = prompt_run("before", 0.5, [node_run("8", "VAEDecode", 0.5, 0.9)], 0.9, "success")
+    live.runs.append(before)
 
     def note(node: str) -> None:
+        if node != "3":
+            return
         loaded = [{"name": "wan", "type": "model", "bytes": {"sim:0": 9 * MB}}]
         nodes = [node_run(node, "KSampler", 1.0, 2.0, loaded=loaded)]
         live.runs.append(
@@ -80,6 +84,8 @@ def test_the_pack_tells_that_a_model_was_loaded(e2e, server) -> None:
     assert ended.status == 0
     assert ended.scenes[0]["figures_hold"] is True
     assert ended.scenes[0]["peak"]["sim:0"] == 777 * MB
+    (node,) = ended.json["statistics"]["nodes"]  # not those of the prompt before
+    assert (node["name"], node["type"], node["count"]) == ("KSampler", "3", 1)
 
 
 def test_a_spike_between_two_samples_is_in_the_peak(e2e, server) -> None:

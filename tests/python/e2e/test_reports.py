@@ -185,6 +185,14 @@ def test_junit_has_a_case_a_scene_and_one_a_device() -> None:
     assert len(cases["memory comes back: cuda:0"]) == 0
 
 
+def test_junit_of_a_run_that_did_not_begin_is_an_error(e2e, server, tmp_path) -> None:
+    server.fault = "html"
+    assert e2e("--junit", str(tmp_path / "run.xml")).status == 5
+    suite = ElementTree.parse(tmp_path / "run.xml").getroot().find("testsuite")
+    assert (suite.get("errors"), suite.get("skipped")) == ("1", "1")
+    assert "no ComfyUI answers at" in suite.find("testcase/error").get("message")
+
+
 @given(st.text(max_size=60))
 def test_junit_is_xml_whatever_a_node_says(words) -> None:
     result = RunResult(words, words, scenes=[scene(1, Status.FAILED, words, notes=[words])])
@@ -241,7 +249,7 @@ def test_lines_name_each_node_and_the_memory(e2e, server) -> None:
     assert lines[1] == "[1/1] wan.json"
     assert lines[2] == "        1/3  UNETLoader (1)"
     assert re.fullmatch(
-        r"       done  UNETLoader \(1\)  0\.[12] s  \|  sim:0 8692 MB, sim:1 1 MB", lines[3]
+        r"       done  UNETLoader \(1\)  \d\.\d s  \|  sim:0 8692 MB, sim:1 1 MB", lines[3]
     )
     assert "        3/3  Keep it (3, SaveImage)" in lines
 
