@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import uuid
+from collections import deque
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -162,7 +162,10 @@ class Client:
             try:
                 # The heartbeat notices a server that vanished without closing.
                 async with self._session.ws_connect(
-                    f"{self.url}/ws?clientId={self.id}", heartbeat=20, max_msg_size=0
+                    f"{self.url}/ws?clientId={self.id}",
+                    heartbeat=20,
+                    max_msg_size=0,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=2),
                 ) as socket:
                     failures = 0
                     feed.opened()
@@ -184,34 +187,52 @@ class Feed:
         self.drops = 0
         self.garbage = 0
         self.first = asyncio.Event()  # set once a connection stood
-        self._messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._messages: deque[dict[str, Any] | None] = deque()
+        self._arrived = asyncio.Event()
 
     def opened(self) -> None:
         """The connection stands."""
         self.connected = True
         self.first.set()
-        self._messages.put_nowait(None)
+        self._add(None)
 
     def closed(self) -> None:
         """The connection broke, or could not be made."""
         if self.connected:
             self.drops += 1
-            self._messages.put_nowait(None)
+            self._add(None)
         self.connected = False
 
     def put(self, text: str) -> None:
         """Keep a message; what is no ComfyUI message is counted and dropped."""
         found = _parsed(text)
         if isinstance(found, dict) and isinstance(found.get("type"), str):
-            self._messages.put_nowait(found)
+            self._add(found)
         else:
             self.garbage += 1
 
     async def get(self, seconds: float) -> tuple[bool, dict[str, Any] | None]:
         """Return (something came, the message), waiting `seconds` at most."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            return True, await asyncio.wait_for(self._messages.get(), max(seconds, 0.001))
-        return False, None
+        if not self._messages:
+            self._arrived.clear()
+            await wait(self._arrived, seconds)
+        return (True, self._messages.popleft()) if self._messages else (False, None)
+
+    def _add(self, message: dict[str, Any] | None) -> None:
+        self._messages.append(message)
+        self._arrived.set()
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, `seconds` at most.
+
+    Not asyncio.wait_for: before Python 3.12 that loses a cancellation which comes together with the event.
+    """
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({waiting}, timeout=max(seconds, 0.001))
+    finally:
+        waiting.cancel()
 
 
 def _parsed(text: str | bytes) -> Any:

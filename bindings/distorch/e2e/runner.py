@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from distorch.e2e import drift
-from distorch.e2e.client import Client, Feed, UnreachableError
+from distorch.e2e.client import Client, Feed, UnreachableError, wait
 from distorch.e2e.display import Display
 from distorch.e2e.events import Outcome, Status, Tracker
 from distorch.e2e.memory import MemoryWatch, SceneMemory
@@ -89,8 +89,9 @@ class Run:
     async def _scenes(self) -> None:
         listening = asyncio.create_task(self._client.listen(self._feed))
         try:
-            with contextlib.suppress(asyncio.TimeoutError):  # without it the queue is asked instead
-                await asyncio.wait_for(self._feed.first.wait(), self._options.limits.catch_up)
+            await wait(
+                self._feed.first, self._options.limits.catch_up
+            )  # or else the queue is asked
             if self._options.clear_cache:
                 await self._clear()
             for scene in self._options.scenes:
