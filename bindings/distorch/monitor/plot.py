@@ -17,7 +17,7 @@ from distorch.monitor.sinks import Point, Series, Timeline
 
 _GB = 2**30
 _WIDTH, _LEFT, _RIGHT = 1000, 64, 16  # pixels
-_HEAD, _BAND, _PANEL, _SPACE, _FOOT = 40, 34, 130, 34, 30
+_HEAD, _BAND, _PANEL, _SPACE, _FOOT = 40, 48, 130, 34, 30
 _COLOURS = {
     "success": "#2e7d32",
     "error": "#c62828",
@@ -53,7 +53,7 @@ def render_svg(timeline: Timeline, title: str = "Memory over time") -> str:
     parts += _runs(timeline.runs(), scale)
     for number, one in enumerate(series):
         parts += _panel(one, scale, _HEAD + _BAND + number * (_PANEL + _SPACE))
-    parts += _marks(timeline.marks(), scale, bottom - _SPACE)
+    parts += _marks(timeline.marks(), scale, len(series))
     parts += _clocks(scale, bottom - _SPACE)
     parts.append("</svg>\n")
     return "".join(parts)
@@ -162,19 +162,24 @@ def _runs(runs: Iterable[PromptRun], scale: _Scale) -> Iterable[str]:
         )
 
 
-def _marks(marks: Iterable[Mark], scale: _Scale, bottom: float) -> Iterable[str]:
+def _marks(marks: Iterable[Mark], scale: _Scale, panels: int) -> Iterable[str]:
+    tops = [_HEAD + _BAND + i * (_PANEL + _SPACE) for i in range(panels)]
     free_from = -math.inf  # labels that would overlap are left to their tooltips
     for mark in marks:
         if not scale.begin <= mark.time <= scale.end:
             continue
         x = scale.x(mark.time)
+        lines = "".join(f"M{x:.1f} {top}v{_PANEL}" for top in tops)
         yield (
-            f'<path class="mark" d="M{x:.1f} {_HEAD}V{bottom:.0f}">'
+            f'<path class="mark" d="M{x:.1f} {_HEAD}v22{lines}">'
             f"<title>{_text(mark.label)} {_clock(mark.time)}</title></path>"
         )
         width = 7.0 * len(mark.label)
         if x >= free_from and x + width <= _WIDTH:
-            yield f'<text class="small name" x="{x + 3:.1f}" y="{_HEAD + 18}">{_text(mark.label)}</text>'
+            yield (
+                f'<text class="small name" x="{x + 3:.1f}" y="{_HEAD + 20}">'
+                f"{_text(mark.label)}</text>"
+            )
             free_from = x + width + 6
 
 
