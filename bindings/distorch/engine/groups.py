@@ -97,11 +97,10 @@ class _Active:
     touches: list[Any] = field(default_factory=list)
     in_step: bool = False
     depth: int = 0
-    # Streamed: its index in the streamer, the tables, what is stored, what a slot holds.
+    # Streamed: its index in the streamer; (table, name, stored tensor); the same with a slot's, by slot.
     index: int = -1
-    cells: list[tuple[dict[str, Any], str]] = field(default_factory=list)
-    stored: list[torch.Tensor] = field(default_factory=list)
-    views: list[list[torch.Tensor]] = field(default_factory=list)
+    cells: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
+    swaps: list[list[tuple[dict[str, Any], str, torch.Tensor]]] = field(default_factory=list)
     recurrent: list[weakref.ref[nn.Module]] = field(default_factory=list)
     # Migrated:
     migrator: Migrator | None = None
@@ -293,7 +292,13 @@ class GroupEngine:
         if trouble and not any(trouble in note for note in self.notes):
             self.notes.append(f"not all of the host's part is pinned: {trouble}")
         for group, stream in zip(groups, packed, strict=True):
-            group.stored, group.views = stream.stored, stream.views
+            group.swaps = [
+                [
+                    (table, name, lent)
+                    for (table, name, _), lent in zip(group.cells, views, strict=True)
+                ]
+                for views in stream.views
+            ]
         self._streamer = streamer
 
     def _pack(self, group: _Active) -> StreamGroup:
@@ -313,7 +318,7 @@ class GroupEngine:
                 self._store(moved)
         # As they lie in their slabs, so that neighbours move in one copy.
         cells = sorted(group.spec.away, key=_address)
-        group.cells = [(cell.table, cell.name) for cell in cells]
+        group.cells = [(cell.table, cell.name, cell.get()) for cell in cells]
         modules = {cell.module for cell in cells}
         group.recurrent = [weakref.ref(m) for m in modules if isinstance(m, nn.RNNBase)]
         return StreamGroup(group.spec.name, [cell.get() for cell in cells])
@@ -473,9 +478,10 @@ class GroupEngine:
         if group.migrator is not None and group.group is not None:
             group.migrator.put_back(group.group)
             return
-        for (table, name), stored in zip(group.cells, group.stored, strict=True):
+        for table, name, stored in group.cells:
             table[name] = stored
-        _refresh(group)
+        if group.recurrent:
+            _refresh(group)
 
     # Hooks. `enter` returns None or (args, kwargs), `leave` None or the output.
 
@@ -507,9 +513,10 @@ class GroupEngine:
                 return None
             if self._starts_step(group):
                 return self._again(group, args, kwargs)
-            if any(t[n] is not x for (t, n), x in zip(group.cells, group.stored, strict=True)):
-                self.rebuild()  # somebody has replaced a tensor
-                return self._again(group, args, kwargs)
+            for table, name, stored in group.cells:
+                if table[name] is not stored:  # somebody has replaced it
+                    self.rebuild()
+                    return self._again(group, args, kwargs)
             streamer = self._streamer
             assert streamer is not None
             try:
@@ -518,9 +525,10 @@ class GroupEngine:
                 streamer.reset()
                 raise
             group.depth = 1
-            for (table, name), lent in zip(group.cells, group.views[slot], strict=True):
+            for table, name, lent in group.swaps[slot]:
                 table[name] = lent
-            _refresh(group)
+            if group.recurrent:
+                _refresh(group)
             if self.profile.active:
                 self.profile.enter(group.spec.name, args, kwargs)
             return _resolved(args, kwargs) if self._migrators else None

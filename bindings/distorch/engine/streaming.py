@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from distorch import transfer
 from distorch._load import core
 from distorch.devices import device_module
 from distorch.engine.bounce import BounceCopier
@@ -86,6 +87,14 @@ class Streamer:
         self._parts = [self._plan_parts(group) for group in self.groups]
         self._buffers: list[torch.Tensor] = []
         self._make_slots(slots)
+        # By group and slot: (from, to, whether through the bounce buffer). No views are made in a step.
+        self._copies = [
+            [
+                [(source, b[at : at + source.nbytes], bounce) for source, at, bounce in parts]
+                for b in self._buffers
+            ]
+            for parts in self._parts
+        ]
         # By weak reference: the garbage collector cannot look through a C++ object that holds its owner.
         me = weakref.ref(self)
         self._scheduler = core().StreamScheduler(
@@ -158,7 +167,10 @@ class Streamer:
                     self.compute, self._streams.copy, self._streams.module.Event
                 )
             except RuntimeError:  # no pinned memory at all: the driver stages the copies
-                self._parts = [[(p, at, False) for p, at, _ in parts] for parts in self._parts]
+                self._copies = [
+                    [[(a, b, False) for a, b, _ in copies] for copies in slots]
+                    for slots in self._copies
+                ]
                 return False
         return True
 
@@ -170,14 +182,13 @@ class Streamer:
             streams.ready[slot].record(streams.copy)
 
     def _copy(self, index: int, slot: int) -> None:
-        buffer = self._buffers[slot]
-        with torch.no_grad():
-            for source, at, through_bounce in self._parts[index]:
-                target = buffer[at : at + source.nbytes]
-                if through_bounce and self._bounce is not None:
-                    self._bounce.copy(target, source)
-                else:
-                    target.copy_(source, non_blocking=True)
+        for source, target, through_bounce in self._copies[index][slot]:
+            if through_bounce and self._bounce is not None:
+                self._bounce.copy(target, source)
+            elif source.device.type == "cpu":
+                target.copy_(source, non_blocking=True)
+            else:
+                transfer.copy(target, source)  # by the fastest way of this pair
 
     def _await_copy(self, slot: int) -> None:
         pending, self._pending[slot] = self._pending[slot], None
@@ -207,6 +218,7 @@ class Streamer:
             self._bounce.close()
             self._bounce = None
         self._buffers.clear()
+        self._copies.clear()
         self._parts.clear()
         for group in self.groups:
             group.views.clear()
