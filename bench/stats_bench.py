@@ -44,7 +44,7 @@ start = time.process_time()
 table = pandas.read_csv(sys.argv[1], names=["time", "used", "free"], usecols=["time", "used"])
 used = table["used"].str.slice(5, -2).astype("int64")
 first = [int(used.max()), int(used.min()), float(used.median()),
-    int(used.quantile(0.95, interpolation="higher"))]
+    int(used.quantile(0.95, interpolation="lower"))]
 mean, at = used.mean(), table["time"][used.idxmax()]
 steps = pandas.to_timedelta(table["time"]).diff().dt.total_seconds()
 gaps = int((steps > 2.5 * steps.median()).sum())
