@@ -76,6 +76,17 @@ def _streamed(model: nn.Module, compute: str) -> tuple[object, object]:
     return placed, StreamedExecutor(placed, modes={"cpu": "stream"})
 
 
+def torch_hooks(repeats: int) -> float:
+    """Return µs a group of what torch itself takes to call two hooks that do nothing: no engine of hooks costs less."""
+    model, x = _Model().eval(), torch.zeros(1)
+    with torch.inference_mode():
+        plain = _fastest_us(lambda: model(x), repeats)
+        for layer in model.layers:
+            layer.register_forward_pre_hook(lambda *_: None)
+            layer.register_forward_hook(lambda *_: None, always_call=True)
+        return (_fastest_us(lambda: model(x), repeats) - plain) / GROUPS
+
+
 def hook_overhead(repeats: int) -> tuple[float, float, float]:
     """Return µs a group: hooks alone, the step with streaming, the bare copies."""
     import distorch_sim
@@ -128,6 +139,7 @@ def main(moment: bool = False) -> list[Row]:
     label = f"{GROUPS} groups of {2 * LEAVES} tensors; the aim is at most 10"
     return [
         ("engine: host time of the hooks, a group", hooks, "µs", label),
+        ("engine: of it, torch's calls of two empty hooks", torch_hooks(repeats), "µs", ""),
         ("engine: step of groups that compute nothing, a group", whole, "µs", ""),
         ("engine: the bare copy of such a slab", bare, "µs", ""),
         ("engine: packing a slab", packed, "GB/s", f"a bare copy: {cloned:.2f} GB/s"),
