@@ -37,12 +37,14 @@ __all__ = [
     "Plan",
     "PlanError",
     "Spec",
+    "Step",
     "blocks_of_tensors",
     "format_bytes",
     "format_spec",
     "group_names",
     "make_plan",
     "parse",
+    "predict_step",
     "text_encoder_head",
 ]
 
@@ -176,6 +178,64 @@ def make_plan(
         problem=outcome.problem,
         candidates=[Candidate(*row) for row in outcome.candidates],
         remedy=outcome.remedy,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """The predicted time of a step, and how each donor is used for it.
+
+    `seconds` is 0.0 where the link of a donor is not known. `modes` is "stream" or "migrate" by donor, `lines` a reason
+    for each.
+    """
+
+    seconds: float
+    modes: dict[str, str]
+    lines: tuple[str, ...]
+
+
+def predict_step(
+    plan: Plan, devices: Sequence[Device], seconds: float, activations: int, slots: int = 2
+) -> Step:
+    """Predict a step of a plan (`allocation/cost_model.h`, `allocation/mode_choice.h`).
+
+    Args:
+        plan: the plan; its blocks must have layer groups.
+        devices: the table it was made for; `link_gbps` counts in 2**30 bytes a second.
+        seconds: what a step computes with all weights on the compute device.
+        activations: bytes that one layer group takes, and as many that it gives.
+        slots: staging slots.
+
+    A donor can compute for the choice if it is of the compute device's kind. Groups are taken to compute equally long.
+    """
+    placement: dict[str, str] = plan.placement
+    links = {d.device: d.link_gbps * 2**30 for d in devices}
+    where: dict[str, set[str]] = {}
+    sizes: dict[str, int] = {}
+    for block in plan.blocks:
+        if not block.group:
+            continue
+        device = placement[block.name]
+        where.setdefault(block.group, set()).add(device)
+        sizes[device] = sizes.get(device, 0) + block.bytes
+    rows = []
+    kind = plan.compute.partition(":")[0]
+    for donor in [d for d in sizes if d != plan.compute]:
+        groups = [group for group, devices_ in where.items() if donor in devices_]
+        runs = sum(
+            donor in now and donor not in before
+            for before, now in zip([set(), *where.values()], where.values(), strict=False)
+        )
+        whole = all(where[group] == {donor} for group in groups)
+        can = whole and donor.partition(":")[0] == kind != "cpu"
+        link, wanted = links.get(donor, 0.0), plan.modes.get(donor, "auto")
+        crossing = float(2 * runs * activations)
+        rows.append((donor, float(sizes[donor]), len(groups), link, crossing, can, wanted))
+    predicted, chosen = core().choose_modes(seconds, max(1, len(where)), slots, rows)
+    return Step(
+        seconds=float(predicted),
+        modes={row[0]: choice[0] for row, choice in zip(rows, chosen, strict=True)},
+        lines=tuple(choice[3] for choice in chosen),
     )
 
 

@@ -57,21 +57,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="a device short of memory is an error, not a note"
     )
+    parser.add_argument(
+        "--step-seconds",
+        type=float,
+        metavar="S",
+        help="what a step computes with all weights on the compute device: predicts the step's time",
+    )
+    parser.add_argument(
+        "--activations",
+        type=int,
+        default=0,
+        metavar="BYTES",
+        help="what a layer group takes and gives, for the choice between streaming and migrating",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 0, or 2 with the error printed."""
     try:
-        plan = _plan(args)
+        devices = _read(args.devices, _device) if args.devices else _devices_here(args.compute)
+        plan = _plan(args, devices)
+        step = _step(args, plan, devices)
     except (allocation.AllocationError, allocation.PlanError, InputError) as error:
         if args.json:
             sys.stdout.write(json.dumps({"error": error_object(error)}) + "\n")
         else:
             sys.stderr.write(f"distorch plan: {error}\n")
         return 2
-    sys.stdout.write(plan.to_stable_json() + "\n" if args.json else plan.tables())
+    if args.json:
+        shown = json.loads(plan.to_stable_json())
+        if step is not None:
+            shown["step"] = {"seconds": step.seconds, "modes": step.modes}
+        sys.stdout.write((plan.to_stable_json() if step is None else json.dumps(shown)) + "\n")
+        return 0
+    sys.stdout.write(plan.tables())
+    if step is not None:
+        predicted = f"{step.seconds:.3f} s" if step.seconds else "not known, links are missing"
+        sys.stdout.write(f"\nstep: {predicted} (its compute alone: {args.step_seconds:.3f} s)\n")
+        sys.stdout.writelines(f"  {line}\n" for line in step.lines)
     return 0
+
+
+def _step(
+    args: argparse.Namespace, plan: allocation.Plan, devices: list[allocation.Device]
+) -> allocation.Step | None:
+    if args.step_seconds is None:
+        return None
+    if not args.step_seconds > 0:
+        raise InputError("--step-seconds must be above 0")
+    if args.activations < 0:
+        raise InputError("--activations must be a number of bytes, 0 or more")
+    return allocation.predict_step(plan, devices, args.step_seconds, args.activations)
 
 
 def error_object(error: Exception) -> dict[str, Any]:
@@ -88,10 +125,9 @@ def error_object(error: Exception) -> dict[str, Any]:
     return found
 
 
-def _plan(args: argparse.Namespace) -> allocation.Plan:
+def _plan(args: argparse.Namespace, devices: list[allocation.Device]) -> allocation.Plan:
     if (args.file is None) == (args.blocks is None):
         raise InputError("give either FILE.safetensors or --blocks FILE.json")
-    devices = _read(args.devices, _device) if args.devices else _devices_here(args.compute)
     spec = allocation.parse(args.alloc, devices)
     blocks = _read(args.blocks, _block) if args.blocks else blocks_of_file(Path(args.file))
     options = allocation.Options(order=args.order, strict=args.strict)

@@ -222,3 +222,35 @@ def test_without_a_table_the_devices_of_this_machine_are_used(tmp_path, capsys):
     out = json.loads(capsys.readouterr().out)
     assert out["placement"] == {"a": "cpu", "b": "cpu"}
     assert out["totals"] == {"cpu": 96}
+
+
+def grouped(count: int) -> list[dict]:
+    return [{"name": f"l.{i}.w", "bytes": 300 * MB, "group": f"l.{i}"} for i in range(count)]
+
+
+def test_a_step_is_predicted_with_the_way_of_each_donor(plan):
+    string = "cuda:0,6000mb;cuda:1,*"
+    status, shown = plan(
+        string, grouped(40), DEVICES, "cuda:0", "--step-seconds", "0.1", "--activations", "10485760"
+    )
+    assert status == 0
+    # 20 groups of 300 MB at 25.5 GB/s, or 20 MB there and back.
+    assert shown["step"]["modes"] == {"cuda:1": "migrate"}
+    assert shown["step"]["seconds"] == pytest.approx(0.1 + 20 * MB / (25.5 * GB))
+    _, shown = plan(
+        f"{string},mode=stream", grouped(40), DEVICES, "cuda:0", "--step-seconds", "0.1"
+    )
+    assert shown["step"]["modes"] == {"cuda:1": "stream"}
+    assert shown["step"]["seconds"] == pytest.approx(6000 / 1024 / 25.5)
+    _, shown = plan("cuda:0,50%;cpu,*", grouped(40), DEVICES, "cuda:0", "--step-seconds", "0.1")
+    assert shown["step"] == {"seconds": 0.0, "modes": {"cpu": "stream"}}
+    assert plan("cpu,*", grouped(4), DEVICES, "cpu", "--step-seconds", "0")[0] == 2
+
+
+def test_the_predicted_step_in_words(tmp_path, capsys):
+    arguments = ["plan", "--blocks", write(tmp_path / "b", grouped(4))]
+    arguments += ["--devices", write(tmp_path / "d", DEVICES), "--alloc", "cuda:0,50%;cpu,*"]
+    assert main([*arguments, "--step-seconds", "0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert "step: not known, links are missing (its compute alone: 0.100 s)\n" in printed
+    assert printed.endswith("  cpu: stream, its link was not measured\n")
