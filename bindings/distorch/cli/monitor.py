@@ -245,7 +245,10 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one ends the process at once."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into an event; a second one ends the process at once.
+
+    A SIGHUP that nohup had ignored stays so.
+    """
     stopped = threading.Event()
     before = {}
 
@@ -256,7 +259,10 @@ def _stop_signal() -> Iterator[threading.Event]:
         stopped.set()
 
     if threading.current_thread() is threading.main_thread():
-        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {n: signal.signal(n, handle) for n in numbers}
     try:
         yield stopped
     finally:

@@ -30,6 +30,10 @@ class FetchError(Exception):
         self.status = status
 
 
+class TooLargeError(FetchError):
+    """The answer is larger than MAX_BYTES."""
+
+
 class _TimedSocket(io.RawIOBase):
     """What http.client reads a response from: every read waits only for what is left of the time."""
 
@@ -127,7 +131,7 @@ class JsonClient:
             raise FetchError(f"HTTP {response.status}", response.status)
         body = response.read(MAX_BYTES + 1)
         if len(body) > MAX_BYTES:
-            raise FetchError(f"the answer is larger than {MAX_BYTES} bytes")
+            raise TooLargeError(f"the answer is larger than {MAX_BYTES} bytes")
         if response.length:
             raise FetchError("the answer ends too early")
         return body

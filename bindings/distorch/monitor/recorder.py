@@ -131,19 +131,20 @@ class BackgroundMonitor:
         """
         self._stopping.set()
         thread = self._thread
-        if thread is None or thread is threading.current_thread():
+        if thread is threading.current_thread():
             return True
-        thread.join(timeout / 2)
-        if thread.is_alive():  # a question to a server that hangs
-            self._sources.close()
+        if thread is not None:
             thread.join(timeout / 2)
+            if thread.is_alive():  # a question to a server that hangs
+                self._sources.close()
+                thread.join(timeout / 2)
         with self._deliver:
             if not self._closed:
                 self._closed = True
                 self._sources.close()
                 for sink in self._sinks:
                     self._guard(sink.close)
-        return not thread.is_alive()
+        return thread is None or not thread.is_alive()
 
     @property
     def running(self) -> bool:

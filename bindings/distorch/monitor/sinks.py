@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from distorch.monitor.lines import Chosen, JsonLines
 from distorch.monitor.log_file import LogFile
@@ -175,6 +175,6 @@ class Timeline:
             if device not in present:
                 series.add(sample.time, None, None)
         for run in sample.runs:
-            self._runs[(run.prompt, run.started)] = run
+            self._runs[(run.prompt, run.started)] = replace(run, nodes=())  # a band needs no nodes
         while len(self._runs) > self._events:
             del self._runs[next(iter(self._runs))]

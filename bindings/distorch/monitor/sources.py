@@ -22,7 +22,7 @@ from typing import Protocol
 
 from distorch.monitor import answers, gpus
 from distorch.monitor.answers import AnswerError
-from distorch.monitor.http_json import FetchError, JsonClient
+from distorch.monitor.http_json import FetchError, JsonClient, TooLargeError
 from distorch.monitor.sample import DeviceSample, Gap, ModelSample, PromptRun, Queue, Sample
 
 MAX_REST = 15.0  # seconds; how late a server that came back is noticed
@@ -104,6 +104,9 @@ class HistorySource:
         seconds = int(min(since + _LOOK_BACK, _MAX_LOOK_BACK)) + 1
         try:
             answer = self._client.get(f"/distorch/history?seconds={seconds}")
+        except TooLargeError:
+            self._newest = -1.0  # begin anew: what was between is lost, the rest is not
+            raise
         except FetchError as error:
             if error.status in (404, 405):
                 raise RestError("the pack is not there", PACK_REST) from None

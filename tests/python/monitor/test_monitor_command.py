@@ -128,7 +128,7 @@ def test_kill_9_costs_one_line_at_most(server, tmp_path, form: str) -> None:
     assert read_logs([log]).devices[1].samples >= sum(answered) - 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_statistics(server, tmp_path, number) -> None:
     with started(server, tmp_path, "--interval", "50ms", "--jsonl", "--plot", "x.svg") as process:
         wait_for(lambda: lines_in(tmp_path / "vram-usage.jsonl") > 6)

@@ -191,6 +191,12 @@ def test_eight_devices_through_a_restart() -> None:
     assert [d.device for d in monitor.samples()[-1].devices] == [f"cuda:{i}" for i in range(8)]
 
 
+def test_stopping_what_never_began_closes_its_sinks() -> None:
+    sink, reader = Sink(), Reader()
+    assert BackgroundMonitor(reader, 1, [sink]).stop() is True
+    assert (sink.closed, reader.reads, reader.closed.is_set()) == (1, 0, True)
+
+
 def test_a_monitor_runs_once_and_at_a_positive_interval() -> None:
     with pytest.raises(ValueError, match="the interval must be positive, not 0"):
         BackgroundMonitor(Reader(), 0)

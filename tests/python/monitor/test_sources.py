@@ -193,6 +193,21 @@ def test_a_bad_answer_is_a_gap_in_bounded_time_and_no_longer(fault: str) -> None
         assert isinstance(sources.read(), Sample)
 
 
+def test_a_history_that_is_too_large_is_begun_anew(monkeypatch) -> None:
+    monkeypatch.setattr("distorch.monitor.http_json.MAX_BYTES", 2000)
+    with FakeComfy() as server:
+        live = server.live_history()
+        sources = chain(server)
+        assert sample(sources).source == "history"
+        for _ in range(50):
+            live({})
+        found = sample(sources)
+        assert found.source == "system_stats"
+        assert found.missed == (("history", "the answer is larger than 2000 bytes"),)
+        del live.samples[:]
+        assert sample(sources).source == "history"
+
+
 def test_a_bad_history_falls_back_to_system_stats_and_returns() -> None:
     with FakeComfy() as server:
         server.live_history()

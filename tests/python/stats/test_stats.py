@@ -169,6 +169,22 @@ def test_gaps_over_midnight(tmp_path: Path) -> None:
     assert "Gaps: 1, 60 s in all, the longest 60 s, a sample every 5 s" in device.block(named=False)
 
 
+def test_rotated_parts_are_read_oldest_first(tmp_path: Path, capsys) -> None:
+    for suffix, used in (("", 1), (".1", 2), (".2", 3), (".10", 4), (".old", 9), (".1.gz", 9)):
+        (tmp_path / f"x.log{suffix}").write_text(
+            f"12:00:0{used},Used={used}MB,Free=1MB\nbad{suffix}\n"
+        )
+    assert main(["stats", "--rotated", str(tmp_path / "x.log")]) == 0
+    out = capsys.readouterr().out
+    assert "Peak VRAM: 4 MB (from 4 samples)" in out
+    bad = [
+        line.rpartition("/")[2].partition(":")[0] for line in out.splitlines() if "x.log" in line
+    ]
+    assert bad == ["x.log.10", "x.log.2", "x.log.1", "x.log"]
+    assert main(["stats", str(tmp_path / "x.log")]) == 0
+    assert "Peak VRAM: 1 MB (from 1 samples)" in capsys.readouterr().out
+
+
 def test_json_output(tmp_path: Path, capsys) -> None:
     log = tmp_path / "x.log"
     log.write_text(SEED_LOG)
