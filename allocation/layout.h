@@ -31,7 +31,8 @@ struct Layout {
 // from its front, those after it from its back, `rest` what is between. A part
 // ends where the next atom does not fit; of the group it ends in, later atoms
 // that fit are taken too. A device whose part would be empty, because the next
-// atom is larger than all it may hold, starts at the first that fits.
+// atom is larger than all it may hold, starts at the first that fits. A device
+// that would stay more than half empty takes groups behind the end of its part.
 Layout LayoutContiguous(const Units& units, std::vector<Bytes> room,
                         size_t rest);
 

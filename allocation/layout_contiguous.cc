@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <utility>
-
 #include "allocation/layout.h"
 
 namespace distorch::planner_internal {
@@ -92,6 +90,42 @@ void Filler::TakeFromSplitGroup(size_t p, size_t begin, uint32_t device) {
   }
 }
 
+// Gives `device` the atoms that the rest holds of the group [begin, end), if
+// they are all it has and fit together.
+void TakeGroup(const Units& units, size_t begin, size_t end, size_t rest,
+               uint32_t device, Layout* layout) {
+  Bytes bytes;
+  for (size_t p = begin; p < end; ++p) {
+    if (layout->where[p] != rest) return;
+    bytes += units.BytesAt(p);
+  }
+  if (bytes == Bytes(0) || bytes > layout->room[device]) return;
+  for (size_t p = begin; p < end; ++p) {
+    layout->where[p] = device;
+    layout->reasons[p] = Reason::kPart;
+  }
+  layout->room[device] -= bytes;
+  layout->room[rest] += bytes;
+}
+
+// A part ends before the first block that does not fit. Where that leaves more
+// than half of a device empty, it goes on behind that block, by whole groups.
+void GoOnWhereHalfEmpty(const Units& units, const std::vector<Bytes>& given,
+                        size_t rest, Layout* layout) {
+  const size_t groups = units.group_end.size();
+  for (size_t device = 0; device < given.size(); ++device) {
+    if (device == rest || layout->room[device] <= MulDiv(given[device], 1, 2)) {
+      continue;
+    }
+    for (size_t i = 0; i < groups; ++i) {
+      const size_t g = device < rest ? i : groups - 1 - i;
+      const size_t begin = g == 0 ? 0 : units.group_end[g - 1];
+      TakeGroup(units, begin, units.group_end[g], rest,
+                static_cast<uint32_t>(device), layout);
+    }
+  }
+}
+
 }  // namespace
 
 Layout LayoutContiguous(const Units& units, std::vector<Bytes> room,
@@ -99,7 +133,7 @@ Layout LayoutContiguous(const Units& units, std::vector<Bytes> room,
   Layout layout;
   layout.where.assign(units.sequence.size(), kUnplaced);
   layout.reasons.assign(units.sequence.size(), Reason::kRest);
-  layout.room = std::move(room);
+  layout.room = room;
   const size_t devices = layout.room.size();
   Filler front(units, /*backward=*/false, &layout);
   for (size_t d = 0; d < rest; ++d) front.Fill(static_cast<uint32_t>(d));
@@ -110,6 +144,7 @@ Layout LayoutContiguous(const Units& units, std::vector<Bytes> room,
     layout.where[p] = static_cast<uint32_t>(rest);
     layout.room[rest] -= units.BytesAt(p);
   }
+  GoOnWhereHalfEmpty(units, room, rest, &layout);
   return layout;
 }
 

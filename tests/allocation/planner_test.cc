@@ -351,10 +351,13 @@ TEST(PlannerTest, PacksSinglyWhereOrderLeavesNoRoom) {
   const Plan plan =
       MustPlan("cuda:0,300mb;cpu,300mb", blocks, TwoGpusAndHost());
   EXPECT_EQ(Picture(plan), "00u");
-  const Plan packed =
-      MustPlan("cuda:0,300mb;cpu,350mb", {blocks[1], blocks[2], blocks[0]},
-               TwoGpusAndHost(), "cuda:0", kContiguous);
-  EXPECT_EQ(packed.notes.size(), 1u);
+  // b0 fills more than half of cuda:0; b1 and b2 do not fit cpu together.
+  blocks[0].bytes = MiB(160);
+  blocks[1].bytes = MiB(300);
+  blocks[2].bytes = MiB(140);
+  const Plan packed = MustPlan("cuda:0,300mb;cpu,350mb", blocks,
+                               TwoGpusAndHost(), "cuda:0", kContiguous);
+  ASSERT_EQ(packed.notes.size(), 1u);
   EXPECT_THAT(packed.notes[0], HasSubstr("placed singly"));
 }
 
@@ -498,6 +501,20 @@ TEST(PlanTest, InvariantsNoticeABrokenPlan) {
               p.devices[1].blocks = 2;
             }),
             "broken plan: blocks b1 and b2 are tied but apart");
+}
+
+TEST(PlannerTest, ALargeBlockDoesNotLeaveADeviceHalfEmpty) {
+  std::vector<Block> blocks = EqualBlocks(12, GiB(1));
+  blocks[1].bytes = GiB(9);
+  const Plan plan = MustPlan("cuda:1,8gb;cuda:0,*", blocks, TwoGpusAndHost());
+  EXPECT_EQ(plan.devices[0].used, GiB(8));
+  EXPECT_EQ(plan.DeviceOf(1), DeviceId("cuda", 0));
+  // More than half full: the part ends where it ends.
+  blocks[1].bytes = GiB(1);
+  blocks[6].bytes = GiB(9);
+  EXPECT_EQ(
+      MustPlan("cuda:1,8gb;cuda:0,*", blocks, TwoGpusAndHost()).devices[0].used,
+      GiB(6));
 }
 
 // Most compute that passes between the ends of two streamed groups, wrapping
