@@ -75,6 +75,48 @@ def test_a_plan_is_shown_in_its_node_and_is_no_part_of_the_workflow(server: Comf
     on_page(server, check)
 
 
+def test_device_and_unload_connect_to_other_nodes(server: ComfyServer) -> None:
+    async def check(page: Any) -> None:
+        linked = await page.evaluate("""
+            (() => {
+              app.graph.clear()
+              const make = (type) => {
+                const node = LiteGraph.createNode(type)
+                app.graph.add(node)
+                return node
+              }
+              const into = (node, name) => node.inputs.findIndex((input) => input.name === name)
+              const [device, loader] = [make('DisTorchDevice'), make('UNETLoaderDisTorch2MultiGPU')]
+              const [unload, sampler] = [make('DisTorchUnload'), make('KSampler')]
+              const latent = make('EmptyLatentImage')
+              window.nodes = { device, loader, unload, sampler, latent }
+              return [
+                device.connect(0, loader, into(loader, 'compute_device')),
+                device.connect(0, loader, into(loader, 'donor_device')),
+                loader.connect(0, unload, into(unload, 'model')),
+                loader.connect(0, sampler, into(sampler, 'model')),
+                latent.connect(0, unload, into(unload, 'value')),
+                unload.connect(0, sampler, into(sampler, 'latent_image'))
+              ].map(Boolean)
+            })()""")
+        assert linked == [True] * 6
+        found = json.loads(
+            await page.evaluate(
+                "app.graphToPrompt().then((p) => JSON.stringify([p.output, "
+                "Object.fromEntries(Object.entries(nodes).map(([k, n]) => [k, String(n.id)]))]))"
+            )
+        )
+        output, ids = found
+        inputs = {name: output[node]["inputs"] for name, node in ids.items()}
+        assert inputs["loader"]["compute_device"] == [ids["device"], 0]
+        assert inputs["loader"]["donor_device"] == [ids["device"], 0]
+        assert inputs["unload"]["value"] == [ids["latent"], 0]
+        assert inputs["unload"]["model"] == [ids["loader"], 0]
+        assert inputs["sampler"]["latent_image"] == [ids["unload"], 0]
+
+    on_page(server, check)
+
+
 def test_a_setting_made_on_the_page_is_the_servers(server: ComfyServer) -> None:
     async def check(page: Any) -> None:
         get = "app.extensionManager.setting.get('DisTorch.cpu_memory_threshold')"
