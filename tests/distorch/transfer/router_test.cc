@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/support/cuda/fake_cuda.h"
@@ -67,6 +69,21 @@ TEST_F(RouterTest, MeasuresAPairOnceAndGivesTheMemoryBack) {
   const std::size_t calls = fake_.calls.size();
   ASSERT_TRUE(router.Choose(0, 1).ok());
   EXPECT_EQ(fake_.calls.size(), calls);
+}
+
+TEST_F(RouterTest, ThreadsWaitForTheOneThatMeasures) {
+  Router router = Make();
+  std::vector<std::thread> threads;
+  std::atomic<int> peers = 0;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      const auto choice = router.Choose(0, 1);
+      peers += choice.ok() && choice->way == Way::kPeer ? 1 : 0;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(peers, 4);
+  EXPECT_EQ(Calls("cudaMemcpyPeerAsync"), 4) << "a first copy and three timed";
 }
 
 TEST_F(RouterTest, WrongBytesRuleAWayOut) {

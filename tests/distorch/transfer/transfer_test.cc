@@ -5,9 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/support/cuda/fake_cuda.h"
@@ -284,6 +286,40 @@ TEST(StagedTransferTest, EveryFailingCallLeavesAUsableTransfer) {
     }
   }
   EXPECT_GE(failed, 100) << "calls that were made to fail";
+}
+
+TEST(StagedTransferTest, ThreadsShareThePairsBuffers) {
+  constexpr int kThreads = 4;
+  FakeCuda fake(2);
+  const CudaFunctions cuda = fake.Functions();
+  StagedTransfer staged(&cuda, kChunk);
+  std::vector<void*> sources;
+  std::vector<void*> targets;
+  std::vector<void*> streams;
+  for (int i = 0; i < kThreads; ++i) {
+    sources.push_back(fake.NewMemory(0, 300));
+    targets.push_back(fake.NewMemory(1, 300));
+    streams.push_back(fake.NewStream(1));
+    Set(sources.back(), Numbers(300, i * 41));
+  }
+  std::atomic<int> failed = 0;
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < kThreads; ++i) {
+    threads.emplace_back([&, i] {
+      for (int round = 0; round < 25; ++round) {
+        const absl::Status done =
+            staged.Copy({targets[i], 1, sources[i], 0, 300, {1, streams[i]}});
+        failed += done.ok() ? 0 : 1;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  fake.RunAll();
+  EXPECT_EQ(failed, 0);
+  for (std::size_t i = 0; i < kThreads; ++i) {
+    EXPECT_EQ(Get(targets[i], 300), Numbers(300, static_cast<int>(i) * 41));
+  }
+  EXPECT_THAT(fake.violations, IsEmpty());
 }
 
 TEST(FakeCudaTest, AMissingWaitShowsAsWrongBytes) {

@@ -212,6 +212,53 @@ def test_a_missing_library_falls_back_to_copies_with_one_warning(
         transfer._group_for(tensors, True, 2)
 
 
+class Group:
+    """A communicator that writes down what it was asked to send."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[object, ...]] = []
+
+    def broadcast(self, source: object, targets: object, size: int) -> None:
+        self.sent.append((source, targets, size))
+
+    def exchange(self, messages: list[tuple[int, ...]]) -> None:
+        self.sent += messages
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Group:
+    """Let the simulated devices count as CUDA's, with stream 100 + index."""
+    made = Group()
+    monkeypatch.setattr(transfer, "_group_for", lambda *_, **__: made)
+    monkeypatch.setattr(transfer, "_stream", lambda device: 100 + device.index)
+    return made
+
+
+def test_nccl_gets_every_end_of_a_broadcast_once(group: Group) -> None:
+    source = block("sim:1")
+    distorch_sim.reset_counters()
+    copies = transfer.broadcast(source, ["sim:0", "sim:1", "sim:2"])
+    assert group.sent == [
+        (
+            (source.data_ptr(), 1, 101),
+            [(copies[0].data_ptr(), 0, 100), (copies[2].data_ptr(), 2, 102)],
+            source.nbytes,
+        )
+    ]
+    assert distorch_sim.transfers() == {}, "nothing is copied beside it"
+
+
+def test_nccl_gets_every_ordered_pair_of_an_exchange(group: Group) -> None:
+    tensors = [block(f"sim:{i}", 10 * (i + 1)) for i in range(3)]
+    rows = transfer.exchange(tensors)
+    assert sorted(group.sent) == sorted(
+        (tensors[j].data_ptr(), j, 100 + j, rows[i][j].data_ptr(), i, 100 + i, tensors[j].nbytes)
+        for i in range(3)
+        for j in range(3)
+        if i != j
+    )
+
+
 def test_the_router_says_why_there_is_none() -> None:
     with pytest.raises(RuntimeError, match=r"libcuda\.so\.1 was not found: no NVIDIA driver"):
         core().TransferRouter(driver="/nowhere/libcuda.so.1")

@@ -27,6 +27,16 @@ const char* NameOf(int code) {
   }
 }
 
+// Makes every call of `function` hold `mutex`.
+template <typename Result, typename... Args>
+void Lock(std::function<Result(Args...)>& function,
+          std::recursive_mutex& mutex) {
+  function = [inner = std::move(function), &mutex](Args... args) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex);
+    return inner(args...);
+  };
+}
+
 }  // namespace
 
 FakeCuda::FakeCuda(int devices, std::uint32_t seed)
@@ -41,6 +51,11 @@ FakeCuda::~FakeCuda() = default;
 
 void FakeCuda::FailCall(const std::string& name, int nth, int code) {
   failures_[name].emplace_back(counts_[name] + nth, code);
+}
+
+std::vector<int>& FakeCuda::Contexts() const {
+  thread_local std::map<const FakeCuda*, std::vector<int>> stacks;
+  return stacks[this];
 }
 
 int FakeCuda::Enter(const std::string& name) {
@@ -262,12 +277,12 @@ void FakeCuda::BindContexts(CudaFunctions& f) {
     return 0;
   };
   f.context_push = [this](void* context) {
-    contexts_.push_back(
+    Contexts().push_back(
         static_cast<int>(reinterpret_cast<std::intptr_t>(context)) - 1);
     return 0;
   };
   f.context_pop = [this](void**) {
-    contexts_.pop_back();
+    Contexts().pop_back();
     return 0;
   };
 }
@@ -277,6 +292,13 @@ CudaFunctions FakeCuda::Functions() {
   BindMemory(f);
   BindStreams(f);
   BindContexts(f);
+  const auto lock = [this](auto&... functions) {
+    (Lock(functions, mutex_), ...);
+  };
+  lock(f.can_access_peer, f.enable_peer, f.malloc, f.free, f.host_alloc,
+       f.host_free, f.copy, f.copy_peer, f.stream_create, f.stream_destroy,
+       f.stream_synchronize, f.stream_wait, f.event_create, f.event_destroy,
+       f.event_record, f.event_synchronize, f.pointer_attributes);
   return f;
 }
 

@@ -11,7 +11,8 @@
 // what real CUDA would refuse: an event or a stream used under another device's
 // context, unknown handles, memory that is not there.
 //
-// One thread at a time.
+// The functions may be called from several threads, each with its own stack of
+// contexts; everything else from one.
 #ifndef DISTORCH_TESTS_SUPPORT_CUDA_FAKE_CUDA_H_
 #define DISTORCH_TESTS_SUPPORT_CUDA_FAKE_CUDA_H_
 
@@ -21,6 +22,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <utility>
@@ -59,7 +61,7 @@ class FakeCuda {
   // Memory that is taken and streams and events that exist.
   std::size_t allocations() const { return memory_.size(); }
   std::size_t handles() const { return streams_.size() + events_.size(); }
-  int current() const { return contexts_.empty() ? -1 : contexts_.back(); }
+  int current() const { return Contexts().empty() ? -1 : Contexts().back(); }
   void* NewStream(int device);
   void* NewMemory(int device, std::size_t bytes);
 
@@ -90,6 +92,8 @@ class FakeCuda {
     void* stream = nullptr;
   };
 
+  // The calling thread's stack of devices.
+  std::vector<int>& Contexts() const;
   int Enter(const std::string& name);
   Stream& StreamFor(void* handle);
   void CheckDevice(const char* what, int device);
@@ -116,7 +120,7 @@ class FakeCuda {
   std::map<void*, std::unique_ptr<Event>> events_;
   std::map<void*, Memory> memory_;
   std::map<int, std::unique_ptr<Stream>> default_streams_;
-  std::vector<int> contexts_;  // the thread's stack of devices
+  std::recursive_mutex mutex_;  // held by every function of the tables
   double seconds_ = 0;
   bool grouping_ = false;
   std::vector<Posted> posted_;
