@@ -176,11 +176,11 @@ def run_case(
     meter: Any, model: dit.DiT, size: dit.Size, tokens: int, share: float, gbps: float | None
 ) -> dict[str, Any]:
     """Run every way for one model, one number of tokens and one share; returns a row of results."""
-    tiny = meter.unit == "bytes"
     dtype, name = dtype_for(meter), size.name
+    text_tokens = 8 if size == dit.TINY.get(name) else dit.TEXT_TOKENS
     away = ways.spread(dit.groups(model), share)
     streamed = ways.group_bytes(model, away)
-    args = dit.inputs(size, tokens, meter.device, dtype, 8 if tiny else dit.TEXT_TOKENS)
+    args = dit.inputs(size, tokens, meter.device, dtype, text_tokens)
     values: dict[str, float] = {}
     results: dict[str, torch.Tensor] = {}
     notes: list[str] = []
@@ -304,6 +304,7 @@ def run(args: argparse.Namespace) -> int:
         import distorch_sim
 
         distorch_sim.install([256 << 20])
+        torch.set_num_threads(1)  # tiny models: threads that wait for each other cost more
         args.device, copies, gbps = "sim:0", [], None
         meter, sizes = Counter(args.device, args.steps), dit.TINY
     else:
