@@ -8,10 +8,11 @@ small pinned buffer (`distorch.engine.bounce`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -71,16 +72,19 @@ class HostPinner:
     """Pinned slabs of one model. Holds them, so that none is freed while it is registered. One thread at a time.
 
     Attributes:
-        pinned: bytes that are registered now; never above `cap`.
+        pinned: bytes that are registered now; never above `cap`, nor those of all pinners above the default cap.
         cap: bytes.
         trouble: why something stayed pageable; "" when nothing did.
     """
+
+    total: ClassVar[int] = 0  # bytes registered by all pinners
 
     def __init__(
         self, registrar: Registrar | None, cap: int | None = None, segment: int = SEGMENT
     ) -> None:
         self._registrar = registrar
         self.cap = default_cap() if cap is None else cap
+        self._everywhere = max(self.cap, default_cap())
         self.segment = aligned(segment, PAGE)
         self.pinned = 0
         self.trouble = ""
@@ -102,7 +106,7 @@ class HostPinner:
         done: dict[int, int] = {}
         for offset in range(0, size, self.segment):
             part = min(self.segment, size - offset)
-            if self.pinned + part > self.cap:
+            if self.pinned + part > self.cap or HostPinner.total + part > self._everywhere:
                 self._warn(f"the cap of {self.cap} bytes for pinned memory is reached")
                 break
             problem = self._registrar.register(start + offset, part)
@@ -111,6 +115,7 @@ class HostPinner:
                 break
             done[start + offset] = part
             self.pinned += part
+            HostPinner.total += part
         return done
 
     def _warn(self, why: str) -> None:
@@ -128,8 +133,14 @@ class HostPinner:
                 if problem:
                     log.error("pinned memory could not be given back: %s", problem)
                 self.pinned -= size
+                HostPinner.total -= size
             del self._slabs[key]
 
     def close(self) -> None:
         """Unregister everything."""
         self.keep_only(())
+
+    def __del__(self) -> None:
+        """Memory must not be freed while it is registered."""
+        with contextlib.suppress(Exception):  # the interpreter may be going down
+            self.close()

@@ -14,7 +14,7 @@ import torch
 from placing import Layer, plan_of
 from torch import nn
 
-from distorch.engine import HostPinner, StreamedExecutor, bounce, slabs, streaming
+from distorch.engine import HostPinner, StreamedExecutor, bounce, pinning, slabs, streaming
 from distorch.engine.bounce import BounceCopier
 from distorch.engine.slabs import PAGE
 from distorch.inventory import inventory
@@ -128,12 +128,28 @@ def test_segments_end_at_the_cap_and_the_rest_is_said_once(
     assert pinner.pinned == 0
 
 
+def test_the_default_cap_is_that_of_all_models_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinning, "default_cap", lambda: 5 * PAGE)
+    one, two = HostPinner(Driver(), segment=PAGE), HostPinner(Driver(), segment=PAGE)
+    assert sum(end - begin for begin, end in one.pin(_slab(3))) == 3 * PAGE
+    assert sum(end - begin for begin, end in two.pin(_slab(3))) == 2 * PAGE
+    one.close()
+    assert HostPinner.total == two.pinned == 2 * PAGE
+    del two  # without being closed
+    assert HostPinner.total == 0
+
+
+def _slab(pages: int) -> torch.Tensor:
+    return slabs.allocate(pages * PAGE, torch.device("cpu"))
+
+
 def test_a_refusal_keeps_what_is_pinned() -> None:
     driver = Driver(refuse_from=2)
     pinner = HostPinner(driver, cap=1 << 40, segment=PAGE)
     slab = slabs.allocate(3 * PAGE, torch.device("cpu"))
     assert pinner.pin(slab) == [(0, PAGE)]
     assert pinner.trouble == f"{PAGE} bytes could not be pinned, {PAGE} are: out of memory"
+    pinner.close()
 
 
 def test_the_executor_pins_its_slabs_and_gives_them_back(
