@@ -112,7 +112,9 @@ def _check(found: dict[str, Bytes]) -> None:
 def main(moment: bool = False) -> list[Row]:
     """Return the rows of bench/run.py; `moment` changes nothing: there is no time in them."""
     del moment
-    torch.set_num_threads(1)  # tiny models: threads that wait for each other cost more than they bring
+    torch.set_num_threads(
+        1
+    )  # tiny models: threads that wait for each other cost more than they bring
     rows: list[Row] = []
     for size in ("flux-12b", "wan-14b"):
         for share in (0.5, 1.0):
