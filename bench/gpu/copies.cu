@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bandwidth of copies between host and devices, and between devices, in GB/s
 // (2^30 bytes a second, as everywhere here), one JSON object a line on standard
-// output:
+// output, or in the file of --json:
 //
 //   {"way": "pinned", "source": "cpu", "target": "cuda:0", "bytes": 1048576,
 //    "gbps": 24.1, "peer_access": false, "verified": true}
@@ -31,6 +31,8 @@
 #include <vector>
 
 namespace {
+
+std::FILE* rows = nullptr;  // standard output, or the file of --json
 
 void Check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
@@ -241,14 +243,15 @@ bool Measure(const char* way, Buffer::Kind source_kind, int source_device,
   std::sort(seconds.begin(), seconds.end());
   const bool fine = Holds(target, words, seed);
   if (fine) {
-    std::printf(
+    std::fprintf(
+        rows,
         "{\"way\": \"%s\", \"source\": \"%s\", \"target\": \"%s\", "
         "\"bytes\": %zu, \"gbps\": %.3f, \"peer_access\": %s, "
         "\"verified\": true}\n",
         way, Name(source).c_str(), Name(target).c_str(), bytes,
         static_cast<double>(bytes) * count / seconds[kBatches / 2] / (1 << 30),
         peer_access ? "true" : "false");
-    std::fflush(stdout);
+    std::fflush(rows);
   } else {
     std::fprintf(stderr, "%s %s -> %s, %zu bytes: wrong bytes arrived\n", way,
                  Name(source).c_str(), Name(target).c_str(), bytes);
@@ -303,11 +306,20 @@ bool MeasurePeers(int source, int devices, std::size_t bytes) {
 
 int main(int argc, char** argv) {
   std::size_t largest = std::size_t{1} << 30;
-  if (argc == 3 && std::strcmp(argv[1], "--largest") == 0) {
-    largest = std::strtoull(argv[2], nullptr, 10);
-  } else if (argc != 1) {
-    std::fprintf(stderr, "usage: copies [--largest BYTES]\n");
-    return 2;
+  rows = stdout;
+  for (int i = 1; i < argc; i += 2) {
+    if (i + 1 < argc && std::strcmp(argv[i], "--largest") == 0) {
+      largest = std::strtoull(argv[i + 1], nullptr, 10);
+    } else if (i + 1 < argc && std::strcmp(argv[i], "--json") == 0) {
+      rows = std::fopen(argv[i + 1], "w");
+      if (rows == nullptr) {
+        std::fprintf(stderr, "%s cannot be written\n", argv[i + 1]);
+        return 2;
+      }
+    } else {
+      std::fprintf(stderr, "usage: copies [--largest BYTES] [--json FILE]\n");
+      return 2;
+    }
   }
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
