@@ -9,6 +9,7 @@ weights are computed on the compute device at full precision and then go to thei
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -62,6 +63,11 @@ class Placed:
         self._forced = False
         self._wrappers: dict[str, list[Any]] = {}
         self._check_names()
+
+    @functools.cached_property
+    def groups(self) -> dict[str, list[Block]]:
+        """The blocks of each layer group."""
+        return runner.groups_of(self.blocks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied model is not placed: its patcher makes a record of its own."""

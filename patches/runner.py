@@ -61,7 +61,7 @@ def staging_bytes(placed: Any, here: str) -> int:
     """What the slots will take on the compute device: the largest group's streamed bytes, twice."""
     sizes = [
         sum(b.bytes for b in blocks if placed.target(b) != here and streamable(b))
-        for blocks in groups_of(placed.blocks).values()
+        for blocks in placed.groups.values()
     ]
     return SLOTS * max(sizes, default=0)
 
@@ -113,7 +113,7 @@ class Runner:
         specs: list[GroupSpec] = []
         resident: dict[str, torch.nn.Module] = {}
         left_out = 0
-        for name, blocks in groups_of(placed.blocks).items():
+        for name, blocks in placed.groups.items():
             away: list[_Place] = []
             stay: list[_Place] = []
             donors: set[str] = set()
