@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections import deque
 from types import TracebackType
@@ -129,6 +130,24 @@ class Client:
         )
         if status != 200:
             raise UnreachableError(f"POST /free: HTTP {status}")
+
+    async def free_with_pack(self, seconds: float) -> bool:
+        """Do as `free`, and wait until it is done; False where the pack is not there to tell.
+
+        Raises UnreachableError, also when it is not done in `seconds`.
+        """
+        body = {"unload_models": True, "free_memory": True}
+        status, found = await self._exchange("POST", "/distorch/free", body)
+        if status != 202 or not isinstance(found, dict) or not isinstance(found.get("ticket"), int):
+            return False
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            report = await self._json("GET", f"/distorch/report?ticket={found['ticket']}")
+            state = report.get("state") if isinstance(report, dict) else None
+            if state in ("done", "failed"):
+                return True
+            await asyncio.sleep(0.1)
+        raise UnreachableError(f"/distorch/free: not done within {seconds:g} s")
 
     async def _json(self, method: str, path: str) -> Any:
         status, found = await self._exchange(method, path, None)

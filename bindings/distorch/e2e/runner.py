@@ -22,7 +22,8 @@ from distorch.monitor.sinks import Timeline
 HOW_TO_CLEAR = (
     "clear the cache before each scene with --clear-cache, or vary a seed in the workflow"
 )
-# ComfyUI's worker misses a /free that comes while it collects garbage, until the next one or the next prompt.
+# Without the pack: ComfyUI's worker misses a /free that comes while it collects garbage, as it does after a prompt,
+# until the next one, or the next prompt.
 _FREE_AT = (0.0, 0.3, 0.7)
 
 
@@ -89,9 +90,8 @@ class Run:
     async def _scenes(self) -> None:
         listening = asyncio.create_task(self._client.listen(self._feed))
         try:
-            await wait(
-                self._feed.first, self._options.limits.catch_up
-            )  # or else the queue is asked
+            # Without a websocket the queue is asked instead.
+            await wait(self._feed.first, self._options.limits.catch_up)
             if self._options.clear_cache:
                 await self._clear()
             for scene in self._options.scenes:
@@ -147,41 +147,43 @@ class Run:
         run = SceneRun(self._client, self._feed, scene, self._options.limits, self._display.changed)
         await self._memory.scene_begins(scene.name, run.tracker.prompt_id)
         drops, connected = self._feed.drops, self._feed.connected
-        started = time.monotonic()
         try:
             found.outcome = await run.run()
         finally:
-            found.ended = time.time()
-            found.prompt_id = run.tracker.prompt_id
-            begun = run.tracker.started or started
-            found.seconds = time.monotonic() - begun
-            found.ran = [
-                NodeTime(r.node.id, r.node.kind, r.node.title, r.seconds) for r in run.tracker.runs
-            ]
-        if run.ignored and found.good:
-            found.outcome = Outcome(
-                Status.REFUSED, f"ComfyUI ignored a part of the workflow: {run.ignored}"
-            )
-        if found.outcome.status is Status.REFUSED and not run.ignored:
-            found.prompt_id = ""
-        if (
-            found.outcome.status is Status.LOST
-        ):  # what is measured now is another life of the server
-            self._epoch += 1
-            found.epoch = self._epoch
-        if run.others:
-            found.notes.append(
-                f"prompts of others were in the queue ({run.others}): the memory figures are theirs too"
-            )
+            self._note_end(found, run)
         if self._options.clear_cache and not run.stuck:
             await self._clear()
-        memory = await self._memory.scene_ended(found.prompt_id, found.ended, self._options.settle)
+        settle = 0.0 if found.outcome.status is Status.LOST else self._options.settle
+        memory = await self._memory.scene_ended(found.prompt_id, found.ended, settle)
         found.samples, found.peak, found.rest = memory.samples, memory.peak, memory.rest
         found.rested = time.time()
         heard_all = connected and self._feed.connected and self._feed.drops == drops
         self._look_at_cache(found, run.tracker, memory, heard_all)
         self._display.scene_ends(found, self.result.baseline)
         return run.stuck
+
+    def _note_end(self, found: SceneResult, run: SceneRun) -> None:
+        """Keep what is known when the server is through with a scene, or this program is."""
+        tracker = run.tracker
+        begun = run.queued if tracker.started is None else tracker.started
+        found.ended, found.seconds = time.time(), time.monotonic() - begun
+        found.prompt_id = tracker.prompt_id
+        found.ran = [
+            NodeTime(r.node.id, r.node.kind, r.node.title, r.seconds) for r in tracker.runs
+        ]
+        if found.outcome.status is Status.REFUSED:
+            found.prompt_id = ""
+        if found.good and run.ignored:
+            words = f"ComfyUI ignored a part of the workflow: {run.ignored}"
+            found.outcome = Outcome(Status.REFUSED, words)
+        if (
+            found.outcome.status is Status.LOST
+        ):  # what is measured now is another life of the server
+            self._epoch += 1
+            found.epoch = self._epoch
+        if run.others:
+            words = "prompts of others were in the queue"
+            found.notes.append(f"{words} ({run.others}): the memory figures are theirs too")
 
     def _look_at_cache(
         self, found: SceneResult, tracker: Tracker, memory: SceneMemory, heard_all: bool
@@ -212,9 +214,13 @@ class Run:
             )
 
     async def _clear(self) -> None:
+        """Have the cache cleared; a server that does not answer shows in the next scene."""
+        with contextlib.suppress(UnreachableError):
+            if await self._client.free_with_pack(self._options.limits.interrupt):
+                return
         for pause in _FREE_AT:
             await asyncio.sleep(pause)
-            with contextlib.suppress(UnreachableError):  # the scene after it will tell
+            with contextlib.suppress(UnreachableError):
                 await self._client.free()
 
     def _sum_up(self) -> None:

@@ -22,7 +22,7 @@ class Limits:
     Attributes:
         scene: how long the server may work on one scene; it may wait in the queue as long again.
         reconnect: how long the server may stay away.
-        interrupt: how long an interrupted node may take to notice.
+        interrupt: how long an interrupted node may take to notice, or the pack to free.
         look: how often the queue is asked while the websocket stands (a message may be lost).
         look_alone: the same while it does not.
         catch_up: how long the websocket may be behind at the end of a prompt, and at the start of the run.

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -74,6 +74,13 @@ def e2e(server: ComfyServer, workflow: Workflow, *arguments: str) -> Ended:
     )  # fmt: skip
     found = json.loads(where.read_text()) if where.exists() else {}
     return Ended(ran.returncode, ran.stdout, ran.stderr, found)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not so within the time limit"
+        time.sleep(0.1)
 
 
 def wan(leak: float = 0.0, device: str = "sim:1", seed: int = 7, steps: int = 2) -> Workflow:
@@ -175,14 +182,25 @@ def test_ctrl_c_interrupts_the_prompt_and_leaves_the_server_working(server: Comf
     with subprocess.Popen(
         command(server, w), env=environment(), stdout=subprocess.PIPE, text=True
     ) as process:
-        end = time.monotonic() + 30
-        while not server.get("/queue")["queue_running"]:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until(lambda: server.get("/queue")["queue_running"])
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-    end = time.monotonic() + 20
-    while server.get("/queue")["queue_running"]:
-        assert time.monotonic() < end, "the prompt goes on"
-        time.sleep(0.1)
+    wait_until(lambda: not server.get("/queue")["queue_running"])
     assert e2e(server, wan(seed=9)).status == 0
+
+
+def test_a_server_that_dies_is_told_from_a_failure(server: ComfyServer) -> None:
+    """The last test: it ends the server."""
+    where = server.base / "dying.json"
+    command_line = command(
+        server, wan(seed=10, steps=5000), "--reconnect", "1s", "--json", str(where)
+    )
+    with subprocess.Popen(
+        command_line, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: server.get("/queue")["queue_running"])
+        server.stop()
+        assert process.wait(60) == 5
+    (scene,) = json.loads(where.read_text())["scenes"]
+    assert scene["status"] == "server lost"
+    assert "no usable answer for 1 s" in scene["message"]

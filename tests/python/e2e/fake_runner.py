@@ -85,6 +85,9 @@ class FakeRunner(FakeComfy):
         self.interrupts: list[str | None] = []
         self.sockets_opened = 0
         self.accept_sockets = True
+        self.reports: list[str] | None = (
+            None  # the pack's answers about a free, in turn; None: no pack
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forget()
 
@@ -202,6 +205,12 @@ class FakeRunner(FakeComfy):
         if method == "POST" and path == "/free":
             self.freed += 1
             return 200, ""
+        if self.reports is not None and path == "/distorch/free":
+            self.freed += 1
+            return 202, {"ticket": self.freed, "when": "now", "will": "free", "models": []}
+        if self.reports is not None and path == "/distorch/report":
+            state = self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
+            return 200, {"ticket": self.freed, "kind": "free", "state": state}
         if path == "/queue":
             rows = [
                 [self._row(q) for q in row]

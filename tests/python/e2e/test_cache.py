@@ -103,13 +103,31 @@ def test_a_spike_between_two_samples_is_in_the_peak(e2e, server) -> None:
 def test_clear_cache_frees_before_and_after_each_scene(e2e, server) -> None:
     ended = e2e("--repeat", "2", "--clear-cache")
     assert ended.status == 0
-    sent = [(r.path, r.body) for r in server.requests if r.method == "POST"]
+    sent = [(r.path, r.body) for r in server.requests if r.path in ("/free", "/prompt")]
     assert {b for p, b in sent if p == "/free"} == {b'{"unload_models": true, "free_memory": true}'}
     assert [p for i, (p, _) in enumerate(sent) if not i or sent[i - 1][0] != p] == [
         "/free", "/prompt", "/free", "/prompt", "/free",
     ]  # fmt: skip
     assert [q.prompt for q in server.prompts] == [PROMPT, PROMPT]
     assert [json.loads(b)["prompt"] for p, b in sent if p == "/prompt"] == [PROMPT, PROMPT]
+
+
+def test_where_the_pack_is_there_it_tells_when_the_cache_is_clear(e2e, server) -> None:
+    server.reports = ["queued", "running", "done"]
+    ended = e2e("--clear-cache")
+    assert ended.status == 0
+    asked = [
+        r.path
+        for r in server.requests
+        if r.path in ("/distorch/free", "/distorch/report", "/free", "/prompt")
+    ]
+    assert asked == [
+        "/distorch/free", *["/distorch/report"] * 3, "/prompt", "/distorch/free", "/distorch/report",
+    ]  # fmt: skip
+    sent = next(r for r in server.requests if r.path == "/distorch/free")
+    assert json.loads(sent.body) == {"unload_models": True, "free_memory": True}
+    report = next(r for r in server.requests if r.path == "/distorch/report")
+    assert report.query == {"ticket": "1"}
 
 
 def test_a_cache_that_does_not_clear_is_said(e2e, server) -> None:

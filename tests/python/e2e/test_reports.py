@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
 import json
 import pathlib
 import random
@@ -13,15 +11,13 @@ from xml.etree import ElementTree
 
 import pytest
 from fake_comfy import GB, MB
-from fake_runner import PROMPT, Play
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distorch.e2e import display, plot, report
+from distorch.e2e import plot, report
 from distorch.e2e.drift import Drift
-from distorch.e2e.events import Outcome, Status, Tracker
+from distorch.e2e.events import Outcome, Status
 from distorch.e2e.results import NodeTime, RunResult, SceneResult
-from distorch.e2e.workflow import Scene, Workflow
 from distorch.monitor import DeviceSample, Gap, Sample
 from distorch.monitor.lines import Chosen
 from distorch.monitor.sinks import StatisticsSink, Timeline
@@ -239,25 +235,7 @@ def test_any_series_can_be_drawn(values) -> None:
     ElementTree.fromstring(plot.svg(result, timeline))
 
 
-# -- while it runs -------------------------------------------------------------------------------------------------
-
-
-def test_lines_name_each_node_and_the_memory(e2e, server) -> None:
-    server.plays = [Play(seconds=0.15)]
-    ended = e2e("--monitor")
-    lines = ended.out.splitlines()
-    assert lines[1] == "[1/1] wan.json"
-    assert lines[2] == "        1/3  UNETLoader (1)"
-    assert re.fullmatch(
-        r"       done  UNETLoader \(1\)  \d\.\d s  \|  sim:0 8692 MB, sim:1 1 MB", lines[3]
-    )
-    assert "        3/3  Keep it (3, SaveImage)" in lines
-
-
-def test_quiet_has_a_line_a_scene(e2e, server) -> None:
-    ended = e2e("--quiet", "--repeat", "2")
-    body = ended.out.split("\n\n")[0].splitlines()
-    assert [line[:6] for line in body[1:5]] == ["[1/2] ", "  succ", "[2/2] ", "  succ"]
+# -- files written by the command ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -278,38 +256,6 @@ def test_every_sample_is_logged_in_the_form_that_the_ending_names(
     assert read.bad_lines == 0
     taken = {d["device"]: d["samples"] for d in ended.json["statistics"]["devices"]}
     assert read.devices[0].samples == taken["sim:0"] > 0
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_gets_bars() -> None:
-    out = Terminal()
-    shown = display.make(out, memory=False, quiet=False)
-    assert isinstance(shown, display.Rich)
-    workflow = Workflow(pathlib.Path("wan.json"), PROMPT)
-
-    class NoMemory:
-        keeper = None
-
-    shown.begins(RunResult("http://x", "0.33.0"), 2, NoMemory())
-    shown.scene_begins(Scene(1, 1, "wan.json", workflow))
-    tracker = Tracker("p", workflow.nodes)
-    for kind, data in (
-        ("executing", {"node": "1"}),
-        ("executing", {"node": "2"}),
-        ("progress", {"node": "2", "value": 5, "max": 20}),
-    ):
-        tracker.feed({"type": kind, "data": {"prompt_id": "p", **data}}, 0.0)
-        shown.changed(tracker)
-    asyncio.run(asyncio.sleep(0.4))  # a refresh
-    shown.scene_ends(scene(1, rest={"cuda:0": MB}), {"cuda:0": MB})
-    shown.ends()
-    said = out.getvalue()
-    for words in ("UNETLoader (1)", "KSampler (2)", "5/20", "1/3 nodes", "success in 79.5 s"):
-        assert words in said
 
 
 def test_the_json_has_the_fields_that_the_page_names(e2e, server) -> None:
