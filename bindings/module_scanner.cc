@@ -81,6 +81,12 @@ bool ModuleScanner::Add(PyObject* module) {
   return registry_.size() != before;
 }
 
+bool ModuleScanner::Knows(PyObject* module) const {
+  const auto known = by_address_.find(module);
+  return known != by_address_.end() &&
+         Referent(entry(known->second).reference).ptr() == module;
+}
+
 ModuleId ModuleScanner::Register(PyObject* module, double seen) {
   const auto known = by_address_.find(module);
   if (known != by_address_.end()) {
@@ -121,16 +127,18 @@ void ModuleScanner::TakeNoted() {
 std::size_t ModuleScanner::Walk(const py::list& objects, std::size_t start,
                                 std::size_t stop) {
   absl::flat_hash_map<PyTypeObject*, bool> types;
-  const std::size_t before = registry_.size();
+  std::size_t added = 0;
   const double now = Now();
   for (std::size_t i = start; i < stop && i < objects.size(); ++i) {
     PyObject* object =
         PyList_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i));
     const auto [known, fresh] = types.try_emplace(Py_TYPE(object), false);
     if (fresh) known->second = IsModule(object);
-    if (known->second && !by_address_.contains(object)) Register(object, now);
+    if (!known->second || Knows(object)) continue;
+    Register(object, now);
+    ++added;
   }
-  return registry_.size() - before;
+  return added;
 }
 
 void ModuleScanner::RemoveDead(const std::vector<ModuleId>& dead,

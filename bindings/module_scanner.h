@@ -127,6 +127,8 @@ class ModuleScanner {
   const Entry& entry(ModuleId id) const {
     return entries_[static_cast<std::size_t>(id)];
   }
+  // False for a module that lives where a dead one did.
+  bool Knows(PyObject* module) const;
   ModuleId Register(PyObject* module, double seen);
   void TakeNoted();
   // Whether the module is as `one` says, without taking it apart. The module

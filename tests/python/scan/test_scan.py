@@ -170,6 +170,32 @@ def test_modules_that_no_hook_saw_are_found_by_a_walk(scanner, how):
     assert made.weight.shape == (5, 5)
 
 
+def test_a_walk_finds_a_model_that_lives_where_a_dead_one_did(scanner):
+    class Recycled(nn.Module):
+        pass
+
+    for _ in range(200):
+        known = Recycled()
+        known.weight = nn.Parameter(torch.zeros(3))
+        scanner.rows(max_age=0)
+        address = id(known)
+        del known
+        made = Recycled.__new__(Recycled)  # as unpickling does: no hook sees it
+        if id(made) == address:
+            break
+    else:
+        pytest.fail("no address was given again")
+    parts = {
+        "_parameters": {"weight": nn.Parameter(torch.zeros(5))},
+        "_buffers": {},
+        "_modules": {},
+    }
+    made.__dict__.update(parts, training=True)
+    assert scanner.walk() >= 1
+    found = [r for r in scanner.rows(max_age=0) if scanner.module(r.id) is made]
+    assert [r.bytes for r in found] == [{"cpu": 20}]
+
+
 def test_background_walk_finds_an_unpickled_model():
     made = Scanner(walk_seconds=0.05)
     made.rows()
