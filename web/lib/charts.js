@@ -53,6 +53,11 @@ export function memoryBar(device, models) {
   return node
 }
 
+/** "resident", "streamed" or "migrated". */
+export function blockMode(block, placement) {
+  return block.how ?? (block.device === placement.compute ? 'resident' : 'streamed')
+}
+
 /** The blocks of a placed model in its order, coloured by device; streamed ones hatched. */
 export function placementStrip(placement) {
   const blocks = placement.blocks
@@ -81,8 +86,7 @@ export function placementStrip(placement) {
     )
   )
   blocks.forEach((block, index) => {
-    const away = block.device !== placement.compute
-    const how = block.how ?? (away ? 'streamed' : 'resident')
+    const how = blockMode(block, placement)
     const title = svg('title', {}, `${block.name}: ${deviceTitle(block.device)}, ${how}`)
     const place = { x: index * step, y: 0, width: step + 1, height: 18 }
     node.append(svg('rect', { ...place, fill: deviceColour(block.device), 'data-block': block.name, 'data-how': how }, title))

@@ -59,6 +59,10 @@ export function tooltipLines(models, device, top = 10) {
   return lines
 }
 
+function amounts(sizes) {
+  return Object.entries(sizes ?? {}).map(([device, bytes]) => `${formatBytes(bytes)} on ${deviceTitle(device)}`).join(', ')
+}
+
 /** Everything the row's hover text says of a model. */
 export function modelDetails(model) {
   const facts = [
@@ -69,6 +73,7 @@ export function modelDetails(model) {
     ['Architecture', model.architecture],
     ['Base model', model.base_model],
     ['Last used', model.last_used ? formatAge(model.last_used) : ''],
+    ['In memory beside its tensors', amounts(model.outside)],
     ['Streamed', model.streamed ? formatBytes(model.streamed) : ''],
     ['Migrated', model.migrated ? formatBytes(model.migrated) : ''],
     ['Shares memory with', model.shares_with.join(', ')]

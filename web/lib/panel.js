@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sidebar tab: devices, models, placements, timelines, and the buttons that give memory back.
 
-import { memoryBar, placementStrip, timeline } from './charts.js'
+import { blockMode, memoryBar, placementStrip, timeline } from './charts.js'
 import { deviceColour, modelColour } from './colours.js'
 import { el, replaceChildren, scheduled } from './dom.js'
 import { deviceTitle, formatAge, formatBytes, modelDetails } from './format.js'
@@ -137,7 +137,11 @@ export class Panel {
 
   row(model, columns) {
     const layers = `${model.layers} ${model.layers === 1 ? 'layer' : 'layers'}`
-    const facts = [model.type, layers, formatAge(model.loaded_since)].filter(Boolean).join(' · ')
+    const how = [
+      model.streamed ? `${formatBytes(model.streamed)} streamed` : '',
+      model.migrated ? `${formatBytes(model.migrated)} migrated` : ''
+    ]
+    const facts = [model.type, layers, ...how, formatAge(model.loaded_since)].filter(Boolean).join(' · ')
     return el(
       'tr',
       { 'data-model': model.id, title: modelDetails(model).join('\n') },
@@ -203,13 +207,21 @@ export class Panel {
             'li',
             {},
             el('span', { class: 'dt-swatch', style: `background:${deviceColour(device)}` }),
-            `${deviceTitle(device)} ${formatBytes(placement.bytes[device] ?? 0)}${device === placement.compute ? '' : ', streamed'}`
+            [`${deviceTitle(device)} ${formatBytes(placement.bytes[device] ?? 0)}`, ...uses(placement, device)].join(', ')
           )
         )
       ),
+      placement.streaming ? el('div', { class: 'dt-small' }, placement.streaming) : null,
       stepTimes(placement)
     )
   }
+}
+
+/** How the blocks on a device are used, where that is not the device they run on anyway. */
+function uses(placement, device) {
+  const there = placement.blocks.filter((block) => block.device === device)
+  const modes = [...new Set(there.map((block) => blockMode(block, placement)))]
+  return modes.filter((mode) => mode !== 'resident').map((mode) => (mode === 'migrated' ? 'computes there' : mode))
 }
 
 function stepTimes(placement) {

@@ -122,6 +122,7 @@ def test_five_models_by_name_with_the_backends_bytes(server: ComfyServer) -> Non
     (placement,) = server.get("/distorch/placements")["placements"]
     assert found["wan_second"]["outside"] == {"sim:0": placement["staging_bytes"]}
     assert placement["staging_bytes"] > 0
+    assert placement["measured_step_ms"] > 0, "the sampler has reported two steps"
     away = sum(placement["bytes"][d] for d in ("sim:1", "sim:2"))
     assert found["wan_second"]["streamed"] + found["wan_second"]["migrated"] == away
 
@@ -291,12 +292,13 @@ def test_a_burst_inside_a_node_is_in_the_peaks(server: ComfyServer) -> None:
     result = server.run(w)
     (run,) = server.get(f"/distorch/history?prompt={result.prompt_id}")["runs"]
     peaks = {n["kind"]: n["peak"]["sim:0"] for n in run["nodes"]}
-    assert peaks["ProbeRun"] == before + 2**30
-    assert peaks["ProbeSave"] < before + 2**30
-    assert run["peak"]["sim:0"] == before + 2**30
+    # What was there before may go with the prompt that needed it.
+    assert 2**30 <= peaks["ProbeRun"] <= before + 2**30
+    assert peaks["ProbeSave"] < 2**30
+    assert run["peak"]["sim:0"] == peaks["ProbeRun"]
 
     def sampled() -> bool:
         samples = server.get("/distorch/history?seconds=60")["samples"]
-        return max(s["devices"]["sim:0"]["peak"] for s in samples) >= before + 2**30
+        return max(s["devices"]["sim:0"]["peak"] for s in samples) == peaks["ProbeRun"]
 
     wait_until(sampled, "the burst is in a sample")

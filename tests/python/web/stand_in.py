@@ -57,7 +57,7 @@ def example_rows() -> list[scan.Row]:
         row(1, "Wan2_2-T2V-A14B-HIGH", "checkpoint",
             {"cuda:0": 9 * GB, "cuda:1": 12 * GB, "cpu": 6 * GB}, 1145, class_name="WAN22",
             file="diffusion_models/Wan2_2-T2V-A14B-HIGH.safetensors", managed=True, compute="cuda:0",
-            streamed=18 * GB, architecture="wan-2.2"),
+            streamed=6 * GB, migrated=12 * GB, architecture="wan-2.2"),
         row(2, "umt5-xxl-enc", "clip", {"cuda:1": 6 * GB}, 242, class_name="UMT5XXlModel",
             file="text_encoders/umt5-xxl-enc.safetensors"),
         row(3, "VACE-Depth", "model", {"cuda:0": GB // 2}, 45, class_name="VaceDepth"),
@@ -121,13 +121,15 @@ class StandInBackend:
     def placements(self) -> dict[str, Any]:
         if all(r.id != 1 for r in self.rows):
             return {"placements": []}
+        how = {"cuda:0": "resident", "cuda:1": "migrated", "cpu": "streamed"}
         devices = ["cuda:0"] * 14 + ["cuda:1"] * 18 + ["cpu"] * 8
         return {"placements": [{
             "key": 1, "name": "Wan2_2-T2V-A14B-HIGH", "file": "wan.safetensors", "compute": "cuda:0",
             "requested": "cuda:0,9gb;cuda:1,12gb;cpu,*", "state": "placed",
-            "blocks": [{"name": f"blocks.{i}", "device": d} for i, d in enumerate(devices)],
+            "blocks": [{"name": f"blocks.{i}", "device": d, "how": how[d]} for i, d in enumerate(devices)],
             "bytes": {"cuda:0": 9 * GB, "cuda:1": 12 * GB, "cpu": 6 * GB},
-            "streaming": "", "notes": [], "predicted_step_ms": 1030.0, "measured_step_ms": 1084.2,
+            "streaming": "8 groups are streamed, 6144.00 MB a step; 18 groups run on cuda:1",
+            "streamed_bytes": 6 * GB, "staging_bytes": 2 * GB, "notes": [], "predicted_step_ms": 1030.0, "measured_step_ms": 1084.2,
         }]}  # fmt: skip
 
     def history(self, seconds: int, prompt: str | None = None) -> dict[str, Any]:

@@ -132,6 +132,31 @@ def test_a_redraw_while_a_button_is_held_does_not_lose_the_click() -> None:
     on_page(check)
 
 
+def test_streamed_and_migrated_parts_are_told_apart() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        facts = await page.evaluate(
+            "document.querySelector('[data-model=\"1\"] .dt-small').textContent"
+        )
+        assert "6.0 GB streamed · 12.0 GB migrated" in facts
+        counts = json.loads(await page.evaluate(
+            "JSON.stringify(['resident', 'streamed', 'migrated'].map(how =>"
+            " document.querySelectorAll(`.dt-strip [data-how=\"${how}\"]`).length))"
+        ))  # fmt: skip
+        assert counts == [14, 8, 18]
+        assert await page.evaluate("document.querySelectorAll('.dt-hatched').length") == 8
+        text = await page.evaluate("document.querySelector('.dt-placement').innerText")
+        for words in (
+            "GPU 0 9.0 GB\n",
+            "GPU 1 12.0 GB, computes there",
+            "RAM 6.0 GB, streamed",
+            "a step: predicted 1030 ms, measured 1084 ms",
+        ):
+            assert words in text
+
+    on_page(check)
+
+
 def test_the_last_prompt_shows_what_its_nodes_needed() -> None:
     async def check(page: Page, server: StandIn) -> None:
         await page.wait_for("document.querySelector('.dt-run')")
