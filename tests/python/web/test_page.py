@@ -23,11 +23,13 @@ ROWS = "document.querySelectorAll('.dt-models tbody tr').length"
 Check = Callable[[Page, StandIn], Awaitable[None]]
 
 
-def on_page(check: Check, backend: StandInBackend | None = None, *, tab: bool = True) -> None:
+def on_page(
+    check: Check, backend: StandInBackend | None = None, *, tab: bool = True, height: int = 1100
+) -> None:
     """Runs `check` on a fresh page, with the tab open; nothing may have thrown there."""
 
     async def run() -> None:
-        async with serve(backend or StandInBackend()) as server, open_page(1280, 1100) as page:
+        async with serve(backend or StandInBackend()) as server, open_page(1280, height) as page:
             await page.goto(server.url)
             await page.wait_for("window.started")
             if tab:
@@ -337,7 +339,7 @@ def test_pictures_of_both_themes(scheme: str, tmp_path: pathlib.Path) -> None:
         ratio = await page.evaluate(CONTRAST)
         assert ratio >= 4.5
 
-    on_page(check)
+    on_page(check, height=1320)
 
 
 CONTRAST = """(() => {
