@@ -93,11 +93,12 @@ class PendingLoad:
     start: float
     end: float = 0.0
     matched: bool = False
+    returned: bool = False  # the node returned its model: what else appears is not this load's
 
     def fits(self, seen: float) -> bool:
         """Whether a model that appeared at `seen` may be this load's."""
         latest = self.end + PENDING_SECONDS if self.end else float("inf")
-        return self.start <= seen <= latest
+        return not self.returned and self.start <= seen <= latest
 
     def note_for(self, kind: str) -> Note | None:
         """Return the note for a model of `kind`: the files of that kind, else those of any."""

@@ -156,7 +156,7 @@ class Scanner:
                     note = load.note_for(type_of(module, load.files[0].file))
                     if note is not None and self._appeared_since(module, load.start):
                         self._builder.note(module, note)
-                        load.matched = True
+                        load.matched = load.returned = True
             self.invalidate()
             if not load.matched:
                 self.look_for_unknown()

@@ -97,6 +97,15 @@ def test_a_model_that_the_node_keeps_is_matched_by_time(scanner, folder):
     assert row_of(scanner, before).name == "Linear"
 
 
+def test_what_appears_after_a_load_that_returned_its_model_is_something_else(scanner, folder):
+    scanner.node_started("n", {"ckpt_name": "titled.safetensors"}, resolver_of(folder))
+    model = nn.Linear(3, 3)
+    scanner.node_ended("n", [[Wrapper(model)]])
+    other = nn.Linear(4, 4)  # of the next node, within the five seconds
+    assert row_of(scanner, model).name == "My Model"
+    assert row_of(scanner, other).name == "Linear"
+
+
 def test_a_pending_load_is_forgotten_after_five_seconds(folder):
     now = [1000.0]
     pending = names.PendingLoads(clock=lambda: now[0])
