@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distorch._load import core
-from distorch.devices import device_module, parse_name
+from distorch.devices import canonical_name, parse_name
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,14 @@ def torch_version() -> str:
 
 
 def key_of(device: str) -> str:
-    """Return what names `device` in the cache: its UUID, or its kind, index and name where it has none; "cpu"."""
+    """Return what names `device` in the cache: its UUID, or its canonical name where NVML does not know it; "cpu".
+
+    Asks no device for its name: that would initialise it.
+    """
     kind, index = parse_name(device)
-    if kind == "cpu":
-        return "cpu"
     if kind == "cuda" and index in machine().nvml:
         return str(machine().nvml[index].uuid)
-    name: Any = getattr(device_module(kind), "get_device_name", None)
-    try:
-        text = str(name(index)) if name is not None else ""
-    except (RuntimeError, AssertionError):
-        text = ""
-    return f"{kind}:{index} {text}".rstrip()
+    return canonical_name(kind, index)
 
 
 def pcie_text(device: Any) -> str:

@@ -156,6 +156,19 @@ def test_devices_are_known_by_uuid_not_by_number(machine: types.SimpleNamespace)
     assert {pair[:2] for pair in links.cached_ways()} == {(0, 1), (1, 0), (-1, 0), (0, -1), (-1, 1), (1, -1)}  # fmt: skip
 
 
+def test_other_devices_go_by_number_and_none_is_initialised(
+    machine: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touched(*_: Any) -> str:
+        pytest.fail("a device was asked for its name, which initialises it")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", touched)
+    assert identity.key_of("cuda:2") == "GPU-2abc"
+    assert identity.key_of("cuda:5") == "cuda:5"
+    assert identity.key_of("xpu") == "xpu:0"
+    assert [identity.key_of(name) for name in ("cpu", "mps:0")] == ["cpu", "mps"]
+
+
 def test_a_part_measured_again_keeps_the_rest(machine: types.SimpleNamespace) -> None:
     report()
     links.report(["cuda:0"], refresh=True, sample_bytes=SIZE // 2)
