@@ -71,6 +71,7 @@ def run_module(path: Path, moment: bool) -> list[Row]:
     if spec is None or spec.loader is None:
         raise RuntimeError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return list(module.main(moment))
 
