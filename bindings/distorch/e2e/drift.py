@@ -19,6 +19,8 @@ MIN_SCENES = 10
 # One-sided. Eight devices without a leak give a false alarm in about four runs of a hundred at most; the two
 # further conditions (size, still growing) leave far fewer.
 SIGNIFICANCE = 0.005
+# All pairs are compared: beyond this many scenes neighbours are put together, so that a week's run stays cheap.
+MOST_POINTS = 200
 # Two-sided, of the printed interval.
 _CONFIDENCE_Z = 1.959963984540054
 
@@ -100,7 +102,7 @@ def judge(device: str, rests: Sequence[tuple[int, int]], least: float) -> Drift:
         rests: (number of the scene, bytes held at rest after it) in order, the first of them the baseline.
         least: bytes a scene below which a rise is no leak.
     """
-    points = [(float(scene), float(used)) for scene, used in rests]
+    points = _thinned([(float(scene), float(used)) for scene, used in rests])
     if not points:
         return Drift(device, NOT_JUDGED, 0, 0, 0, 0.0, 0.0, 0.0, 1.0, 0.0)
     slope, low, high = theil_sen(points)
@@ -113,4 +115,16 @@ def judge(device: str, rests: Sequence[tuple[int, int]], least: float) -> Drift:
     else:  # a cache that fills up and then stays is no leak
         verdict = LEAK if late >= least / 2 else LEVELLED
     first, last = rests[0][1], rests[-1][1]
-    return Drift(device, verdict, len(points), first, last, slope, low, high, p, late)
+    return Drift(device, verdict, len(rests), first, last, slope, low, high, p, late)
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the medians of neighbours, as few as needed to have `MOST_POINTS` at most."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    if size < 2:
+        return points
+    groups = (points[i : i + size] for i in range(0, len(points), size))
+    return [
+        (statistics.median(x for x, _ in group), statistics.median(y for _, y in group))
+        for group in groups
+    ]

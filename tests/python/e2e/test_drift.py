@@ -138,6 +138,14 @@ def test_fewer_scenes_are_not_judged(n) -> None:
     assert (found.verdict, found.scenes, found.leaks) == (drift.NOT_JUDGED, n, False)
 
 
+def test_thousands_of_scenes_are_judged_by_groups() -> None:
+    leak = judged(noise(5000, 1, 100 * MB, 2 * MB))
+    assert (leak.verdict, leak.scenes) == (drift.LEAK, 5000)
+    assert leak.slope == pytest.approx(2 * MB, rel=0.01)
+    assert judged(noise(5000, 2)).verdict == drift.CLEAN
+    assert judged(noise(201, 3, 1 * MB, 2 * MB)).slope == pytest.approx(2 * MB, rel=0.05)
+
+
 def test_a_leaking_workflow_is_found_and_its_device_named(e2e, server) -> None:
     server.plays = [Play(leak={"sim:1": 16 * MB})]
     ended = e2e("--repeat", "10")
