@@ -153,6 +153,28 @@ def measure_copies(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def copies_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the copies as lines: one a way and pair, one column a size, GB/s."""
+    sizes = sorted({row["bytes"] for row in rows})
+    kinds = dict.fromkeys((row["way"], row["source"], row["target"]) for row in rows)
+    speed = {(r["way"], r["source"], r["target"], r["bytes"]): r["gbps"] for r in rows}
+    lines = [f"{'GB/s':<32}" + "".join(f"{_size(size):>9}" for size in sizes)]
+    for kind in kinds:
+        name = f"{kind[0]:<12}{kind[1]} to {kind[2]}"
+        cells = [speed.get((*kind, size)) for size in sizes]
+        lines.append(
+            f"{name:<32}" + "".join(f"{'-' if c is None else f'{c:.2f}':>9}" for c in cells)
+        )
+    return lines
+
+
+def _size(size: int) -> str:
+    for unit, name in ((GB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {name}"
+    return f"{size} B"
+
+
 def peak_gbps(rows: Sequence[dict[str, Any]], device: str) -> float:
     """Return the speed of pinned copies from the host of at least 32 MiB: the fastest."""
     found = [
@@ -313,6 +335,7 @@ def run(args: argparse.Namespace) -> int:
         check_memory(args)
         copies = measure_copies(args.copies)
         gbps = peak_gbps(copies, args.device)
+        print("\n".join(copies_table(copies)) + "\n")
         print(f"W: {gbps:.1f} GB/s, pinned, host to {args.device}")
         meter, sizes = Clock(args.device, args.steps), dit.SIZES
     about = context(args)

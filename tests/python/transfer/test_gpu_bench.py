@@ -89,6 +89,11 @@ def test_the_sizes_are_the_real_ones(bench: ModuleType) -> None:
     assert 13.5 < billions["wan-14b"] < 14.5
     assert 3 < billions["flux-4b"] < 4.5
     assert 4 < billions["wan-5b"] < 5.5
+    for size in dit.SIZES.values():  # whole steps, of shapes only
+        with torch.device("meta"):
+            model = dit.DiT(size).to(torch.bfloat16)
+        args = dit.inputs(size, 256, "meta", torch.bfloat16)
+        assert model(*args).shape == (1, 256, 64), size.name
 
 
 @pytest.mark.parametrize(
@@ -128,6 +133,10 @@ def test_the_copies_come_from_the_binary(bench: ModuleType, tmp_path: Path) -> N
     found = bench.measure_copies(program(tmp_path / "copies", lines))
     assert found == rows
     assert bench.peak_gbps(found, "cuda:0") == 25.0
+    lines = bench.copies_table(found)
+    assert lines[0].split() == ["GB/s", "4", "KiB", "64", "MiB", "1", "GiB"]
+    assert lines[1].split() == ["pinned", "cpu", "to", "cuda:0", "99.00", "24.00", "25.00"]
+    assert lines[2].split() == ["pageable", "cpu", "to", "cuda:0", "-", "-", "40.00"]
     with pytest.raises(bench.NotPossibleError, match="no pinned copy of 32 MiB or more to cuda:1"):
         bench.peak_gbps(found, "cuda:1")
     with pytest.raises(bench.NotPossibleError, match=r"is not there: build it by tools/compile"):
@@ -172,6 +181,35 @@ def test_seconds_are_set_against_bound_and_rivals(bench: ModuleType) -> None:
     assert lines[1].split() == ["wan-14b", "8", "50%", "2.0500", "1.0000", "2.0000", "0.976", "2.000", "0.976"]  # fmt: skip
     slow = {**row, "fraction_of_bound": 0.9, "ratio": {"per_leaf": 1.0, "accelerate": 1.0}}
     assert bench.missed(slow) == ["wan-14b, 8 tokens, 50% away: 0.90 of the bound"]
+
+
+def test_the_whole_run_with_seconds(
+    bench: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dit = importlib.import_module("dit")
+    distorch_sim.install([64 << 20])
+    copies = [
+        {"way": "pinned", "source": "cpu", "target": "sim:0", "bytes": 64 << 20, "gbps": 20.0}
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Imaginary 9000")
+    monkeypatch.setattr(bench, "check_memory", lambda _: None)
+    monkeypatch.setattr(bench, "measure_copies", lambda _: copies)
+    monkeypatch.setattr(bench, "Clock", lambda *_: Seconds(*[1.0, 1.01, 3.0, 4.0] * 3))
+    monkeypatch.setattr(dit, "SIZES", dit.TINY)
+    arguments = ["--device", "sim:0", "--sizes", "flux-12b", "--tokens", "8"]
+    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "W: 20.0 GB/s, pinned, host to sim:0" in out
+    assert "hardware Imaginary 9000" in out
+    assert "every goal is met" in out
+    contents = json.loads((tmp_path / "results.json").read_text())
+    assert contents["copies"] == copies
+    assert [row["ratio"]["per_leaf"] for row in contents["rows"]] == [pytest.approx(3 / 1.01)] * 3
+    assert "Imaginary 9000" in (tmp_path / "results.svg").read_text()
 
 
 def test_a_wrong_result_ends_the_run(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
