@@ -8,7 +8,7 @@ namespace {
 
 namespace py = pybind11;
 
-constexpr std::uint64_t kDeepRounds = 32;
+constexpr std::uint64_t kDeepRounds = 64;
 // How far ahead of use the memory of a module is asked for: the scan waits for
 // memory more than it computes.
 constexpr std::size_t kAhead = 4;
@@ -101,6 +101,7 @@ ModuleId ModuleScanner::Register(PyObject* module, double seen) {
   py::object reference = WeakReference(module);
   if (!reference) throw py::error_already_set();
   const ModuleId id = registry_.Add();
+  registered_ = true;
   if (static_cast<std::size_t>(id) >= entries_.size()) {
     entries_.resize(static_cast<std::size_t>(id) + 1);
   }
@@ -178,11 +179,10 @@ std::size_t ModuleScanner::Verify(bool deep) {
     if (Refresh(id)) ++changes;
   }
   // Children found on the way come after the others or in a dead one's place.
-  for (bool again = true; again;) {
-    again = false;
+  while (registered_) {
+    registered_ = false;
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (!entries_[i].reference || !entries_[i].signature.empty()) continue;
-      again = true;
       if (Refresh(static_cast<ModuleId>(i))) ++changes;
     }
   }

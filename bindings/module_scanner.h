@@ -50,7 +50,7 @@ class ModuleScanner {
                    std::size_t stop);
   // Returns how many modules appeared, changed or died. A tensor counts as
   // unchanged while it is the same object with memory at the same address; a
-  // thirty-second part of the modules in turn, or all with `deep`, are asked
+  // sixty-fourth part of the modules in turn, or all with `deep`, are asked
   // for device and size as well, which tells memory that was freed and given
   // again apart.
   std::size_t Verify(bool deep);
@@ -176,6 +176,7 @@ class ModuleScanner {
   absl::flat_hash_map<std::string, std::int32_t> name_index_;
   std::vector<std::uint64_t> called_;  // scratch of SameCalls
   std::uint64_t round_ = 0;
+  bool registered_ = false;  // modules that Verify() has not seen
 };
 
 }  // namespace distorch::bindings

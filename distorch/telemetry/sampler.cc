@@ -7,12 +7,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <set>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "distorch/device/host_memory.h"
 
 namespace distorch {
 namespace {
@@ -31,75 +29,6 @@ double ThreadCpuSeconds() {
 }
 
 }  // namespace
-
-// Holds the locks of every sampler across fork(), so that the child finds what
-// they guard in order; of the threads only the forking one is in the child.
-class ForkGuard {
- public:
-  static ForkGuard& Get() {
-    static ForkGuard* guard = new ForkGuard;  // outlives every sampler
-    return *guard;
-  }
-
-  void Add(MemorySampler* sampler) {
-    const std::lock_guard lock(mutex_);
-    samplers_.insert(sampler);
-  }
-
-  void Remove(MemorySampler* sampler) {
-    const std::lock_guard lock(mutex_);
-    samplers_.erase(sampler);
-  }
-
- private:
-  ForkGuard() { pthread_atfork(&Prepare, &Parent, &Child); }
-
-  static void Prepare() {
-    Get().mutex_.lock();
-    for (MemorySampler* sampler : Get().samplers_) sampler->LockForFork();
-  }
-  static void Parent() {
-    for (MemorySampler* sampler : Get().samplers_) sampler->UnlockAfterFork();
-    Get().mutex_.unlock();
-  }
-  static void Child() {
-    for (MemorySampler* sampler : Get().samplers_) {
-      sampler->ForgetThread();
-      sampler->UnlockAfterFork();
-    }
-    Get().mutex_.unlock();
-  }
-
-  std::mutex mutex_;
-  std::set<MemorySampler*> samplers_;
-};
-
-MemorySampler::MemorySampler(Options options) : options_(std::move(options)) {
-  ForkGuard::Get().Add(this);
-}
-
-MemorySampler::~MemorySampler() {
-  Stop();
-  ForkGuard::Get().Remove(this);
-}
-
-void MemorySampler::LockForFork() {
-  control_.lock();
-  reading_.lock();
-  data_.lock();
-}
-
-void MemorySampler::UnlockAfterFork() {
-  data_.unlock();
-  reading_.unlock();
-  control_.unlock();
-}
-
-void MemorySampler::ForgetThread() {
-  // Its condition variable has a waiter that is not in this process: neither
-  // it nor the thread's handle can be destroyed.
-  (void)thread_.release();
-}
 
 absl::Status MemorySampler::AddDevice(std::string name, DeviceSource source) {
   const std::lock_guard reading(reading_);

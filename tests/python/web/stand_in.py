@@ -81,7 +81,9 @@ def example_runs(now: float) -> list[dict[str, Any]]:
          "peak": {"cuda:0": 23 * GB, "cuda:1": 18 * GB}, "nodes": nodes},
         {"prompt": "b2", "started": now - 20, "ended": None, "status": "running",
          "peak": {"cuda:0": 12 * GB},
-         "nodes": [{**nodes[1], "started": now - 19, "ended": None, "loaded": []}]},
+         "nodes": [{**nodes[0], "started": now - 20, "ended": now - 19},
+                   {**nodes[1], "started": now - 19, "ended": None, "peak": {"cuda:0": 12 * GB},
+                    "loaded": []}]},
     ]  # fmt: skip
 
 
