@@ -33,7 +33,7 @@ struct Layout {
 // that fit are taken too. A device whose part would be empty, because the next
 // atom is larger than all it may hold, starts at the first that fits. A device
 // that would stay more than half empty takes groups behind the end of its part.
-Layout LayoutContiguous(const Units& units, std::vector<Bytes> room,
+Layout LayoutContiguous(const Units& units, const std::vector<Bytes>& room,
                         size_t rest);
 
 // The atoms that `base` put on the devices in `among` (which has `rest` in it),

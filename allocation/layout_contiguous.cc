@@ -128,7 +128,7 @@ void GoOnWhereHalfEmpty(const Units& units, const std::vector<Bytes>& given,
 
 }  // namespace
 
-Layout LayoutContiguous(const Units& units, std::vector<Bytes> room,
+Layout LayoutContiguous(const Units& units, const std::vector<Bytes>& room,
                         size_t rest) {
   Layout layout;
   layout.where.assign(units.sequence.size(), kUnplaced);
