@@ -243,6 +243,7 @@ async def at_rest(page: Any, selector: str) -> None:
 async def picture(page: Any, name: str) -> None:
     """Into docs/images/ with DISTORCH_UPDATE_PICTURES=1."""
     if os.environ.get("DISTORCH_UPDATE_PICTURES") == "1":
+        await asyncio.sleep(2)  # the page fades in
         await page.screenshot(IMAGES / name)
 
 
