@@ -22,6 +22,9 @@ from distorch.allocation import Block, group_names
 # A block's name and module -> why it has to stay on the compute device, or "" when it may go anywhere.
 Pin = Callable[[str, nn.Module], str]
 
+# Names of blocks -> for each the name of the module that is its layer group, or "".
+Grouping = Callable[[Sequence[str]], Sequence[str]]
+
 _HEAD_NAMES = re.compile(
     r"(^|\.)(shared|wte|wpe|embed_tokens|embed_positions|embeddings|token_embedding|position_embedding|"
     r"word_embeddings|position_embeddings|token_type_embeddings)$"
@@ -208,16 +211,23 @@ def _tensors(name: str, module: nn.Module) -> list[TensorRef]:
     return refs
 
 
-def inventory(model: nn.Module, *, patches: Any = None, pin: Pin | None = stay_reason) -> Inventory:
+def inventory(
+    model: nn.Module,
+    *,
+    patches: Any = None,
+    pin: Pin | None = stay_reason,
+    groups: Grouping = group_names,
+) -> Inventory:
     """List the blocks of `model`.
 
     Args:
         model: any module; nothing in it is changed.
         patches: what has qualified parameter names as keys; their blocks are marked `patched`.
         pin: says for a block why it must stay on the compute device; None lets every block go anywhere.
+        groups: the layer group of each block; by default the outermost repeated module of its name.
 
     Raises:
-        ValueError: a tensor is on the device `meta` (it has no bytes that could be placed).
+        ValueError: a tensor is on the device `meta` (it has no bytes that could be placed), or a group is no module.
     """
     patched = set(patches or ())
     ties = _Ties()
@@ -242,7 +252,12 @@ def inventory(model: nn.Module, *, patches: Any = None, pin: Pin | None = stay_r
         hit = any(ref.qualified in patched for ref in refs)
         blocks.append(ModelBlock(label, module, tuple(refs), size, "", reason, "", hit))
     tied_names = {ties.find(name) for name in ties.parent}
-    names = group_names([block.name for block in blocks])
+    names = list(groups([block.name for block in blocks]))
+    unknown = [name for name in names if name and name not in modules]
+    if unknown or len(names) != len(blocks):
+        raise ValueError(
+            f"groups: {unknown[0]!r} is no module" if unknown else "groups: one a block"
+        )
     final = []
     for block, group in zip(blocks, names, strict=True):
         root = ties.find(block.name)

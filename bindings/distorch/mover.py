@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distorch.inventory import Inventory, ModelBlock, TensorRef, inventory, storage_key
+from distorch.allocation import group_names
+from distorch.inventory import Grouping, Inventory, ModelBlock, TensorRef, inventory, storage_key
 from distorch.patching import Patch, Patches, apply_patches, check_patches
 from distorch.placed import PlacedModel, PlacementError, canonical
 
@@ -268,6 +269,7 @@ def place_string(
     options: Any = None,
     progress: ProgressCallback | None = None,
     seconds: Mapping[str, float] | None = None,
+    groups: Grouping = group_names,
 ) -> PlacedModel:
     """Parse an allocation string, plan and place in one call.
 
@@ -280,6 +282,7 @@ def place_string(
         options: the planner's options.
         progress: see `place`.
         seconds: what each layer group computes in a step, as an executor has measured it (`group_seconds`).
+        groups: see `distorch.inventory.inventory`.
 
     Raises:
         AllocationError: the string is wrong; the message points at the place.
@@ -292,7 +295,7 @@ def place_string(
         list(devices) if devices is not None else to_allocation_devices(compute=canonical(compute))
     )
     spec = parse(text, table)
-    blocks = inventory(model, patches=patches)
+    blocks = inventory(model, patches=patches, groups=groups)
     plan = make_plan(
         spec, blocks.allocation_blocks(seconds), table, canonical(compute), options or Options()
     )

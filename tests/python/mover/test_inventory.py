@@ -76,3 +76,14 @@ def test_measured_seconds_are_shared_out_by_bytes() -> None:
     assert block_costs(blocks, {"a.0": 4e-6}) == [0, 0, 0, 0], "one is not known"
     assert block_costs(blocks, {"a.0": 2.2e-6, "a.1": 1e-6}) == [0, 0, 0, 0], "noise"
     assert block_costs([("", 5)], {"b": 1.0}) == [0]
+
+
+def test_groups_can_be_the_callers() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    found = inventory(model, groups=lambda names: [n.partition(".")[0] for n in names])
+    assert [b.group for b in found.blocks] == ["0", "1", "1"]
+    assert found.groups == {"0": model[0], "1": model[1]}
+    with pytest.raises(ValueError, match="groups: 'layers' is no module"):
+        inventory(model, groups=lambda names: ["layers"] * len(names))
+    with pytest.raises(ValueError, match="groups: one a block"):
+        inventory(model, groups=lambda names: [])
