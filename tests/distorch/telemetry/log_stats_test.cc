@@ -5,12 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 namespace distorch {
 namespace {
@@ -24,11 +24,8 @@ LogStats Read(std::string_view text) {
 }
 
 std::string Clock(int seconds) {
-  char text[9];
   const int day = seconds % 86400;
-  std::snprintf(text, sizeof text, "%02d:%02d:%02d", day / 3600, day / 60 % 60,
-                day % 60);
-  return text;
+  return absl::StrFormat("%02d:%02d:%02d", day / 3600, day / 60 % 60, day % 60);
 }
 
 TEST(LogStatsTest, ReadsEveryForm) {
