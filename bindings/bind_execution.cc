@@ -9,6 +9,7 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -114,6 +115,64 @@ class PythonScheduler {
   StreamScheduler scheduler_;
 };
 
+// Where the tensors of a layer group hang (module tables), what is stored
+// there, and what hangs there while the group computes from a slot. In C++
+// because it is done twice a group and step. Holds tables and tensors, no
+// modules: nothing that could lead back to its owner.
+class TensorSwap {
+ public:
+  using Place = std::tuple<py::dict, py::str, py::object>;
+
+  TensorSwap(const std::vector<Place>& places,
+             std::vector<std::vector<py::object>> lent)
+      : lent_(std::move(lent)) {
+    for (const auto& [table, name, stored] : places) {
+      places_.push_back({table, name, stored});
+    }
+    for (const auto& slot : lent_) {
+      if (slot.size() != places_.size()) {
+        throw py::value_error("each slot needs a tensor for each place");
+      }
+    }
+  }
+
+  // False, with nothing changed, if a table holds another tensor than stored.
+  bool Enter(size_t slot) {
+    const std::vector<py::object>& lent = lent_.at(slot);
+    for (const Entry& entry : places_) {
+      PyObject* now =
+          PyDict_GetItemWithError(entry.table.ptr(), entry.name.ptr());
+      if (now == nullptr && PyErr_Occurred() != nullptr) {
+        throw py::error_already_set();
+      }
+      if (now != entry.stored.ptr()) return false;
+    }
+    for (size_t i = 0; i < places_.size(); ++i) Set(places_[i], lent[i]);
+    return true;
+  }
+
+  void Leave() {
+    for (const Entry& entry : places_) Set(entry, entry.stored);
+  }
+
+ private:
+  struct Entry {
+    py::dict table;
+    py::str name;
+    py::object stored;
+  };
+
+  static void Set(const Entry& entry, const py::object& tensor) {
+    if (PyDict_SetItem(entry.table.ptr(), entry.name.ptr(), tensor.ptr()) !=
+        0) {
+      throw py::error_already_set();
+    }
+  }
+
+  std::vector<Entry> places_;
+  std::vector<std::vector<py::object>> lent_;  // by slot
+};
+
 }  // namespace
 
 void BindExecution(py::module_& module) {
@@ -128,6 +187,16 @@ void BindExecution(py::module_& module) {
       .def("reset", &PythonScheduler::Reset)
       .def_property_readonly("order", &PythonScheduler::Order)
       .def_property_readonly("counters", &PythonScheduler::Counters);
+  py::class_<TensorSwap>(module, "TensorSwap",
+                         "The tensors of a layer group in their modules' "
+                         "tables, and those of each slot.")
+      .def(py::init<const std::vector<TensorSwap::Place>&,
+                    std::vector<std::vector<py::object>>>(),
+           py::arg("places"), py::arg("lent"))
+      .def("enter", &TensorSwap::Enter, py::arg("slot"),
+           "Hang a slot's tensors in; False, with nothing changed, if a table "
+           "holds another tensor than the stored one.")
+      .def("leave", &TensorSwap::Leave, "Hang the stored tensors in again.");
 }
 
 }  // namespace distorch::bindings

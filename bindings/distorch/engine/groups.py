@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distorch._load import core
 from distorch.engine.cells import Cell
 from distorch.engine.choice import Decision, decide
 from distorch.engine.migration import MigratedGroup, Migrator
@@ -97,10 +98,10 @@ class _Active:
     touches: list[Any] = field(default_factory=list)
     in_step: bool = False
     depth: int = 0
-    # Streamed: its index in the streamer; (table, name, stored tensor); the same with a slot's, by slot.
+    # Streamed: its index in the streamer; (table, name, stored tensor); what swaps them for those of a slot.
     index: int = -1
     cells: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
-    swaps: list[list[tuple[dict[str, Any], str, torch.Tensor]]] = field(default_factory=list)
+    swap: Any = None
     recurrent: list[weakref.ref[nn.Module]] = field(default_factory=list)
     # Migrated:
     migrator: Migrator | None = None
@@ -292,13 +293,7 @@ class GroupEngine:
         if trouble and not any(trouble in note for note in self.notes):
             self.notes.append(f"not all of the host's part is pinned: {trouble}")
         for group, stream in zip(groups, packed, strict=True):
-            group.swaps = [
-                [
-                    (table, name, lent)
-                    for (table, name, _), lent in zip(group.cells, views, strict=True)
-                ]
-                for views in stream.views
-            ]
+            group.swap = core().TensorSwap(group.cells, stream.views)
         self._streamer = streamer
 
     def _pack(self, group: _Active) -> StreamGroup:
@@ -478,8 +473,7 @@ class GroupEngine:
         if group.migrator is not None and group.group is not None:
             group.migrator.put_back(group.group)
             return
-        for table, name, stored in group.cells:
-            table[name] = stored
+        group.swap.leave()
         if group.recurrent:
             _refresh(group)
 
@@ -504,6 +498,7 @@ class GroupEngine:
 
     def _streamed_hooks(self, group: _Active) -> tuple[Any, Any]:
         mine = group.spec._module  # a copy of the model has the hooks too, and other tensors
+        swap = group.swap.enter
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if compiling() or mine() is not module:
@@ -513,10 +508,6 @@ class GroupEngine:
                 return None
             if self._starts_step(group):
                 return self._again(group, args, kwargs)
-            for table, name, stored in group.cells:
-                if table[name] is not stored:  # somebody has replaced it
-                    self.rebuild()
-                    return self._again(group, args, kwargs)
             streamer = self._streamer
             assert streamer is not None
             try:
@@ -524,9 +515,11 @@ class GroupEngine:
             except BaseException:
                 streamer.reset()
                 raise
+            if not swap(slot):  # somebody has replaced a tensor
+                streamer.release(group.index)
+                self.rebuild()
+                return self._again(group, args, kwargs)
             group.depth = 1
-            for table, name, lent in group.swaps[slot]:
-                table[name] = lent
             if group.recurrent:
                 _refresh(group)
             if self.profile.active:

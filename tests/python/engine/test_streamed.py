@@ -12,6 +12,7 @@ import torch
 from placing import Layer, Model, State, plan_of
 from torch import nn
 
+from distorch._load import core
 from distorch.engine import ALIGNMENT, StreamedExecutor
 from distorch.inventory import inventory
 from distorch.mover import place, place_string
@@ -329,3 +330,22 @@ def test_measured_seconds_space_the_streamed_groups(x: torch.Tensor) -> None:
         assert len(after) == len(before)
         assert len(early & set(after)) > len(early & set(before)), "they hide most of the copies"
         assert torch.equal(model(x).cpu(), expected)
+
+
+def test_swapping_notices_other_tensors_and_wrong_slots() -> None:
+    table = {"weight": torch.zeros(2), "bias": torch.zeros(1)}
+    stored, lent = list(table.values()), [torch.ones(2), torch.ones(1)]
+    places = [(table, name, tensor) for name, tensor in table.items()]
+    swap = core().TensorSwap(places, [lent])
+    assert swap.enter(0)
+    assert list(table.values()) == lent
+    assert not swap.enter(0), "another tensor hangs there"
+    swap.leave()
+    assert all(a is b for a, b in zip(table.values(), stored, strict=True))
+    del table["bias"]
+    assert not swap.enter(0)
+    assert table == {"weight": stored[0]}, "nothing has changed"
+    with pytest.raises(IndexError):
+        swap.enter(1)
+    with pytest.raises(ValueError, match="each slot needs a tensor for each place"):
+        core().TensorSwap(places, [lent[:1]])
