@@ -182,13 +182,13 @@ def test_a_peak_between_two_samples_is_drawn_and_counts() -> None:
     async def check(page: Page, server: StandIn) -> None:
         await page.wait_for(f"{ROWS} === 5")
         shown = "document.querySelector('.dt-device[data-device=\"cuda:1\"]')"
-        before = await page.evaluate(f"{shown}.querySelectorAll('.dt-spikes').length")
+        # The rows come before the timeline does: wait for what the history drew.
+        await page.wait_for(f"{shown}.querySelectorAll('.dt-spikes').length === 1")
         figures = {"total": 24 * GB, "allocated": 0, "reserved": 0}
         sample = {"time": time.time(), "devices": {
             "cuda:1": {**figures, "used": 2 * GB, "peak": 24 * GB}}}  # fmt: skip
         await server.send("distorch.sample", sample)
         await page.wait_for(f"{shown}.innerText.includes('peak 24.0 GB')")
-        assert before == 1
         strokes = await page.evaluate(f"{shown}.querySelector('.dt-spikes').getAttribute('d')")
         assert strokes.count("M") == 2
 
