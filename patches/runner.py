@@ -20,10 +20,10 @@ import torch
 from distorch import allocation, placements
 from distorch.engine import GroupEngine, GroupSpec, HostPinner
 from distorch.engine.executor import host_links
-from distorch.engine.nested import map_tensors
 from distorch.engine.pinning import registrar_for
 from distorch.engine.slabs import slab_of
 from distorch.engine.travelling import resolve
+from distorch.nested import map_tensors
 
 from .blocks import Block, Cell, is_packed
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from distorch.engine.choice import Decision
 from distorch.engine.groups import GroupEngine, GroupSpec
-from distorch.engine.nested import map_tensors
 from distorch.engine.pinning import HostPinner
 from distorch.engine.travelling import resolve
 from distorch.inventory import ModelBlock, TensorRef
+from distorch.nested import map_tensors
 from distorch.placed import PlacedModel
 
 

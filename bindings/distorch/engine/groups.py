@@ -25,12 +25,12 @@ from distorch._load import core
 from distorch.engine.cells import Cell
 from distorch.engine.choice import Decision, decide
 from distorch.engine.migration import MigratedGroup, Migrator
-from distorch.engine.nested import map_tensors
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.profile import Profile
 from distorch.engine.slabs import pack, slab_of, slabs_of
 from distorch.engine.streaming import Streamer, StreamGroup
 from distorch.engine.travelling import resolve
+from distorch.nested import map_tensors
 from distorch.placed import canonical, refresh_flat_weights
 
 log = logging.getLogger("distorch")

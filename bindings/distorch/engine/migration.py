@@ -16,9 +16,9 @@ import torch
 
 from distorch.devices import device_module
 from distorch.engine.cells import TensorPlace
-from distorch.engine.nested import map_tensors, tensors_in, write_back
 from distorch.engine.slabs import dressed
 from distorch.engine.travelling import TravellingTensor, travelling
+from distorch.nested import map_tensors, tensors_in, write_back
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from distorch.devices import device_module
-from distorch.engine.nested import tensors_in
+from distorch.nested import tensors_in
 
 # Steps that are measured, counted from 1.
 FIRST, LAST = 2, 3
