@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings the weights of layer groups to the compute device, ahead of their use, in one copy a slab.
 
-Two staging slots on the compute device take turns. A copy runs on a stream of its own, after the compute that used the
-slot before and before the compute that needs it (`distorch/execution/stream_scheduler.h`). Nothing is copied back.
+Staging slots on the compute device take turns. A copy runs on a stream of its own, after the compute that used the slot
+before and before the compute that needs it (`distorch/execution/stream_scheduler.h`). Each source has its stream, so
+that the bandwidths of several links add up. Nothing is copied back.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,8 @@ from distorch.devices import device_module
 from distorch.engine.bounce import BounceCopier
 from distorch.engine.pinning import HostPinner
 from distorch.engine.slabs import Run, dressed, layout, runs, view
+
+_HOST = torch.device("cpu")
 
 
 @dataclass
@@ -39,24 +43,54 @@ class StreamGroup:
 
 
 class DeviceStreams:
-    """Streams and events of the compute device; where it has none, copies finish before they return."""
+    """Streams and events of the compute device; where it has none, copies finish before they return.
+
+    Attributes:
+        ready: by slot, behind the last copy into it.
+        used: by slot, behind the last compute that may read it.
+    """
 
     def __init__(self, device: torch.device, slots: int) -> None:
         module = device_module(device.type)
         has = hasattr(module, "Stream") and hasattr(module, "Event")
         self.module: Any = module if has and device.type != "cpu" else None
         self.device = device
-        self.copy: Any = None
         self.ready: list[Any] = []
         self.used: list[Any] = []
+        self._copies: dict[torch.device, Any] = {}
+        self._filled_on: list[Any] = [None] * slots
         if self.module is not None:
-            self.copy = self.module.Stream(device=device)
             self.ready = [self.module.Event() for _ in range(slots)]
             self.used = [self.module.Event() for _ in range(slots)]
 
     def compute(self) -> Any:
         """Return the stream on which the model's kernels are queued."""
         return self.module.current_stream(self.device)
+
+    def copies(self, source: torch.device) -> Any:
+        """Return the stream for copies from a device."""
+        if source not in self._copies:
+            self._copies[source] = self.module.Stream(device=self.device)
+        return self._copies[source]
+
+    def fill(self, slot: int, source: torch.device, copy: Callable[[], None]) -> None:
+        """Queue what `copy` queues, behind all that read or wrote the slot before."""
+        stream = self.copies(source)
+        with self.module.stream(stream):
+            stream.wait_event(self.used[slot])
+            if self._filled_on[slot] not in (None, stream):  # overwritten unread
+                stream.wait_event(self.ready[slot])
+            self._filled_on[slot] = stream
+            try:
+                copy()
+            finally:  # also of a part: the next copy comes behind it
+                self.ready[slot].record(stream)
+
+    def synchronize(self) -> None:
+        """Wait until nothing is under way."""
+        for stream in self._copies.values():
+            stream.synchronize()
+        self.compute().synchronize()
 
 
 class Streamer:
@@ -81,10 +115,12 @@ class Streamer:
         self.bytes_copied = 0
         self.slot_bytes = max(group.bytes for group in self.groups)
         self._pinner = pinner
+        slots = min(slots, len(self.groups))
         self._streams = DeviceStreams(compute, slots)
         self._bounce: BounceCopier | None = None
         self._pending: list[Future[None] | None] = [None] * slots
         self._parts = [self._plan_parts(group) for group in self.groups]
+        self._sources = [_source(parts) for parts in self._parts]
         self._buffers: list[torch.Tensor] = []
         self._make_slots(slots)
         # By group and slot: (from, to, whether through the bounce buffer). No views are made in a step.
@@ -132,12 +168,12 @@ class Streamer:
 
     def _make_slots(self, slots: int) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            for _ in range(min(slots, len(self.groups))):  # never more slots than groups
+            for slot in range(slots):
                 self._buffers.append(
                     torch.empty(self.slot_bytes, dtype=torch.uint8, device=self.compute)
                 )
-            while len(self._buffers) < slots:
-                self._buffers.append(self._buffers[-1])
+                # The allocator gives memory out again that kernels queued here may still use.
+                self._mark_used(slot)
             for group in self.groups:
                 offsets = layout(group.stored)[0]
                 for buffer in self._buffers:
@@ -154,32 +190,34 @@ class Streamer:
         self.bytes_copied += self.groups[index].bytes
         if self._streams.module is None:
             self._copy(index, slot)
-        elif any(bounce for _, _, bounce in self._parts[index]) and self._bouncing():
+            return
+        earlier = self._pending[slot]
+        if any(bounce for _, _, bounce in self._parts[index]) and self._bouncing():
             assert self._bounce is not None
             self._pending[slot] = self._bounce.submit(lambda: self._copy_on_stream(index, slot))
-        else:
-            self._copy_on_stream(index, slot)
+            return
+        if earlier is not None:  # into the same slot, for nobody any more: not to be queued behind this
+            earlier.exception()
+            self._pending[slot] = None
+        self._copy_on_stream(index, slot)
 
     def _bouncing(self) -> bool:
         if self._bounce is None:
             try:
                 self._bounce = BounceCopier(
-                    self.compute, self._streams.copy, self._streams.module.Event
+                    self.compute, self._streams.copies(_HOST), self._streams.module.Event
                 )
             except RuntimeError:  # no pinned memory at all: the driver stages the copies
                 self._copies = [
                     [[(a, b, False) for a, b, _ in copies] for copies in slots]
                     for slots in self._copies
                 ]
+                self._parts = [[(a, b, False) for a, b, _ in parts] for parts in self._parts]
                 return False
         return True
 
     def _copy_on_stream(self, index: int, slot: int) -> None:
-        streams = self._streams
-        with streams.module.stream(streams.copy):
-            streams.copy.wait_event(streams.used[slot])
-            self._copy(index, slot)
-            streams.ready[slot].record(streams.copy)
+        self._streams.fill(slot, self._sources[index], lambda: self._copy(index, slot))
 
     def _copy(self, index: int, slot: int) -> None:
         for source, target, through_bounce in self._copies[index][slot]:
@@ -208,8 +246,7 @@ class Streamer:
             if pending is not None:
                 pending.exception()  # waits; a copy nobody needs any more may have failed
         if self._streams.module is not None:
-            self._streams.copy.synchronize()
-            self._streams.compute().synchronize()
+            self._streams.synchronize()
 
     def close(self) -> None:
         """Give the slots back. Nothing may compute from them any more."""
@@ -222,6 +259,16 @@ class Streamer:
         self._parts.clear()
         for group in self.groups:
             group.views.clear()
+
+
+def _source(parts: Sequence[tuple[torch.Tensor, int, bool]]) -> torch.device:
+    """Return whose stream a group is copied on: the host's where a buffer is between, else where most of it lies."""
+    size: dict[torch.device, int] = defaultdict(int)
+    for part, _, bounce in parts:
+        if bounce:
+            return _HOST
+        size[part.device] += part.nbytes
+    return max(size, key=size.__getitem__)
 
 
 def _cut(begin: int, end: int, pinned: list[tuple[int, int]]) -> list[tuple[int, int, bool]]:
