@@ -116,7 +116,7 @@ class Placed:
         return sorted(used - {name_of(self.compute), name_of(HOST)})
 
     def staging(self, buffers: int) -> int:
-        """Bytes that streaming needs on the compute device: two slots for the largest layer group.
+        """Bytes that streaming needs on the compute device: slots for the largest layer group.
 
         Or, if that is more, the largest streamed block, `buffers` times: the core's own cast.
         """

@@ -22,14 +22,13 @@ from distorch.engine import GroupEngine, GroupSpec, HostPinner
 from distorch.engine.executor import host_links
 from distorch.engine.pinning import registrar_for
 from distorch.engine.slabs import slab_of
+from distorch.engine.streaming import slots_for
 from distorch.engine.travelling import resolve
 from distorch.nested import map_tensors
 
 from .blocks import Block, Cell, is_packed
 
 log = logging.getLogger("DisTorch")
-
-SLOTS = 2
 
 
 class _Place:
@@ -58,12 +57,14 @@ def groups_of(blocks: list[Block]) -> dict[str, list[Block]]:
 
 
 def staging_bytes(placed: Any, here: str) -> int:
-    """What the slots will take on the compute device: the largest group's streamed bytes, twice."""
-    sizes = [
-        sum(b.bytes for b in blocks if placed.target(b) != here and streamable(b))
-        for blocks in placed.groups.values()
-    ]
-    return SLOTS * max(sizes, default=0)
+    """What the slots will take on the compute device: each holds the largest group's streamed bytes."""
+    sources: set[str] = set()
+    sizes = [0]
+    for blocks in placed.groups.values():
+        streamed = [b for b in blocks if placed.target(b) != here and streamable(b)]
+        sources |= {placed.target(b) for b in streamed}
+        sizes.append(sum(b.bytes for b in streamed))
+    return slots_for(sources) * max(sizes)
 
 
 def streamable(block: Block) -> bool:
@@ -99,7 +100,6 @@ class Runner:
             store,
             modes={d: placed.request.mode(d, m) for d, m in placed.plan.modes.items()},
             links=host_links(here),
-            slots=SLOTS,
             pinner=placed.pinner,
             resident=resident,
             may_migrate=_Judge(),

@@ -7,7 +7,7 @@
     executor.detach()                        # or placed.unload()
 
 Each group's tensors that are stored elsewhere lie in one slab on their device, pinned where they are on the host and
-the compute device can make use of it. Two staging slots on the compute device take turns. Blocks outside of layer
+the compute device can make use of it. Staging slots on the compute device take turns. Blocks outside of layer
 groups, and tensors that are not plain, go on being lent module by module; `notes` says which.
 
 For inference, one thread at a time.

@@ -40,7 +40,7 @@ class StreamedExecutor:
         self,
         placed: PlacedModel,
         *,
-        slots: int = 2,
+        slots: int | None = None,
         modes: Mapping[str, str] | None = None,
         links: Mapping[str, float] | None = None,
         pin_cap: int | None = None,
@@ -50,7 +50,7 @@ class StreamedExecutor:
 
         Args:
             placed: a placed model.
-            slots: staging slots on the compute device.
+            slots: staging slots on the compute device; by default two, and one more for each source after the first.
             modes: "stream", "migrate" or "auto" by donor; default: as the plan says.
             links: GB/s from each donor to the compute device; default: as measured (`distorch links`).
             pin_cap: bytes of host memory to pin at most; default: three quarters of it, 0.4 on Windows.

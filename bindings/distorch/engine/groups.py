@@ -28,7 +28,7 @@ from distorch.engine.migration import MigratedGroup, Migrator
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.profile import Profile
 from distorch.engine.slabs import pack, slab_of, slabs_of
-from distorch.engine.streaming import Streamer, StreamGroup
+from distorch.engine.streaming import Streamer, StreamGroup, slots_for
 from distorch.engine.travelling import resolve
 from distorch.nested import map_tensors
 from distorch.placed import canonical, refresh_flat_weights
@@ -137,7 +137,7 @@ class GroupEngine:
         *,
         modes: Mapping[str, str] | None = None,
         links: Mapping[str, float] | None = None,
-        slots: int = 2,
+        slots: int | None = None,
         pinner: HostPinner | None = None,
         resident: Mapping[str, nn.Module] | None = None,
         changed: Callable[[], None] | None = None,
@@ -151,7 +151,7 @@ class GroupEngine:
             store: see Store.
             modes: "stream", "migrate" or "auto" (the default) for each donor.
             links: GB/s from each donor to the compute device, for "auto"; one that is missing is streamed.
-            slots: staging slots on the compute device.
+            slots: staging slots on the compute device; one more than the streamed groups have sources by default.
             pinner: pins slabs on the host; the engine's own by default, closed with it.
             resident: groups that lie on the compute device: they take the outputs of migrated ones.
             changed: called between two steps when `called`, the way of a group or `decision` has changed.
@@ -162,10 +162,11 @@ class GroupEngine:
             ValueError: fewer than one slot.
             torch.OutOfMemoryError: no room for one group more on a donor, or for the slots. The model runs as before.
         """
-        if slots < 1:
+        if slots is not None and slots < 1:
             raise ValueError(f"slots must be at least 1, not {slots}")
         self.compute = compute
-        self.slots = slots
+        self._slots_wanted = slots
+        self.slots = slots or 2
         self.modes = dict(modes or {})
         self.links = dict(links or {})
         self.notes: list[str] = []
@@ -286,9 +287,12 @@ class GroupEngine:
         for index, group in enumerate(groups):
             packed.append(self._pack(group))
             group.index = index
-        streamer = Streamer(packed, self.compute, self.slots, self._pinner)
+        sources = {cell.get().device for group in groups for cell in group.spec.away}
+        self.slots = self._slots_wanted or slots_for(sources)
+        # Before others are pinned: what nobody streams any more counts against the cap.
         slabs = [slab for stream in packed for slab in slabs_of(stream.stored)]
         self._pinner.keep_only(slab for slab in slabs if slab.device.type == "cpu")
+        streamer = Streamer(packed, self.compute, self.slots, self._pinner)
         trouble = self._pinner.trouble
         if trouble and not any(trouble in note for note in self.notes):
             self.notes.append(f"not all of the host's part is pinned: {trouble}")

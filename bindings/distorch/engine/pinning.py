@@ -43,8 +43,9 @@ class CudaRegistrar:
 
     _PORTABLE = 1  # cudaHostRegisterPortable
 
-    def __init__(self) -> None:
-        self._runtime: Any = torch.cuda.cudart()
+    def __init__(self, runtime: Any = None) -> None:
+        """`runtime`: torch's binding of CUDA's runtime by default."""
+        self._runtime: Any = runtime or torch.cuda.cudart()
 
     def register(self, address: int, size: int) -> str:
         """See Registrar."""
@@ -55,7 +56,19 @@ class CudaRegistrar:
         return self._told(self._runtime.cudaHostUnregister(address))
 
     def _told(self, code: Any) -> str:
-        return "" if int(code) == 0 else str(self._runtime.cudaGetErrorString(code))
+        if int(code) == 0:
+            return ""
+        _take_error_off()
+        return str(self._runtime.cudaGetErrorString(code))
+
+
+def _take_error_off() -> None:
+    """Let CUDA forget the last error: it would be taken for one of the next kernel that torch launches.
+
+    The only way that torch offers: the launch of a kernel asks for the error, raises it, and clears it.
+    """
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
 
 
 def registrar_for(device: torch.device) -> Registrar | None:

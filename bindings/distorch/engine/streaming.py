@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,11 @@ from distorch.engine.pinning import HostPinner
 from distorch.engine.slabs import Run, dressed, layout, runs, view
 
 _HOST = torch.device("cpu")
+
+
+def slots_for(sources: Collection[Any]) -> int:
+    """Return how many staging slots the links of these sources can make use of at once, beside the compute."""
+    return max(1, len(sources)) + 1
 
 
 @dataclass

@@ -29,12 +29,14 @@ struct Machine {
   VirtualBackend backend;
   StreamScheduler scheduler;
 
-  Machine(int n, int s, double c, double tau, std::set<int> offloaded)
+  Machine(int n, int s, double c, double tau, std::set<int> offloaded,
+          std::vector<int> sources = {})
       : groups(n),
         slots(s),
         compute(c),
         streamed(std::move(offloaded)),
-        backend(std::vector<double>(static_cast<std::size_t>(n), tau), s),
+        backend(std::vector<double>(static_cast<std::size_t>(n), tau), s,
+                std::move(sources)),
         scheduler(&backend, n, s) {}
 
   // Runs the groups of one step; returns its seconds.
@@ -136,6 +138,64 @@ TEST(StreamSchedulerTest, TwoSlotsReachTheBoundWhereTheTailDoesNot) {
   EXPECT_NEAR(a / 40, 1.00, 0.01);
   EXPECT_NEAR(b / 40, 1.45, 0.015);
 }
+
+struct SourcesCase {
+  int sources;
+  double rho;
+  double share;
+};
+
+class SourcesTest : public testing::TestWithParam<SourcesCase> {};
+
+// Links of their own add up where there is one slot more than sources: while
+// one group computes, every link copies into a slot.
+TEST_P(SourcesTest, OneSlotMoreThanSourcesReachesTheBoundOfAllLinks) {
+  const SourcesCase& c = GetParam();
+  constexpr int kGroups = 48;
+  const int count = static_cast<int>(kGroups * c.share);
+  const std::set<int> offloaded = Offloaded(kGroups, count, true);
+  std::vector<int> source_of(kGroups, 0);
+  std::vector<StreamSource> sources(static_cast<std::size_t>(c.sources),
+                                    {0, 1.0, 0});
+  int turn = 0;
+  for (const int group : offloaded) {
+    const int source = turn++ % c.sources;
+    source_of[static_cast<std::size_t>(group)] = source;
+    sources[static_cast<std::size_t>(source)].bytes += c.rho;
+    sources[static_cast<std::size_t>(source)].groups += 1;
+  }
+  Machine machine(kGroups, c.sources + 1, 1.0, c.rho, offloaded, source_of);
+  double step = 0;
+  for (int i = 0; i < 8; ++i) step = machine.Step(machine.All());
+  StepModel model;
+  model.compute_seconds = kGroups;
+  model.groups = kGroups;
+  model.slots = c.sources + 1;
+  const double bound = StepBound(kGroups, sources);
+  EXPECT_NEAR(step, bound, bound * 0.01);
+  EXPECT_NEAR(step, PredictStep(model, sources), bound * 0.01);
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+}
+
+std::vector<SourcesCase> SourcesTable() {
+  std::vector<SourcesCase> cases;
+  for (const int sources : {2, 3, 4}) {
+    for (const double rho : {1.0, 2.0, 4.0, 8.0}) {
+      for (const double share : {0.25, 0.5, 1.0}) {
+        cases.push_back({sources, rho, share});
+      }
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, SourcesTest, testing::ValuesIn(SourcesTable()),
+    [](const auto& test) {
+      return "Sources" + std::to_string(test.param.sources) + "Rho" +
+             std::to_string(static_cast<int>(test.param.rho)) + "Share" +
+             std::to_string(static_cast<int>(test.param.share * 100));
+    });
 
 TEST(StreamSchedulerTest, LearnsTheOrderAndCopiesAheadOverTheEndOfAStep) {
   Machine machine(4, 2, 1.0, 0.5, {0, 1, 2, 3});
@@ -252,8 +312,10 @@ TEST(StreamSchedulerTest, NoSlotIsReadEarlyOrOverwrittenEarly) {
   };
   for (int schedule = 0; schedule < 10'000; ++schedule) {
     const int groups = pick(1, 8);
+    std::vector<int> sources;
+    for (int g = 0; g < groups; ++g) sources.push_back(pick(0, 2));
     Machine machine(groups, pick(1, 4), 0.1 * pick(1, 20), 0.1 * pick(1, 40),
-                    {});
+                    {}, sources);
     for (int g = 0; g < groups; ++g) {
       if (pick(0, 2) > 0) machine.streamed.insert(g);
     }

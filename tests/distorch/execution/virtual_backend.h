@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A compute device and a copy engine under a virtual clock. The host queues
-// work and never waits, as with real streams; both queues run in order.
+// A compute device and a copy engine for each source under a virtual clock. The
+// host queues work and never waits, as with real streams; all queues run in
+// order.
 // Checks that no slot is read before its copy or overwritten before its use.
 #ifndef DISTORCH_TESTS_DISTORCH_EXECUTION_VIRTUAL_BACKEND_H_
 #define DISTORCH_TESTS_DISTORCH_EXECUTION_VIRTUAL_BACKEND_H_
 
 #include <algorithm>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -16,20 +18,28 @@ namespace distorch {
 
 class VirtualBackend : public StreamBackend {
  public:
-  VirtualBackend(std::vector<double> copy_seconds, int slots)
+  // `sources`: by group, whose link its copy takes; all the same one if empty.
+  VirtualBackend(std::vector<double> copy_seconds, int slots,
+                 std::vector<int> sources = {})
       : copy_seconds_(std::move(copy_seconds)),
-        slots_(static_cast<std::size_t>(slots)) {}
+        sources_(std::move(sources)),
+        slots_(static_cast<std::size_t>(slots)) {
+    sources_.resize(copy_seconds_.size());
+  }
 
   absl::Status StartCopy(int group, int slot) override {
     if (fail_copies > 0 && --fail_copies == 0) {
       return absl::InternalError("copy failed");
     }
     State& state = slots_[static_cast<std::size_t>(slot)];
-    const double begin = std::max(copy_free_, state.used_until);
+    const auto index = static_cast<std::size_t>(group);
+    double& link = link_free_[sources_[index]];
+    // `ready`: of a copy into it that nobody awaited, from another source.
+    const double begin = std::max({link, state.used_until, state.ready});
     if (begin < state.reading_until) violations.push_back("overwritten early");
-    copy_free_ = begin + copy_seconds_[static_cast<std::size_t>(group)];
+    link = begin + copy_seconds_[index];
     state.group = group;
-    state.ready = copy_free_;
+    state.ready = link;
     bytes_copied += 1;
     return absl::OkStatus();
   }
@@ -42,7 +52,7 @@ class VirtualBackend : public StreamBackend {
     return absl::OkStatus();
   }
   void Drain() override {
-    now_ = std::max(now_, copy_free_);
+    for (const auto& [source, free] : link_free_) now_ = std::max(now_, free);
     for (State& state : slots_) state = State{};
     ++drains;
   }
@@ -75,9 +85,10 @@ class VirtualBackend : public StreamBackend {
   };
 
   std::vector<double> copy_seconds_;
+  std::vector<int> sources_;
   std::vector<State> slots_;
-  double copy_free_ = 0;  // the copy engine
-  double now_ = 0;        // the compute stream
+  std::map<int, double> link_free_;  // by source: when its copies are done
+  double now_ = 0;                   // the compute stream
 };
 
 }  // namespace distorch

@@ -152,6 +152,64 @@ def test_a_refusal_keeps_what_is_pinned() -> None:
     pinner.close()
 
 
+class Runtime:
+    """CUDA's runtime as far as memory is registered: it remembers an error until somebody takes it off."""
+
+    def __init__(self) -> None:
+        self.last_error = 0
+
+    def _fail(self, code: int) -> int:
+        self.last_error = code
+        return code
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        assert flags == 1, "for every device of the process"
+        return self._fail(2) if size > PAGE else 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        return self._fail(713) if address == 0 else 0
+
+    def cudaGetErrorString(self, code: int) -> str:
+        return {2: "out of memory", 713: "pointer was not registered"}[code]
+
+    def launch(self, *_: object, **__: object) -> None:
+        """What the launch of a kernel does in torch."""
+        code, self.last_error = self.last_error, 0
+        if code:
+            raise RuntimeError(f"CUDA error: {self.cudaGetErrorString(code)}")
+
+
+def test_a_refused_registration_leaves_no_error_for_the_next_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = Runtime()
+    monkeypatch.setattr(pinning.torch, "zeros", runtime.launch)
+    registrar = pinning.CudaRegistrar(runtime)
+    assert registrar.register(PAGE, PAGE) == ""
+    assert registrar.register(PAGE, 2 * PAGE) == "out of memory"
+    runtime.launch()
+    assert registrar.unregister(0) == "pointer was not registered"
+    runtime.launch()
+
+
+def test_what_is_not_streamed_any_more_makes_room_below_the_cap() -> None:
+    layers = [nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(6)]
+    model, x = nn.Sequential(*layers).eval(), torch.zeros(2, 64)
+    pinner = HostPinner(Driver(), cap=1 << 40)
+    with torch.inference_mode():
+        placed = on_host(model)
+        StreamedExecutor(placed, pinner=pinner)
+        model(x)
+        assert pinner.pinned > 0
+        pinner.cap = pinner.pinned
+        everything = {n: [DiffPatch(torch.ones_like(p))] for n, p in model.named_parameters()}
+        placed.repatch(everything)
+        model(x)
+    assert pinner.trouble == ""
+    assert pinner.pinned == pinner.cap
+    pinner.close()
+
+
 def test_the_executor_pins_its_slabs_and_gives_them_back(
     model: nn.Sequential, x: torch.Tensor
 ) -> None:
