@@ -101,13 +101,15 @@ void AdoptShim(Router& router, int source, int target, const std::string& way,
   Check(Unlocked([&] { return router.Adopt(source, target, chosen, gbps); }));
 }
 
-void CopyShim(Router& router, std::uintptr_t target, int target_device,
-              std::uintptr_t source, int source_device, std::int64_t bytes,
-              int stream_device, std::uintptr_t stream) {
+std::string CopyShim(Router& router, std::uintptr_t target, int target_device,
+                     std::uintptr_t source, int source_device,
+                     std::int64_t bytes, int stream_device,
+                     std::uintptr_t stream) {
   const CopyRequest request{Pointer(target), target_device,
                             Pointer(source), source_device,
                             bytes,           {stream_device, Pointer(stream)}};
-  Check(Unlocked([&] { return router.Copy(request); }));
+  return std::string(
+      WayName(Value(Unlocked([&] { return router.Copy(request); }))));
 }
 
 double MeasureShim(Router& router, int source, int target,

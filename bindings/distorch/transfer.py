@@ -217,7 +217,7 @@ def _copy_routed(router: Any, target: torch.Tensor, source: torch.Tensor) -> str
     if both:
         here, there = torch.cuda.current_stream(on), torch.cuda.current_stream(source.device)
         here.wait_stream(there)
-    router.copy(
+    way = router.copy(
         target.data_ptr(),
         _number(target.device),
         source.data_ptr(),
@@ -228,7 +228,7 @@ def _copy_routed(router: Any, target: torch.Tensor, source: torch.Tensor) -> str
     )
     if both:
         there.wait_stream(here)  # the source may be freed or written behind the copy only
-    return str(router.choose(_number(source.device), _number(target.device))["way"])
+    return str(way)
 
 
 def _group_for(tensors: Sequence[torch.Tensor], nccl: bool | None, at_least: int) -> Any:

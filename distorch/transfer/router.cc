@@ -13,6 +13,8 @@ namespace distorch {
 namespace {
 
 constexpr int kChoiceRepeats = 3;
+// The smallest sample, by how much less than the full one: 1 MiB of 64.
+constexpr std::int64_t kSmallestShare = 64;
 constexpr double kGb = 1 << 30;
 
 double SteadySeconds() {
@@ -138,12 +140,12 @@ absl::StatusOr<Choice> Router::MeasurePair(int source, int target) {
     first = choice.peer_access ? Way::kPeer : Way::kDriver;
   }
   std::string reasons;
+  bool for_memory = true;  // all that failed did so for want of memory
   for (const Way way : {first, Way::kStaged}) {
     Candidate candidate;
     candidate.way = way;
-    const absl::StatusOr<double> gbps =
-        Measure(source, target, way, HostMemory::kPageable, sample_bytes_,
-                kChoiceRepeats);
+    const absl::StatusOr<double> gbps = MeasureInRoom(source, target, way);
+    for_memory = for_memory && absl::IsResourceExhausted(gbps.status());
     if (gbps.ok()) {
       candidate.gbps = *gbps;
       if (*gbps > choice.gbps) {
@@ -158,9 +160,22 @@ absl::StatusOr<Choice> Router::MeasurePair(int source, int target) {
     choice.candidates.push_back(std::move(candidate));
   }
   if (choice.gbps > 0) return choice;
-  return absl::InternalError(absl::StrCat("no way from ", PlaceName(source),
-                                          " to ", PlaceName(target),
-                                          " works:", reasons));
+  const std::string message =
+      absl::StrCat("no way from ", PlaceName(source), " to ", PlaceName(target),
+                   " works:", reasons);
+  return for_memory ? absl::ResourceExhaustedError(message)
+                    : absl::InternalError(message);
+}
+
+absl::StatusOr<double> Router::MeasureInRoom(int source, int target, Way way) {
+  for (std::int64_t share = 1;; share *= 8) {
+    const std::int64_t bytes = std::max<std::int64_t>(1, sample_bytes_ / share);
+    absl::StatusOr<double> gbps = Measure(
+        source, target, way, HostMemory::kPageable, bytes, kChoiceRepeats);
+    if (share == kSmallestShare || !absl::IsResourceExhausted(gbps.status())) {
+      return gbps;
+    }
+  }
 }
 
 absl::StatusOr<double> Router::Measure(int source, int target, Way way,
@@ -223,12 +238,18 @@ absl::StatusOr<double> Router::Time(Transfer& transfer,
   return static_cast<double>(request.bytes) / std::max(median, 1e-9) / kGb;
 }
 
-absl::Status Router::Copy(const CopyRequest& request) {
+absl::StatusOr<Way> Router::Copy(const CopyRequest& request) {
+  const auto by = [&](Way way) -> absl::StatusOr<Way> {
+    absl::Status copied = TransferFor(way)->Copy(request);
+    if (!copied.ok()) return copied;
+    return way;
+  };
   if (absl::Status wrong = CheckRequest(request); !wrong.ok()) return wrong;
   if (request.source_device == request.target_device) {
-    return direct_.Copy(request);
+    return by(Way::kDirect);
   }
-  if (request.source_device < 0 || request.target_device < 0) {
+  const bool with_host = request.source_device < 0 || request.target_device < 0;
+  if (with_host) {
     const void* host =
         request.source_device < 0 ? request.source : request.target;
     CudaFunctions::PointerAttributes attributes;
@@ -236,12 +257,13 @@ absl::Status Router::Copy(const CopyRequest& request) {
     if (!known) cuda_.take_last_error();
     const bool pageable =
         !known || attributes.type == CudaFunctions::kUnregistered;
-    if (!pageable || request.bytes < chunk_) return direct_.Copy(request);
+    if (!pageable || request.bytes < chunk_) return by(Way::kDirect);
   }
   const absl::StatusOr<Choice> choice =
       Choose(request.source_device, request.target_device);
-  if (!choice.ok()) return choice.status();
-  return TransferFor(choice->way)->Copy(request);
+  if (choice.ok()) return by(choice->way);
+  if (!absl::IsResourceExhausted(choice.status())) return choice.status();
+  return by(with_host ? Way::kDirect : Way::kStaged);
 }
 
 }  // namespace distorch

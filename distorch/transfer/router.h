@@ -64,17 +64,21 @@ class Router {
   absl::StatusOr<int> DeviceCount() const;
 
   // The fastest way from `source` to `target`; the host end means pageable
-  // memory. Internal, naming every way with its reason, when none works.
+  // memory. Measured with less where there is no room for a sample. Naming
+  // every way with its reason, when none works: ResourceExhausted if it is for
+  // want of memory alone, else Internal.
   absl::StatusOr<Choice> Choose(int source, int target);
 
   // Takes a way that was measured before (by `distorch links`) as chosen.
   // InvalidArgument for a way that cannot serve the pair.
   absl::Status Adopt(int source, int target, Way way, double gbps);
 
-  // Copies by the chosen way; see transfer.h for the ordering contract. Pinned
-  // host memory always goes directly, pageable memory of less than one staging
-  // buffer too.
-  absl::Status Copy(const CopyRequest& request);
+  // Copies by the chosen way and returns it; see transfer.h for the ordering
+  // contract. Pinned host memory always goes directly, pageable memory of less
+  // than one staging buffer too. A pair that there is no room to measure is
+  // served all the same: by staging, which takes no memory of a device and
+  // cannot deliver wrong bytes; directly where one end is the host.
+  absl::StatusOr<Way> Copy(const CopyRequest& request);
 
   // The median of `repeats` copies of `bytes`; every byte that arrived is
   // compared, after a first copy and after the timed ones. Takes that much
@@ -86,6 +90,7 @@ class Router {
 
  private:
   absl::StatusOr<Choice> MeasurePair(int source, int target);
+  absl::StatusOr<double> MeasureInRoom(int source, int target, Way way);
   absl::StatusOr<double> Time(Transfer& transfer, const CopyRequest& request,
                               int repeats);
   Transfer* TransferFor(Way way);

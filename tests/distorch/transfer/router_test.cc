@@ -99,16 +99,49 @@ TEST_F(RouterTest, WrongBytesRuleAWayOut) {
 
 TEST_F(RouterTest, NoWayListsEveryCandidateWithItsReason) {
   Router router = Make();
-  fake_.FailCall("cudaMalloc", 1, 2);
-  fake_.FailCall("cudaMalloc", 3, 2);
+  for (int i = 1; i <= 3; ++i) fake_.FailCall("cudaMalloc", i, 2);
+  fake_.Corrupt(kHost, 1);
   const auto choice = router.Choose(0, 1);
   EXPECT_EQ(choice.status().code(), absl::StatusCode::kInternal);
+  fake_.Corrupt(-2, -2);
   const std::string message(choice.status().message());
   EXPECT_THAT(message, HasSubstr("no way from cuda:0 to cuda:1 works:\n  "
-                                 "peer: cudaMalloc of 1048576 bytes on cuda:0 "
+                                 "peer: cudaMalloc of 16384 bytes on cuda:0 "
                                  "failed: cudaErrorMemoryAllocation"));
-  EXPECT_THAT(message, HasSubstr("\n  staged: cudaMalloc of 1048576 bytes"));
+  EXPECT_THAT(message, HasSubstr("\n  staged: wrong bytes arrived"));
   EXPECT_TRUE(router.Choose(0, 1).ok()) << "a failure is not kept";
+}
+
+TEST_F(RouterTest, MeasuresWithLessWhereThereIsNoRoom) {
+  Router router = Make();
+  fake_.FailCall("cudaMalloc", 1, 2);
+  fake_.FailCall("cudaMalloc", 3, 2);  // the second end of the second try
+  const auto choice = router.Choose(0, 1);
+  ASSERT_TRUE(choice.ok()) << choice.status();
+  EXPECT_EQ(choice->way, Way::kPeer);
+  EXPECT_EQ(fake_.allocations(), 2U) << "the staging buffers of the other way";
+}
+
+TEST_F(RouterTest, CopiesAlsoWhereThereIsNoRoomToMeasure) {
+  Router router = Make();
+  std::vector<std::byte> pageable(2 * kChunk, std::byte{3});
+  void* first = fake_.NewMemory(0, 2 * kChunk);
+  void* second = fake_.NewMemory(1, 2 * kChunk);
+  const StreamOn on_first{0, fake_.NewStream(0)};
+  const StreamOn on_second{1, fake_.NewStream(1)};
+  for (int i = 1; i <= 12; ++i) fake_.FailCall("cudaMalloc", i, 2);
+  auto way =
+      router.Copy({first, 0, pageable.data(), kHost, 2 * kChunk, on_first});
+  ASSERT_TRUE(way.ok()) << way.status();
+  EXPECT_EQ(*way, Way::kDirect);
+  fake_.RunAll();
+  way = router.Copy({second, 1, first, 0, 2 * kChunk, on_second});
+  ASSERT_TRUE(way.ok()) << way.status();
+  EXPECT_EQ(*way, Way::kStaged);
+  fake_.RunAll();
+  EXPECT_EQ(*static_cast<std::byte*>(second), std::byte{3});
+  EXPECT_EQ(router.Choose(0, 1)->way, Way::kPeer) << "measured once there is";
+  EXPECT_THAT(fake_.violations, IsEmpty());
 }
 
 TEST_F(RouterTest, PageableMemoryGoesTheFasterWayPinnedDirectly) {
