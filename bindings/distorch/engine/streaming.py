@@ -201,7 +201,9 @@ class Streamer:
             assert self._bounce is not None
             self._pending[slot] = self._bounce.submit(lambda: self._copy_on_stream(index, slot))
             return
-        if earlier is not None:  # into the same slot, for nobody any more: not to be queued behind this
+        if (
+            earlier is not None
+        ):  # into the same slot, for nobody any more: not to be queued behind this
             earlier.exception()
             self._pending[slot] = None
         self._copy_on_stream(index, slot)

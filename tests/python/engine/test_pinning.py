@@ -162,14 +162,14 @@ class Runtime:
         self.last_error = code
         return code
 
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802 - CUDA's name
         assert flags == 1, "for every device of the process"
         return self._fail(2) if size > PAGE else 0
 
-    def cudaHostUnregister(self, address: int) -> int:
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
         return self._fail(713) if address == 0 else 0
 
-    def cudaGetErrorString(self, code: int) -> str:
+    def cudaGetErrorString(self, code: int) -> str:  # noqa: N802
         return {2: "out of memory", 713: "pointer was not registered"}[code]
 
     def launch(self, *_: object, **__: object) -> None:
