@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
+from distorch.monitor import files
 from distorch.monitor.log_file import LogBusyError, LogFile
 
 
@@ -158,6 +162,105 @@ def test_a_file_that_others_moved_is_made_anew(path) -> None:
     log.close()
     assert path.with_name("moved").read_text() == "h\na\n"
     assert path.read_text() == "h\nc\n"
+
+
+def test_a_folder_that_was_away_is_an_error_only_while_it_is(tmp_path) -> None:
+    """A drive that comes back: the log goes on."""
+    path = tmp_path / "drive" / "vram.log"
+    path.parent.mkdir()
+    log = LogFile(path, header="h")
+    log.write("a\n")
+    shutil.rmtree(path.parent)
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            log.write("lost\n")
+    path.parent.mkdir()
+    log.write("b\n")
+    log.close()
+    assert path.read_text() == "h\nb\n"
+
+
+def test_a_closed_log_is_not_opened_again(path) -> None:
+    log = LogFile(path)
+    log.close()
+    with pytest.raises(ValueError, match="this log was closed"):
+        log.write("a\n")
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Neither fcntl nor renaming of open files; returns where msvcrt was asked to lock."""
+    locked: list[int] = []
+
+    def locking(descriptor: int, _mode: int, size: int) -> None:
+        assert size == 1
+        locked.append(os.lseek(descriptor, 0, os.SEEK_CUR))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(errno.EACCES, "Permission denied") from None
+
+    replace = pathlib.Path.replace
+
+    def replace_closed(self: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+        used = self.stat()
+        for entry in pathlib.Path("/proc/self/fd").iterdir():
+            try:
+                found = entry.stat()
+            except OSError:
+                continue
+            if (found.st_dev, found.st_ino) == (used.st_dev, used.st_ino):
+                raise PermissionError(errno.EACCES, "it is used by another process", str(self))
+        return replace(self, target)
+
+    monkeypatch.setattr(files, "_fcntl", None)
+    monkeypatch.setattr(files, "_msvcrt", types.SimpleNamespace(LK_NBLCK=2, locking=locking))
+    monkeypatch.setattr(files, "RENAMES_OPEN_FILES", False)
+    monkeypatch.setattr(pathlib.Path, "replace", replace_closed)
+    monkeypatch.delattr(os, "pread")
+    return locked
+
+
+def test_on_windows_it_is_locked_and_rotated_too(windows, path) -> None:
+    log = LogFile(path, header="h", limit=30, keep=2)
+    for i in range(20):
+        log.write(f"line {i:02d}\n")
+    with pytest.raises(LogBusyError, match="another monitor writes this log"):
+        LogFile(path)
+    log.close()
+    assert sorted(p.name for p in path.parent.iterdir()) == ["vram.log", "vram.log.1", "vram.log.2"]
+    text = [path.with_name(name).read_text() for name in ("vram.log.2", "vram.log.1", "vram.log")]
+    assert all(len(t) <= 30 and t.startswith("h\n") for t in text)
+    kept = [line for t in text for line in t.splitlines() if line != "h"]
+    assert kept == [f"line {i:02d}" for i in range(20 - len(kept), 20)]
+    assert set(windows) == {2**31 - 2}  # beyond what readers read
+
+
+def test_on_windows_a_reader_puts_the_rotation_off(windows, path) -> None:
+    log = LogFile(path, limit=20)
+    log.write("line 1\n")
+    with path.open() as reader:
+        for i in range(2, 7):
+            log.write(f"line {i}\n")
+        assert reader.read() == "".join(f"line {i}\n" for i in range(1, 7))
+    for i in range(7, 10):
+        log.write(f"line {i}\n")
+    log.close()
+    assert path.with_name("vram.log.1").exists()
+    assert path.with_name("vram.log.1").read_text() + path.read_text() == "".join(
+        f"line {i}\n" for i in range(1, 10)
+    )
+
+
+def test_without_any_lock_it_is_written_unguarded(path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "_fcntl", None)
+    monkeypatch.setattr(files, "_msvcrt", None)
+    first, second = LogFile(path), LogFile(path)
+    first.write("a\n")
+    second.write("b\n")
+    first.close()
+    second.close()
+    assert path.read_text() == "a\nb\n"
 
 
 def test_a_full_disk_is_an_error_and_the_next_line_is_whole(path, monkeypatch) -> None:
