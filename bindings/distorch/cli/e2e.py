@@ -9,22 +9,20 @@ import contextlib
 import json
 import math
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distorch.cli import signals, terminal
 from distorch.cli.quantities import duration
 from distorch.e2e import report, results, workflow
 from distorch.e2e.results import RunResult
+from distorch.monitor.files import write_whole
 
 if TYPE_CHECKING:
     from distorch.e2e.runner import Run
     from distorch.monitor import Sink
 
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 FAST_SECONDS = 360.0  # a fresh video scene takes about 210 s
 DEFAULT_SECONDS = 3600.0
 _EPILOG = """\
@@ -112,28 +110,35 @@ def _add_memory(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; the exit status is described in its help."""
-    try:
-        found = [workflow.read(path) for path in args.workflows]
-        for path in (args.json, args.junit, args.plot):
-            _check_target(path)
-        log = _open_log(args.log)
-        made = _make(args, workflow.scenes(found, args.repeat), log)
-    except (ValueError, ImportError, OSError) as error:
-        sys.stderr.write(f"distorch e2e: {error}\n")
-        return results.USAGE
-    try:
+    with contextlib.ExitStack() as closing:
+        try:
+            found = [workflow.read(path) for path in args.workflows]
+            for path in (args.json, args.junit, args.plot):
+                _check_target(path)
+            log = _open_log(args.log)
+            for sink in log:
+                closing.callback(sink.close)
+            speaker = terminal.Speaker(sys.stdout)
+            closing.callback(speaker.close)
+            made = _make(args, workflow.scenes(found, args.repeat), log, speaker)
+        except (ValueError, ImportError, OSError) as error:
+            sys.stderr.write(f"distorch e2e: {error}\n")
+            return results.USAGE
         asyncio.run(_supervise(made))
-    finally:
-        for sink in log:
-            sink.close()
-    result = made.result
-    _say(report.text(result))
+        return _finish(args, made, speaker)
+
+
+def _finish(args: argparse.Namespace, run: Run, speaker: terminal.Speaker) -> int:
+    """Write the files, then say the rest: the terminal may be paused."""
+    wrong = ""
     try:
-        _write_all(args, made)
+        _write_all(args, run)
     except OSError as error:
-        sys.stderr.write(f"distorch e2e: {error}\n")
-        return result.exit_status or results.FAILED
-    return result.exit_status
+        wrong = f"distorch e2e: {error}\n"
+    speaker.close()
+    terminal.say(report.text(run.result))
+    sys.stderr.write(wrong)
+    return run.result.exit_status or (results.FAILED if wrong else results.GOOD)
 
 
 def _open_log(path: Path | None) -> list[Sink]:
@@ -154,7 +159,12 @@ def _open_log(path: Path | None) -> list[Sink]:
     return [LogSink(LogFile(path, header=form.header), form)]
 
 
-def _make(args: argparse.Namespace, scenes: list[workflow.Scene], log: list[Sink]) -> Run:
+def _make(
+    args: argparse.Namespace,
+    scenes: list[workflow.Scene],
+    log: list[Sink],
+    speaker: terminal.Speaker,
+) -> Run:
     """Put a run together; raises ImportError when aiohttp is not there, ValueError for a bad address."""
     try:
         import aiohttp  # noqa: F401 - asked for here, so that the answer can name the remedy
@@ -180,41 +190,24 @@ def _make(args: argparse.Namespace, scenes: list[workflow.Scene], log: list[Sink
         saved=lambda result: _save(args.json, result),
     )
     client = Client(args.url)
-    shown = display.make(sys.stdout, memory=args.monitor, quiet=args.quiet)
+    shown = display.make(sys.stdout, speaker, memory=args.monitor, quiet=args.quiet)
     return runner.Run(client, MemoryWatch(client.url, args.interval, log), options, shown)
 
 
 async def _supervise(run: Run) -> None:
     """Run; a signal ends it in order (prompt off the server, threads ended), a second one at once."""
-    loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(run.run())
 
     def stop(number: int) -> None:
         run.result.signal = number
-        for each in _SIGNALS:
-            loop.remove_signal_handler(each)
         task.cancel()
 
-    for number in _SIGNALS:
-        # Not in the main thread: whoever called us has the signals.
-        with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
-            loop.add_signal_handler(number, stop, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not run.result.signal:
-            raise
-
-
-def _say(words: str) -> None:
-    try:
-        sys.stdout.write(words)
-        sys.stdout.flush()
-    except (
-        OSError
-    ):  # the reader of a pipe went away: the exit status and the files are what is left
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    with signals.first_signal(asyncio.get_running_loop(), stop):
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not run.result.signal:
+                raise
 
 
 def _check_target(path: Path | None) -> None:
@@ -233,25 +226,18 @@ def _write_all(args: argparse.Namespace, run: Run) -> None:
     from distorch.e2e import plot
 
     if args.json is not None:
-        _write(args.json, json.dumps(run.result.to_json(), indent=1) + "\n")
+        write_whole(args.json, json.dumps(run.result.to_json(), indent=1) + "\n")
     if args.junit is not None:
-        _write(args.junit, report.junit(run.result))
+        write_whole(args.junit, report.junit(run.result))
     if args.plot is not None:
-        _write(args.plot, plot.svg(run.result, run.timeline))
+        write_whole(args.plot, plot.svg(run.result, run.timeline))
 
 
 def _save(path: Path | None, result: RunResult) -> None:
     """Keep what there is, for a run that is killed; the write at the end is the one that may fail."""
     if path is not None:
         with contextlib.suppress(OSError):
-            _write(path, json.dumps(result.to_json(), indent=1) + "\n")
-
-
-def _write(path: Path, words: str) -> None:
-    """Replace a file at once, so that a reader never sees half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(words, encoding="utf-8")
-    part.replace(path)
+            write_whole(path, json.dumps(result.to_json(), indent=1) + "\n")
 
 
 def _wait(words: str) -> float:

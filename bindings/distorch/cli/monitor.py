@@ -5,23 +5,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-import os
-import re
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from distorch.cli import signals, terminal
 from distorch.cli.quantities import address, duration, size
 
 if TYPE_CHECKING:
-    from distorch.monitor.recorder import Sink
-    from distorch.monitor.sinks import StatisticsSink, Timeline
+    from distorch.cli.monitor_outputs import Outputs
+    from distorch.monitor import BackgroundMonitor
 
 DEFAULT_URL = "http://127.0.0.1:8188"
 _PLOT_EVERY = 60.0  # seconds: what kill -9 may cost
@@ -39,10 +34,6 @@ is down or slow costs a gap. Only the first of these sees a spike between two sa
 
 Exit status: 0; 1 where no look succeeded; 2 where the input is wrong or the log cannot be written.
 """
-
-
-class InputError(ValueError):
-    """An argument that cannot be used; the message says why."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -115,40 +106,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass
-class _Outputs:
-    """All that events go to; the log is first."""
-
-    statistics: StatisticsSink
-    timeline: Timeline
-    sinks: list[Sink] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    live: Any = None
-
-
 def run(args: argparse.Namespace) -> int:
     """Watch until the time is over, or Ctrl-C, or SIGTERM; then print the statistics."""
+    from distorch.cli.monitor_outputs import InputError, open_outputs
     from distorch.monitor import BackgroundMonitor, open_sources
 
     try:
         sources = open_sources(None if args.no_server else args.url, args.timeout)
-        outputs = _open_outputs(args)
+        outputs = open_outputs(args)
     except (InputError, OSError, ValueError) as error:
         sys.stderr.write(f"distorch monitor: {_words(error)}\n")
         return 2
     monitor = BackgroundMonitor(sources, args.interval, outputs.sinks, capacity=1)
-    with _stop_signal() as stopped:
+    with signals.stop_event() as stopped:
         try:
             monitor.start()
             _wait(args, monitor, outputs, stopped)
         finally:
             stopped.set()
             monitor.stop(_STOP)
-    if monitor.sink_errors:
-        sys.stderr.write(
-            f"distorch monitor: {monitor.sink_errors} events could not be written: {monitor.last_sink_error}\n"
-        )
-    return _finish(args, monitor, outputs)
+        return _finish(args, monitor, outputs)
 
 
 def _words(error: Exception) -> str:
@@ -157,121 +134,8 @@ def _words(error: Exception) -> str:
     return str(error)
 
 
-def _open_outputs(args: argparse.Namespace) -> _Outputs:
-    from distorch.monitor.exporter import PrometheusSink
-    from distorch.monitor.sinks import StatisticsSink, Timeline
-    from distorch.monitor.view import LiveView, PlainView
-
-    if args.keep < 1:
-        raise InputError("--keep must be at least 1")
-    if args.plot is not None and not args.plot.parent.is_dir():
-        raise InputError(f"--plot: there is no folder {args.plot.parent}")
-    outputs = _Outputs(StatisticsSink(_chosen(args)), Timeline(_chosen(args)))
-    with contextlib.ExitStack() as undo:  # an error below closes what was opened
-        log = _open_log(args)
-        if log is not None:
-            undo.callback(log.close)
-            outputs.sinks.append(log)
-            outputs.notes.append(f"log: {_log_path(args)}")
-        if args.prometheus is not None:
-            host, port = args.prometheus
-            try:
-                exporter = PrometheusSink(port, host)
-            except OSError as error:
-                raise InputError(f"--prometheus {host}:{port}: {error.strerror}") from None
-            undo.callback(exporter.close)
-            outputs.sinks.append(exporter)
-            outputs.notes.append(f"metrics: http://{host}:{exporter.port}/metrics")
-        undo.pop_all()
-    outputs.sinks += [outputs.statistics, outputs.timeline]
-    if not args.quiet:
-        if not args.plain and sys.stdout.isatty() and importlib.util.find_spec("rich"):
-            outputs.live = LiveView(_chosen(args), [*outputs.notes, "Ctrl-C ends it"])
-            outputs.sinks.append(outputs.live)
-        else:
-            for note in outputs.notes:
-                _say(note)
-            outputs.sinks.append(PlainView(_say, _chosen(args)))
-    return outputs
-
-
-def _chosen(args: argparse.Namespace, first: bool = False) -> Any:
-    from distorch.monitor.lines import Chosen
-
-    words = args.devices or ("first" if first else "all")
-    if words in ("first", "all"):
-        return Chosen(every=words == "all")
-    names = [name.strip().lower() for name in words.split(",")]
-    if not all(re.fullmatch(r"[a-z][a-z0-9_]*(:\d+)?", name) for name in names):
-        raise InputError(
-            f"--devices {words!r}: expected all, first, or names such as cuda:0,cuda:1"
-        )
-    return Chosen(names)
-
-
-def _log_path(args: argparse.Namespace) -> Path | None:
-    default = "vram-usage.csv" if args.csv else "vram-usage.jsonl" if args.jsonl else None
-    return args.log if args.log is not None else Path(default) if default else None
-
-
-def _open_log(args: argparse.Namespace) -> Any:
-    from distorch.monitor.lines import Csv, JsonLines, Lines
-    from distorch.monitor.log_file import LogFile
-    from distorch.monitor.sinks import LogSink
-
-    path = _log_path(args)
-    if path is None:
-        return None
-    form: Any
-    if args.csv:
-        form = Csv(_chosen(args))
-    elif args.jsonl:
-        form = JsonLines(_chosen(args))
-    else:
-        form = Lines(_chosen(args, first=True), named=args.devices not in (None, "first"))
-    return LogSink(LogFile(path, header=form.header, limit=args.rotate, keep=args.keep), form)
-
-
-def _say(text: str) -> None:
-    """Print a line. A reader that went away does not end the record."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into an event; a second one ends the process at once.
-
-    A SIGHUP that nohup had ignored stays so.
-    """
-    stopped = threading.Event()
-    before = {}
-
-    def handle(number: int, _frame: object) -> None:
-        if stopped.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        stopped.set()
-
-    if threading.current_thread() is threading.main_thread():
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
-        before = {n: signal.signal(n, handle) for n in numbers}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _wait(
-    args: argparse.Namespace, monitor: Any, outputs: _Outputs, stopped: threading.Event
+    args: argparse.Namespace, monitor: BackgroundMonitor, outputs: Outputs, stopped: threading.Event
 ) -> None:
     """Return when the time is over or the event is set; meanwhile draw the live view and the plot."""
     deadline = None if args.length is None else time.monotonic() + args.length
@@ -294,31 +158,37 @@ def _wait(
                 _write_plot(args, outputs)
 
 
-def _write_plot(args: argparse.Namespace, outputs: _Outputs) -> str:
+def _write_plot(args: argparse.Namespace, outputs: Outputs) -> str:
     """Write the picture; returns what is wrong, or ""."""
-    from distorch.monitor.plot import render_svg, write_svg
+    from distorch.monitor.files import write_whole
+    from distorch.monitor.plot import render_svg
 
     try:
-        write_svg(args.plot, render_svg(outputs.timeline))
+        write_whole(args.plot, render_svg(outputs.timeline))
     except OSError as error:
         return f"{args.plot}: {error.strerror}"
     return ""
 
 
-def _finish(args: argparse.Namespace, monitor: Any, outputs: _Outputs) -> int:
-    status = 0
-    _say(outputs.statistics.result().text().rstrip("\n"))
+def _finish(args: argparse.Namespace, monitor: BackgroundMonitor, outputs: Outputs) -> int:
+    """Write the picture, then say the rest: the terminal may be paused."""
+    wrong = []
+    if monitor.sink_errors:
+        lost = f"{monitor.sink_errors} events could not be written: {monitor.last_sink_error}"
+        sys.stderr.write(f"distorch monitor: {lost}\n")
     if args.plot is not None:
-        wrong = _write_plot(args, outputs)
-        if wrong:
-            sys.stderr.write(f"distorch monitor: --plot {wrong}\n")
-            status = 1
+        failed = _write_plot(args, outputs)
+        if failed:
+            wrong.append(f"--plot {failed}")
         else:
             outputs.notes.append(f"plot: {args.plot}")
-    if outputs.notes:
-        _say("\n" + "\n".join(outputs.notes))
     if monitor.taken == 0:
         reason = monitor.last_gap.reason if monitor.last_gap else "no look was finished"
-        sys.stderr.write(f"distorch monitor: no sample: {reason}\n")
-        status = 1
-    return status
+        wrong.append(f"no sample: {reason}")
+    outputs.close()
+    terminal.say(outputs.statistics.result().text())
+    if outputs.notes:
+        terminal.say("\n" + "\n".join(outputs.notes) + "\n")
+    for words in wrong:
+        sys.stderr.write(f"distorch monitor: {words}\n")
+    return 1 if wrong else 0

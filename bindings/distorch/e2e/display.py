@@ -28,10 +28,17 @@ class Display(Protocol):
     def ends(self) -> None: ...
 
 
+class Writer(Protocol):
+    """What lines go to: a text file, or a `Speaker`."""
+
+    def write(self, words: str, /) -> object: ...
+    def flush(self) -> object: ...
+
+
 class Plain:
     """Lines: one when a node begins, one when it ended, one now and then in between."""
 
-    def __init__(self, out: TextIO, *, memory: bool = False, quiet: bool = False) -> None:
+    def __init__(self, out: Writer, *, memory: bool = False, quiet: bool = False) -> None:
         """`memory` adds what the devices hold to each line; `quiet` leaves out the nodes."""
         self._out, self._with_memory, self._quiet = out, memory, quiet
         self._scenes = 0
@@ -191,14 +198,14 @@ class Rich:
         return self._group(self._progress, table)
 
 
-def make(out: TextIO, *, memory: bool, quiet: bool) -> Display:
-    """Return what suits `out`: bars in a terminal where `rich` is installed, else lines."""
+def make(out: TextIO, lines: Writer, *, memory: bool, quiet: bool) -> Display:
+    """Return what suits `out`: bars in a terminal where `rich` is installed, else lines, which go to `lines`."""
     if out.isatty() and not quiet:
         try:
             return Rich(out, memory=memory)
         except ImportError:
             sys.stderr.write("distorch e2e: pip install rich shows moving bars here\n")
-    return Plain(out, memory=memory, quiet=quiet)
+    return Plain(lines, memory=memory, quiet=quiet)
 
 
 def label(run: NodeRun) -> str:

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import socketserver
 import threading
 import time
 from collections import deque
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from distorch.monitor.recorder import Event
@@ -42,9 +45,9 @@ class PrometheusSink:
         self._samples = self._gaps = 0
         self._peaks: dict[str, int] = {}
         self._recent: deque[tuple[float, dict[str, int]]] = deque()
-        self._server = ThreadingHTTPServer((host, port), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _server_class(host)((host, port), _handler(self))
         self.port = int(self._server.server_address[1])
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="distorch-prometheus", daemon=True
         )
@@ -127,6 +130,19 @@ def _labels(**labels: str) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         parts.append(f'{name}="{escaped}"')
     return "{" + ",".join(parts) + "}"
+
+
+def _server_class(host: str) -> type[socketserver.ThreadingTCPServer]:
+    class Server(socketserver.ThreadingTCPServer):
+        # Not http.server's, which asks a name server for the host's full name.
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        allow_reuse_address = os.name != "nt"  # there it would share the port
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A client that went away is no news, and the terminal is the live view's."""
+
+    return Server
 
 
 def _handler(sink: PrometheusSink) -> type[BaseHTTPRequestHandler]:

@@ -92,7 +92,7 @@ def driver_uuids(library: Any = None) -> list[str] | None:
     The driver is initialised, but no context is made: no memory of a device is used.
     """
     try:
-        cuda = library or ctypes.CDLL("libcuda.so.1")
+        cuda = library or ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
         if cuda.cuInit(0):
             return None
         ask = getattr(cuda, "cuDeviceGetUuid_v2", None) or cuda.cuDeviceGetUuid

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 from distorch.monitor.recorder import Mark
 from distorch.monitor.sample import PromptRun
@@ -57,19 +54,6 @@ def render_svg(timeline: Timeline, title: str = "Memory over time") -> str:
     parts += _clocks(scale, bottom - _SPACE)
     parts.append("</svg>\n")
     return "".join(parts)
-
-
-def write_svg(path: str | os.PathLike[str], text: str) -> None:
-    """Write a picture so that a reader never finds half of one. Raises OSError."""
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
 
 
 class _Scale:

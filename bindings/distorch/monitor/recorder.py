@@ -126,8 +126,8 @@ class BackgroundMonitor:
         """End the thread and close the sinks; calling it again does nothing.
 
         Returns:
-            Whether the thread ended within `timeout` seconds. It is a daemon: one that hangs in the driver does not
-            keep the process.
+            Whether the thread ended within `timeout` seconds. It is a daemon: one that hangs in the driver, or in a
+            sink, does not keep the process; a sink that hangs is left open.
         """
         self._stopping.set()
         thread = self._thread
@@ -138,12 +138,16 @@ class BackgroundMonitor:
             if thread.is_alive():  # a question to a server that hangs
                 self._sources.close()
                 thread.join(timeout / 2)
-        with self._deliver:
+        if not self._deliver.acquire(timeout=max(timeout / 2, 0.1)):
+            return False  # a sink hangs: its disk, its terminal
+        try:
             if not self._closed:
                 self._closed = True
                 self._sources.close()
                 for sink in self._sinks:
                     self._guard(sink.close)
+        finally:
+            self._deliver.release()
         return thread is None or not thread.is_alive()
 
     @property

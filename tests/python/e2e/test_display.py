@@ -42,7 +42,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_bars() -> None:
     out = Terminal()
-    shown = display.make(out, memory=False, quiet=False)
+    shown = display.make(out, out, memory=False, quiet=False)
     assert isinstance(shown, display.Rich)
     workflow = Workflow(pathlib.Path("wan.json"), PROMPT)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import like_windows
 import psutil
 import pytest
 from fake_runner import FakeRunner, Play
@@ -84,6 +85,57 @@ def test_a_signal_takes_the_prompt_off_the_server(
     assert (tmp_path / "run.svg").exists()
 
 
+def test_a_hangup_that_nohup_ignores_ends_nothing(server, workflow) -> None:
+    server.plays = [Play(seconds=1, steps=20)]
+    command = ["nohup", sys.executable, "-m", "distorch", "e2e", str(workflow), "--url", server.url]
+    with subprocess.Popen(
+        [*command, "--settle", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        wait_for(lambda: server._running is not None)
+        process.send_signal(signal.SIGHUP)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, out
+    assert server.interrupts == []
+
+
+def test_a_paused_terminal_holds_up_nothing(server, workflow, tmp_path) -> None:
+    """Nobody reads what it says (Ctrl-S, `| less`): time limits hold, and the files are written."""
+    server.plays = [Play(seconds=0.02)]
+    text = json.loads(workflow.read_text())
+    for i in range(4, 300):  # more lines than a pipe holds
+        text[str(i)] = {"class_type": f"Node{'x' * 200}", "inputs": {}}
+    workflow.write_text(json.dumps(text))
+    where = tmp_path / "run.xml"
+    command = [sys.executable, "-m", "distorch", "e2e", str(workflow), "--url", server.url]
+    with subprocess.Popen(
+        [*command, "--settle", "0", "--junit", str(where)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(where.exists, 40)
+        assert process.poll() is None  # it still has its report to tell
+        assert process.stdout is not None
+        out = process.stdout.read()
+        assert process.wait(20) == 0
+    assert "1 success" in out
+    assert out.count("  done  Node") == 296
+
+
+def test_without_what_windows_lacks(server, workflow, tmp_path) -> None:
+    """Neither signal handlers of the loop nor fcntl: Ctrl-C and the log work all the same."""
+    server.plays = [Play(), Play(seconds=60, steps=1200)]
+    log = tmp_path / "run.jsonl"
+    command = [sys.executable, like_windows.__file__, "e2e", str(workflow), "--url", server.url]
+    with subprocess.Popen(
+        [*command, *ARGUMENTS, "--log", str(log)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        wait_for(lambda: len(server.prompts) == 2 and server._running is not None)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+    assert server.interrupts == [server.prompts[1].prompt_id]
+    assert b"1 success, 1 stopped, 1 not run" in out
+    assert log.read_text().count('"device":"sim:0"') >= 1
+
+
 def test_a_prompt_that_waits_is_taken_out_of_the_queue(server, workflow) -> None:
     server.plays = [Play(seconds=60, steps=1200)]
     server._queue({"prompt": {}, "prompt_id": "somebody-else", "client_id": "x"})
@@ -147,7 +199,7 @@ def test_a_full_disk_fails_at_the_end_and_says_so(e2e, server, monkeypatch) -> N
     def full(path: pathlib.Path, words: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(command, "_write", full)
+    monkeypatch.setattr(command, "write_whole", full)
     ended = e2e("--repeat", "2")
     assert ended.status == 1
     assert len(server.prompts) == 2

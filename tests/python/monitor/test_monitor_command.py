@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import like_windows
 import pytest
 from fake_comfy import GB, FakeComfy, FakeDevice, node_run, prompt_run
 
@@ -280,6 +282,68 @@ def test_a_reader_that_goes_away_does_not_end_the_record(server, tmp_path) -> No
         process.send_signal(signal.SIGINT)
         process.stdout = None
         process.wait(20)
+
+
+def test_a_paused_terminal_holds_up_nothing(server, tmp_path) -> None:
+    """Nobody reads what it says (Ctrl-S, `| less`): the log goes on, and so does the end."""
+    log, plot = tmp_path / "x.log", tmp_path / "x.svg"
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        command(server, "--interval", "10ms", "--log", str(log), "--plot", str(plot)), stdout=writer
+    )
+    os.close(writer)
+    try:
+        wait_for(lambda: lines_in(log) > 200)  # some 80 bytes each on the terminal
+        process.send_signal(signal.SIGINT)
+        wait_for(plot.exists)
+        assert process.poll() is None
+        with os.fdopen(reader) as text:
+            out = text.read()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert out.count("system_stats  cuda:0 8192") == lines_in(log)
+    assert "=== VRAM Usage Statistics (cuda:1) ===" in out
+
+
+def test_a_second_signal_ends_a_monitor_whose_terminal_is_paused(server, tmp_path) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    log, plot = tmp_path / "x.log", tmp_path / "x.svg"
+    process = subprocess.Popen(
+        command(server, "--interval", "10ms", "--log", str(log), "--plot", str(plot)), stdout=writer
+    )
+    os.close(writer)
+    try:
+        wait_for(lambda: lines_in(log) > 200)
+        process.send_signal(signal.SIGTERM)
+        wait_for(plot.exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reader)
+
+
+def test_without_what_windows_lacks(server, tmp_path) -> None:
+    """Neither fcntl, nor SIGHUP, nor pread: log, Ctrl-C and statistics are there all the same."""
+    log = tmp_path / "vram-usage.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, like_windows.__file__, *command(server, "--interval", "50ms", "--jsonl")[3:]],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: lines_in(log) > 6)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, err) == (0, "")
+    assert "=== VRAM Usage Statistics (cuda:1) ===" in out
 
 
 def test_on_a_terminal_it_is_a_live_view(server, tmp_path) -> None:

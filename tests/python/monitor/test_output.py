@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -14,8 +16,9 @@ from rich.console import Console
 
 from distorch.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
 from distorch.monitor.exporter import PrometheusSink
+from distorch.monitor.files import write_whole
 from distorch.monitor.lines import Chosen
-from distorch.monitor.plot import render_svg, write_svg
+from distorch.monitor.plot import render_svg
 from distorch.monitor.recorder import ClockJump
 from distorch.monitor.sample import Queue
 from distorch.monitor.sinks import StatisticsSink, Timeline
@@ -113,9 +116,9 @@ def test_a_plot_of_nothing_says_so() -> None:
 
 def test_a_plot_is_written_whole_or_not_at_all(tmp_path) -> None:
     target = tmp_path / "x.svg"
-    write_svg(target, "one")
+    write_whole(target, "one")
     with pytest.raises(OSError, match="No such file"):
-        write_svg(tmp_path / "none" / "x.svg", "two")
+        write_whole(tmp_path / "none" / "x.svg", "two")
     assert [p.name for p in tmp_path.iterdir()] == ["x.svg"]
     assert target.read_text() == "one"
 
@@ -160,6 +163,33 @@ def test_prometheus_reads_the_last_sample() -> None:
         sink.close()
     with pytest.raises(urllib.error.URLError):
         fetch(sink.port)
+
+
+def test_a_client_that_goes_away_is_no_news_on_the_terminal(capfd) -> None:
+    sink = PrometheusSink(0)
+    try:
+        for _ in range(3):
+            client = socket.create_connection(("127.0.0.1", sink.port))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            client.close()  # a reset
+        assert "distorch_monitor_up 0\n" in fetch(sink.port)
+    finally:
+        sink.close()
+    time.sleep(0.2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_prometheus_on_an_address_of_ip_version_6() -> None:
+    if not socket.has_ipv6:
+        pytest.fail("this test needs IPv6")
+    sink = PrometheusSink(0, "::1")
+    try:
+        assert sink.url == f"http://[::1]:{sink.port}/metrics"
+        with urllib.request.urlopen(sink.url, timeout=5) as answer:
+            assert b"distorch_monitor_up 0" in answer.read()
+    finally:
+        sink.close()
 
 
 def test_progress_is_told_in_words() -> None:
