@@ -25,9 +25,7 @@ MB = 2**20
 SCENES = 11
 
 
-@pytest.fixture(
-    scope="module", params=versions(dynamic=False) or [None], ids=lambda v: v.name if v else "none"
-)
+@pytest.fixture(scope="module", params=versions() or [None], ids=lambda v: v.name if v else "none")
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyServer]:
