@@ -10,11 +10,12 @@ them. Holds for every ComfyUI since 0.3.64; an own flag name is ignored by the c
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .seam import FunctionSeam
@@ -124,25 +125,37 @@ class BetweenPrompts:
         with self._lock:
             jobs, self._waiting = self._waiting, []
         for job in jobs:
-            job.before = self._measure()
             job.state = "running"
-            try:
-                job.details = job.action() or {}
-            except Exception as error:
-                log.exception("DisTorch: %s failed", job.kind)
-                job.error = f"{type(error).__name__}: {error}"
             self._unfinished.append(job)
+            with _told_in(job):
+                job.before = self._measure()
+                job.details = job.action() or {}
 
     def _finish(self) -> None:
         if not self._unfinished:
             return
         jobs, self._unfinished = self._unfinished, []
-        self._settle()
-        after = self._measure()
+        after: dict[str, int] = {}
+        with _told_in(*jobs):
+            self._settle()
+            after = self._measure()
         for job in jobs:
-            devices = job.before.keys() | after.keys()
-            gone = {d: job.before.get(d, 0) - after.get(d, 0) for d in sorted(devices)}
+            gone = {d: job.before.get(d, 0) - size for d, size in sorted(after.items())}
             job.freed = {device: size for device, size in gone.items() if size > 0}
             job.state = "failed" if job.error else "done"
             for listener in self.finished:
-                listener(job)
+                try:
+                    listener(job)
+                except Exception:  # what was done is done, whoever cannot be told of it
+                    log.exception("DisTorch: the report of %s could not be passed on", job.kind)
+
+
+@contextlib.contextmanager
+def _told_in(*jobs: Job) -> Iterator[None]:
+    """What fails goes into the reports: an exception would end ComfyUI's worker for good."""
+    try:
+        yield
+    except Exception as error:
+        log.exception("DisTorch: %s failed", ", ".join(job.kind for job in jobs))
+        for job in jobs:
+            job.error = job.error or f"{type(error).__name__}: {error}"
