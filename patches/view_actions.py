@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import gc
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +25,6 @@ class Actions:
     def __init__(self, server: Any, management: Any, scanner: scan.Scanner) -> None:
         """`management`: comfy.model_management."""
         self._server, self._management, self._scanner = server, management, scanner
-        self._flags: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
         self.jobs = BetweenPrompts(server.prompt_queue, self._measure, self._settle)
         self.jobs.finished.append(self._count)
         self.done: collections.Counter[tuple[str, str]] = collections.Counter()  # kind, state
@@ -37,14 +35,12 @@ class Actions:
     # What is asked for
 
     def flag(self, model_id: int, eject: bool) -> dict[str, Any]:
-        """Keep a model, or have it ejected with the next eject."""
+        """Keep a model, or have it ejected with the next eject (and ComfyUI's next "free")."""
         module = self._module(model_id)
-        self._flags[module] = eject
-        if _is_managed(module):
-            if eject:
-                keep.release(module)
-            else:
-                keep.retain(module)
+        if eject:
+            keep.release(module)
+        else:
+            keep.retain(module)
         self._scanner.invalidate()
         for listener in self.changed:
             listener()
@@ -53,13 +49,13 @@ class Actions:
     def eject(self, ids: list[int] | None) -> dict[str, Any]:
         """Unload these models, or those that are flagged, when no prompt runs."""
         if ids is None:
-            chosen = [row.id for row in self._scanner.rows() if self.flag_of(row)]
+            chosen = [r.id for r in self._scanner.rows() if self.flag_of(r) and not self.why_not(r)]
         else:
             chosen = list(dict.fromkeys(ids))
             for model_id in chosen:
                 self._loaded(model_id)
         if not chosen:
-            return {**NOTHING, "will": "nothing is flagged, nothing is unloaded"}
+            return {**NOTHING, "will": "no model in use is flagged, nothing is unloaded"}
         names = [row.name for row in self._scanner.rows() if row.id in chosen]
         job = self.jobs.post("eject", lambda: self._eject_now(chosen))
         return self._accepted(job, f"unload {', '.join(names)}", chosen)
@@ -99,9 +95,7 @@ class Actions:
 
     def flag_of(self, row: scan.Row) -> bool:
         """Whether the next eject takes the model."""
-        module = self._scanner.module(row.id)
-        own = self._flags.get(module) if module is not None else None
-        return bool(row.eject) if own is None else own
+        return keep.is_flagged(self._scanner.module(row.id))
 
     def why_not(self, row: scan.Row) -> str:
         """Return why the model cannot be ejected, "" where it can."""

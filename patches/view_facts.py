@@ -12,6 +12,8 @@ from distorch import devices, placements, scan
 from distorch.recorder import Held
 from distorch.step_times import StepTimes
 
+from . import keep
+
 
 def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[str, Any]:
     """Return one placement; step times are null where they are not known."""
@@ -47,10 +49,11 @@ def management_of(module: nn.Module) -> scan.Management | None:
     away = sum(placement.bytes_per_device.values()) - placement.bytes_per_device.get(
         placement.compute, 0
     )
+    flagged = keep.is_flagged(module)
     if placement.state != "placed":
-        return scan.Management(False, placement.compute, 0, 0)
+        return scan.Management(flagged, placement.compute, 0, 0)
     migrated = _migrated_bytes(module, placement)
-    return scan.Management(False, placement.compute, max(0, away - migrated), migrated)
+    return scan.Management(flagged, placement.compute, max(0, away - migrated), migrated)
 
 
 def _migrated_bytes(module: nn.Module, placement: placements.Placement) -> int:
