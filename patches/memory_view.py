@@ -161,11 +161,11 @@ class MemoryView:
 
     def progress(self, value: int, total: int) -> None:
         """See NodeListener."""
-        keys = {placement.key for placement in placements.placements()}
-        # The model that was asked for last is the one that the sampler runs.
-        sampled = next((m for m in self.actions.in_use() if hasattr(m, "diffusion_model")), None)
-        if sampled is not None and id(sampled) in keys:
-            self._steps.progress(id(sampled), value, total)
+        self._steps.progress(value, total)
+
+    def passed(self, model: object) -> None:
+        """See NodeListener."""
+        self._steps.passed(model)
 
     def message(self, event: str, data: dict[str, Any]) -> None:
         """See NodeListener."""
@@ -184,6 +184,7 @@ def install() -> MemoryView:
     global _installed
     if _installed is not None:
         return _installed
+    import comfy.model_base
     import comfy.model_management
     import comfy.utils
     import execution
@@ -203,7 +204,7 @@ def install() -> MemoryView:
             ledger.install()
     sampler.start()
     view.actions.jobs.install()
-    events = NodeEvents(execution, comfy.utils)
+    events = NodeEvents(execution, comfy.utils, comfy.model_base)
     events.listeners.append(view)
     events.install()
     add_to_table(server.routes, view)

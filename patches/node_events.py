@@ -2,9 +2,9 @@
 """Tells when a node runs, with its inputs and what it returned, and when a prompt does.
 
 Seam: `execution.get_output_data`, the one function through which ComfyUI runs every node,
-`PromptExecutor.add_message`, which says how a prompt goes, and `ProgressBar.update_absolute`,
-through which samplers report each step. Cached nodes do not run. Holds for every ComfyUI since
-0.3.64; all are passed on with all their arguments.
+`PromptExecutor.add_message`, which says how a prompt goes, `ProgressBar.update_absolute`, through
+which samplers report each step, and `BaseModel.apply_model`, through which they run a model. Cached
+nodes do not run. Holds for every ComfyUI since 0.3.64; all are passed on with all their arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger("DisTorch")
 
 
 class NodeListener(Protocol):
-    """Called in ComfyUI's worker thread."""
+    """Called in ComfyUI's worker thread, `passed` in any."""
 
     def node_started(self, prompt: str, node: str, kind: str, inputs: dict[str, Any]) -> None:
         """A node is about to run; each input is a list of values."""
@@ -30,6 +30,9 @@ class NodeListener(Protocol):
     def progress(self, value: int, total: int) -> None:
         """The running node has done `value` of `total` steps."""
 
+    def passed(self, model: object) -> None:
+        """A sampler runs `model` (comfy.model_base.BaseModel) once."""
+
     def message(self, event: str, data: dict[str, Any]) -> None:
         """ComfyUI's "execution_start", "execution_success", "execution_error" and so on."""
 
@@ -37,8 +40,8 @@ class NodeListener(Protocol):
 class NodeEvents:
     """The wrappers, and who listens."""
 
-    def __init__(self, execution: Any, utils: Any) -> None:
-        """`execution`: ComfyUI's module of that name; `utils`: comfy.utils."""
+    def __init__(self, execution: Any, utils: Any, model_base: Any) -> None:
+        """`execution`: ComfyUI's module of that name; `utils`: comfy.utils; and comfy.model_base."""
         self.listeners: list[NodeListener] = []
         self._seams = (
             FunctionSeam(execution, "get_output_data", self._around_node, "which node loads what"),
@@ -47,6 +50,9 @@ class NodeEvents:
             ),
             FunctionSeam(
                 utils.ProgressBar, "update_absolute", self._around_progress, "how long a step takes"
+            ),
+            FunctionSeam(
+                model_base.BaseModel, "apply_model", self._around_pass, "which model a step runs"
             ),
         )
 
@@ -70,16 +76,14 @@ class NodeEvents:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        node = str(unique_id)
-        kind = obj.__name__ if isinstance(obj, type) else type(obj).__name__
-        self._tell("node_started", str(prompt_id), node, kind, dict(input_data_all or {}))
-        outputs = None
+        key = (str(prompt_id), str(unique_id))
+        self._tell("node_started", lambda: (*key, _kind(obj), dict(input_data_all or {})))
+        result = None
         try:
             result = await original(prompt_id, unique_id, obj, input_data_all, *args, **kwargs)
-            outputs = result[0]
             return result
         finally:
-            self._tell("node_ended", str(prompt_id), node, outputs)
+            self._tell("node_ended", lambda: (*key, result[0] if result else None))
 
     def _around_message(
         self,
@@ -91,19 +95,27 @@ class NodeEvents:
         **kw: Any,
     ) -> Any:
         if isinstance(data, dict):
-            self._tell("message", event, data)
+            self._tell("message", lambda: (event, data))
         return original(executor, event, data, *args, **kw)
 
     def _around_progress(
         self, original: Callable[..., Any], bar: Any, value: Any, *args: Any, **kw: Any
     ) -> Any:
         result = original(bar, value, *args, **kw)
-        self._tell("progress", int(bar.current), int(bar.total))
+        self._tell("progress", lambda: (int(bar.current), int(bar.total)))
         return result
 
-    def _tell(self, method: str, *arguments: Any) -> None:
+    def _around_pass(self, original: Callable[..., Any], model: Any, *args: Any, **kw: Any) -> Any:
+        self._tell("passed", lambda: (model,))
+        return original(model, *args, **kw)
+
+    def _tell(self, method: str, arguments: Callable[[], tuple[Any, ...]]) -> None:
         for listener in self.listeners:
             try:
-                getattr(listener, method)(*arguments)
+                getattr(listener, method)(*arguments())
             except Exception:  # watching must never break a run
                 log.exception("DisTorch: %s of %s failed", method, type(listener).__name__)
+
+
+def _kind(node: Any) -> str:
+    return node.__name__ if isinstance(node, type) else type(node).__name__

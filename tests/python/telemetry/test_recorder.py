@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from distorch.recorder import Held, RunRecorder, arrivals
-from distorch.step_times import StepTimes
 
 SCHEMAS = json.loads(
     (pathlib.Path(__file__).resolve().parents[3] / "docs/openapi.json").read_text()
@@ -201,28 +200,3 @@ def test_readers_and_events_may_come_from_different_threads() -> None:
     for reader in readers:
         reader.join()
     assert errors == []
-
-
-def test_a_step_takes_the_average_after_the_first_report() -> None:
-    times = iter([10.0, 10.5, 11.0, 30.0, 31.0, 50.0])
-    steps = StepTimes(clock=lambda: next(times))
-    steps.progress(7, 1, 4)  # loading took until here
-    assert steps.seconds(7) is None
-    steps.progress(7, 2, 4)
-    steps.progress(7, 3, 4)
-    assert steps.seconds(7) == pytest.approx(0.5)
-    steps.progress(7, 1, 4)  # the next run
-    assert steps.seconds(7) is None
-    steps.progress(7, 3, 4)
-    assert steps.seconds(7) == pytest.approx(0.5)
-    assert steps.seconds(8) is None
-    steps.progress(7, 3, 4)  # once more the same: another bar
-    assert steps.seconds(7) is None
-
-
-def test_step_times_are_bounded() -> None:
-    steps = StepTimes(kept=2)
-    for key in range(5):
-        steps.progress(key, 1, 3)
-        steps.progress(key, 2, 3)
-    assert [steps.seconds(key) is None for key in range(5)] == [True, True, True, False, False]
