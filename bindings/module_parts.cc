@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How ModuleScanner reads one module: what it consists of (Collect), whether it
-// is as it was (Sign), and what its tensors hold (Describe).
+// is as it was (Unchanged), and what its tensors hold (Describe).
 #include "bindings/module_scanner.h"
 
 namespace distorch::bindings {
@@ -11,25 +11,27 @@ namespace py = pybind11;
 // Stands between the parts of a signature; no address has this value.
 constexpr std::uint64_t kChildrenEnd = ~std::uint64_t{0};
 
-constexpr std::size_t kLine = 64;  // bytes that the processor reads at once
-
 std::uint64_t AddressOf(const PyObject* object) {
   return reinterpret_cast<std::uintptr_t>(object);
 }
 
-// Where a dictionary keeps what a walk over it reads.
-void AddPlaces(PyObject* dictionary, std::vector<const void*>* places) {
-  if (dictionary == nullptr) return;
-  places->push_back(dictionary);
-  if (PyDict_Size(dictionary) == 0) return;
-  const auto* inside = reinterpret_cast<const PyDictObject*>(dictionary);
-  for (const void* table : {static_cast<const void*>(inside->ma_keys),
-                            static_cast<const void*>(inside->ma_values)}) {
-    if (table == nullptr) continue;
-    places->push_back(table);
-    places->push_back(static_cast<const char*>(table) + kLine);
-  }
+// PEP 509: a number that no other dictionary and no other contents have. Python
+// 3.13 no longer counts what `object.name = value` writes, and later ones count
+// nothing; without the interpreter's lock nothing may be read here at all.
+#if defined(Py_GIL_DISABLED) || PY_VERSION_HEX >= 0x030E0000
+constexpr bool kMembersCounted = false;
+std::uint64_t VersionOf(PyObject*) { return 0; }
+#else
+constexpr bool kMembersCounted = true;
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+std::uint64_t VersionOf(PyObject* dictionary) {
+  return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
 }
+#pragma GCC diagnostic pop
+#endif
+constexpr bool kAttributesCounted =
+    kMembersCounted && PY_VERSION_HEX < 0x030D0000;
 
 // A field of what `describe` gave.
 template <typename T>
@@ -64,13 +66,33 @@ void ModuleScanner::FindHint(PyObject* attributes, Member* member) {
   member->hinted = true;
 }
 
-void ModuleScanner::Collect(PyObject* module, Parts* parts) {
+ModuleScanner::Watched ModuleScanner::Look(PyObject* module,
+                                           const Watched& known) {
   const auto attributes = py::reinterpret_steal<py::object>(
       PyObject_GenericGetDict(module, nullptr));
   if (!attributes) throw py::error_already_set();
-  PyObject* modules = DictionaryOf(attributes.ptr(), &modules_key_);
-  PyObject* parameters = DictionaryOf(attributes.ptr(), &parameters_key_);
-  PyObject* buffers = DictionaryOf(attributes.ptr(), &buffers_key_);
+  Watched found;
+  found.attributes = attributes.ptr();
+  found.attributes_version = VersionOf(attributes.ptr());
+  const bool same = kAttributesCounted &&
+                    known.attributes == found.attributes &&
+                    known.attributes_version == found.attributes_version;
+  if (same) {
+    found.members = known.members;
+  } else {
+    found.members = {DictionaryOf(attributes.ptr(), &modules_key_),
+                     DictionaryOf(attributes.ptr(), &parameters_key_),
+                     DictionaryOf(attributes.ptr(), &buffers_key_)};
+  }
+  for (std::size_t i = 0; i < found.members.size(); ++i) {
+    PyObject* member = found.members[i];
+    if (member != nullptr) found.versions[i] = VersionOf(member);
+  }
+  return found;
+}
+
+void ModuleScanner::Collect(PyObject* module, Parts* parts) {
+  const auto [modules, parameters, buffers] = Look(module, {}).members;
   if (modules == nullptr || parameters == nullptr || buffers == nullptr) {
     Expand(module, parts);
     return;
@@ -137,27 +159,76 @@ bool ModuleScanner::Call(PyObject* tensor, const py::tuple& methods,
   return true;
 }
 
-bool ModuleScanner::Unchanged(PyObject* module, const Entry& one, bool deep) {
-  const auto attributes = py::reinterpret_steal<py::object>(
-      PyObject_GenericGetDict(module, nullptr));
-  if (!attributes) throw py::error_already_set();
-  PyObject* modules = DictionaryOf(attributes.ptr(), &modules_key_);
-  PyObject* parameters = DictionaryOf(attributes.ptr(), &parameters_key_);
-  PyObject* buffers = DictionaryOf(attributes.ptr(), &buffers_key_);
+bool ModuleScanner::Unchanged(PyObject* module, Entry* one, bool deep) {
+  const Watched found = Look(module, one->watched);
+  if (one->watched.attributes != nullptr &&
+      found.members == one->watched.members &&
+      found.versions == one->watched.versions) {
+    one->watched = found;
+    return SameMemory(one->memory) &&
+           (!deep || UnchangedDeep(module, found, *one));
+  }
+  if (!UnchangedParts(module, found, *one, deep)) return false;
+  if (one->watched.attributes != nullptr) one->watched = found;
+  return true;
+}
+
+bool ModuleScanner::UnchangedParts(PyObject* module, const Watched& found,
+                                   const Entry& one, bool deep) {
+  const auto [modules, parameters, buffers] = found.members;
   if (modules == nullptr || parameters == nullptr || buffers == nullptr) {
     Parts parts;
     Collect(module, &parts);
     return Signature(parts) == one.signature &&
            (!deep || DeepSignature(parts) == one.deep);
   }
-  // The common case, without taking references: nothing here runs Python code.
+  // Without taking references: nothing here runs Python code.
   Expected expected{one.signature};
   if (!SameChildren(modules, &expected) || !expected.Is(kChildrenEnd) ||
       !SameTensors(parameters, true, &expected) ||
       !SameTensors(buffers, false, &expected) || !expected.AtEnd()) {
     return false;
   }
-  return !deep || UnchangedDeep(module, parameters, buffers, one);
+  return !deep || UnchangedDeep(module, found, one);
+}
+
+bool ModuleScanner::Remember(const Watched& watched, const Parts& parts,
+                             std::vector<std::uint64_t>* memory) {
+  if (!kMembersCounted) return false;
+  for (const PyObject* member : watched.members) {
+    if (member == nullptr) return false;
+  }
+  for (const auto& [tensor, parameter] : parts.tensors) {
+    memory->push_back(AddressOf(tensor.ptr()));
+    if (!IsPlain(tensor.ptr()) || !Call(tensor.ptr(), identity_, memory)) {
+      memory->clear();
+      return false;
+    }
+  }
+  memory->shrink_to_fit();
+  return true;
+}
+
+bool ModuleScanner::SameMemory(const std::vector<std::uint64_t>& memory) {
+  for (std::size_t at = 0; at < memory.size();) {
+    auto* tensor = reinterpret_cast<PyObject*>(memory[at++]);
+    called_.clear();
+    if (!Call(tensor, identity_, &called_)) return false;
+    for (const std::uint64_t value : called_) {
+      if (memory[at++] != value) return false;
+    }
+  }
+  return true;
+}
+
+void ModuleScanner::Entry::Prefetch(std::size_t stride) const {
+  __builtin_prefetch(reference.ptr());
+  __builtin_prefetch(address);
+  __builtin_prefetch(watched.attributes);
+  for (const PyObject* member : watched.members) __builtin_prefetch(member);
+  for (std::size_t at = 0; at < memory.size(); at += stride) {
+    __builtin_prefetch(reinterpret_cast<const void*>(memory[at]));
+  }
 }
 
 bool ModuleScanner::SameChildren(PyObject* modules, Expected* expected) const {
@@ -196,10 +267,10 @@ bool ModuleScanner::SameCalls(PyObject* tensor, const py::tuple& methods,
   return true;
 }
 
-bool ModuleScanner::UnchangedDeep(PyObject* module, PyObject* parameters,
-                                  PyObject* buffers, const Entry& one) {
+bool ModuleScanner::UnchangedDeep(PyObject* module, const Watched& found,
+                                  const Entry& one) {
   Expected expected{one.deep};
-  for (PyObject* dictionary : {parameters, buffers}) {
+  for (PyObject* dictionary : {found.members[1], found.members[2]}) {
     PyObject* key = nullptr;
     PyObject* value = nullptr;
     for (Py_ssize_t at = 0; PyDict_Next(dictionary, &at, &key, &value) != 0;) {
@@ -213,23 +284,6 @@ bool ModuleScanner::UnchangedDeep(PyObject* module, PyObject* parameters,
     }
   }
   return expected.AtEnd();
-}
-
-std::vector<const void*> ModuleScanner::Places(PyObject* module,
-                                               const Parts& parts) {
-  const auto attributes = py::reinterpret_steal<py::object>(
-      PyObject_GenericGetDict(module, nullptr));
-  if (!attributes) throw py::error_already_set();
-  std::vector<const void*> places;
-  AddPlaces(attributes.ptr(), &places);
-  for (Member* key : {&modules_key_, &parameters_key_, &buffers_key_}) {
-    AddPlaces(DictionaryOf(attributes.ptr(), key), &places);
-  }
-  for (const auto& [tensor, parameter] : parts.tensors) {
-    places.push_back(tensor.ptr());
-  }
-  places.shrink_to_fit();
-  return places;
 }
 
 std::vector<std::uint64_t> ModuleScanner::Signature(const Parts& parts) {

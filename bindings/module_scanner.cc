@@ -107,11 +107,12 @@ ModuleId ModuleScanner::Register(PyObject* module, double seen) {
   }
   entry(id) = Entry{.reference = std::move(reference),
                     .address = module,
+                    .watched = {},
+                    .memory = {},
                     .signature = {},
                     .deep = {},
                     .seen = seen,
-                    .touched = true,
-                    .places = {}};
+                    .touched = true};
   by_address_[module] = id;
   return id;
 }
@@ -155,20 +156,21 @@ void ModuleScanner::RemoveDead(const std::vector<ModuleId>& dead,
 
 std::size_t ModuleScanner::Verify(bool deep) {
   ++round_;
+  const std::size_t stride = 1 + identity_.size();
   std::vector<ModuleId> dead;
   std::vector<ModuleId> changed;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    const Entry& one = entries_[i];
+    Entry& one = entries_[i];
     if (i + 2 * kAhead < entries_.size()) {
-      entries_[i + 2 * kAhead].PrefetchPlaces();
+      entries_[i + 2 * kAhead].PrefetchMemory();
     }
-    if (i + kAhead < entries_.size()) entries_[i + kAhead].Prefetch();
+    if (i + kAhead < entries_.size()) entries_[i + kAhead].Prefetch(stride);
     if (!one.reference) continue;
     const py::object module = Referent(one.reference);
     const bool deeply = deep || (i + round_) % kDeepRounds == 0;
     if (!module) {
       dead.push_back(static_cast<ModuleId>(i));
-    } else if (one.touched || !Unchanged(module.ptr(), one, deeply)) {
+    } else if (one.touched || !Unchanged(module.ptr(), &one, deeply)) {
       changed.push_back(static_cast<ModuleId>(i));
     }
   }
@@ -198,7 +200,10 @@ bool ModuleScanner::Refresh(ModuleId id) {
     return false;
   }
   Parts parts;
+  Watched watched = Look(module.ptr(), {});  // before anything can change
   Collect(module.ptr(), &parts);
+  std::vector<std::uint64_t> memory;
+  if (!Remember(watched, parts, &memory)) watched = {};
   std::vector<std::uint64_t> signature = Signature(parts);
   std::vector<std::uint64_t> deep = DeepSignature(parts);
   ModuleRecord record;
@@ -208,9 +213,10 @@ bool ModuleScanner::Refresh(ModuleId id) {
   for (const auto& [tensor, parameter] : parts.tensors) {
     Describe(tensor.ptr(), parameter, &record.tensors);
   }
+  entry(id).watched = watched;
+  entry(id).memory = std::move(memory);
   entry(id).signature = std::move(signature);
   entry(id).deep = std::move(deep);
-  entry(id).places = Places(module.ptr(), parts);
   entry(id).touched = false;
   return registry_.Update(id, std::move(record));
 }

@@ -17,6 +17,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -69,26 +70,31 @@ class ModuleScanner {
   double SeenOf(PyObject* module) const;
 
  private:
+  // The dictionaries of a module, and their versions (PEP 509): equal versions
+  // mean equal contents, which saves looking at them.
+  struct Watched {
+    PyObject* attributes = nullptr;  // null: look at everything
+    std::uint64_t attributes_version = 0;
+    std::array<PyObject*, 3> members = {};  // modules, parameters, buffers
+    std::array<std::uint64_t, 3> versions = {};
+  };
   struct Entry {
     pybind11::object reference;  // weakref.ref; null: not in use
     PyObject* address = nullptr;
+    // Borrowed like all that follows: what is here is used only after the
+    // versions have shown that the module still holds it.
+    Watched watched;
+    // For each tensor its address and what the identity methods said; only
+    // where `watched` is set.
+    std::vector<std::uint64_t> memory;
     std::vector<std::uint64_t> signature;  // empty: never verified
     std::vector<std::uint64_t> deep;
     double seen = 0;
     bool touched = true;  // details must be read whatever the signature says
-    // Where the parts lay when they were last read; only ever prefetched.
-    std::vector<const void*> places;
 
-    void PrefetchPlaces() const {
-      __builtin_prefetch(signature.data());
-      __builtin_prefetch(places.data());
-      __builtin_prefetch(places.data() + 8);
-    }
-    void Prefetch() const {
-      __builtin_prefetch(reference.ptr());
-      __builtin_prefetch(address);
-      for (const void* place : places) __builtin_prefetch(place);
-    }
+    void PrefetchMemory() const { __builtin_prefetch(memory.data()); }
+    // `stride`: how many numbers a tensor has in `memory`.
+    void Prefetch(std::size_t stride) const;
   };
   // A dictionary of a module. All modules get it as the same attribute, counted
   // from the first: looking there first saves the look-up by name.
@@ -133,7 +139,9 @@ class ModuleScanner {
   void TakeNoted();
   // Whether the module is as `one` says, without taking it apart. The module
   // must be kept alive by the caller.
-  bool Unchanged(PyObject* module, const Entry& one, bool deep);
+  bool Unchanged(PyObject* module, Entry* one, bool deep);
+  bool UnchangedParts(PyObject* module, const Watched& found, const Entry& one,
+                      bool deep);
   void RemoveDead(const std::vector<ModuleId>& dead,
                   std::vector<ModuleId>* changed);
   bool Refresh(ModuleId id);
@@ -142,13 +150,19 @@ class ModuleScanner {
   static void FindHint(PyObject* attributes, Member* member);
   void Collect(PyObject* module, Parts* parts);
   void Expand(PyObject* module, Parts* parts);
-  std::vector<const void*> Places(PyObject* module, const Parts& parts);
+  // The dictionaries as they are now; those of `known` where it can tell that
+  // they still are the module's. A member is null where there is none.
+  Watched Look(PyObject* module, const Watched& known);
+  // Fills in `memory`; false where versions do not tell everything, or reading
+  // a tensor may run Python code.
+  bool Remember(const Watched& watched, const Parts& parts,
+                std::vector<std::uint64_t>* memory);
+  bool SameMemory(const std::vector<std::uint64_t>& memory);
   bool SameChildren(PyObject* modules, Expected* expected) const;
   bool SameTensors(PyObject* dictionary, bool parameters, Expected* expected);
   bool SameCalls(PyObject* tensor, const pybind11::tuple& methods,
                  Expected* expected);
-  bool UnchangedDeep(PyObject* module, PyObject* parameters, PyObject* buffers,
-                     const Entry& one);
+  bool UnchangedDeep(PyObject* module, const Watched& found, const Entry& one);
   void CollectTensors(PyObject* dictionary, bool parameters, Parts* parts);
   std::vector<std::uint64_t> Signature(const Parts& parts);
   std::vector<std::uint64_t> DeepSignature(const Parts& parts);
@@ -174,7 +188,7 @@ class ModuleScanner {
   absl::flat_hash_map<PyObject*, ModuleId> by_address_;
   std::vector<std::string> names_;
   absl::flat_hash_map<std::string, std::int32_t> name_index_;
-  std::vector<std::uint64_t> called_;  // scratch of SameCalls
+  std::vector<std::uint64_t> called_;  // scratch of SameCalls, SameMemory
   std::uint64_t round_ = 0;
   bool registered_ = false;  // modules that Verify() has not seen
 };

@@ -5,8 +5,6 @@ import copy
 import gc
 import io
 import pickle
-import random
-import threading
 import time
 
 import pytest
@@ -15,53 +13,6 @@ from torch import nn
 
 from distorch import scan
 from distorch.scan import Scanner
-
-
-def full_walk(ignored: set[int]) -> dict[int, dict]:
-    """The plain way: every object of the collector, recursive sums; root id -> facts."""
-    gc.collect()
-    modules = [
-        o for o in gc.get_objects() if issubclass(type(o), nn.Module) and id(o) not in ignored
-    ]
-    children = {id(c) for m in modules for c in m.children()}
-    found = {}
-    for module in modules:
-        if id(module) in children:
-            continue
-        storages, elements = {}, {}
-        for tensor in [*module.parameters(), *module.buffers()]:
-            storage = tensor.untyped_storage()
-            if storage.nbytes():
-                storages[storage.data_ptr()] = (str(tensor.device), storage.nbytes())
-        for tensor in module.parameters():
-            elements[tensor.data_ptr() or id(tensor)] = tensor.numel()
-        if storages:
-            found[id(module)] = {
-                "storages": storages,
-                "parameters": sum(elements.values()),
-                "layers": sum(
-                    any(True for _ in m.parameters(recurse=False))
-                    or any(True for _ in m.buffers(recurse=False))
-                    for m in module.modules()
-                ),
-            }
-    return found
-
-
-def totals_of(found: dict[int, dict]) -> list[tuple]:
-    """Bytes per model with shared storages counted once, in no particular order."""
-    users: dict[int, int] = {}
-    for facts in found.values():
-        for storage in facts["storages"]:
-            users[storage] = users.get(storage, 0) + 1
-    return sorted(
-        (
-            sum(size for key, (_, size) in f["storages"].items() if users[key] == 1),
-            f["layers"],
-            f["parameters"],
-        )
-        for f in found.values()
-    )
 
 
 @pytest.fixture
@@ -241,91 +192,6 @@ def test_five_thousand_modules_a_thousand_deep(scanner):
         del module.next
 
 
-def test_moves_writes_and_deletions_without_any_hook_are_seen(scanner):
-    class Changing(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False)
-
-    model = Changing()
-
-    def held() -> dict[str, int]:
-        return own(scanner.rows(max_age=0), model)[0].bytes
-
-    assert held() == {"cpu": 800}
-    model.one.weight.data = torch.zeros(20, 10)
-    assert held() == {"cpu": 1200}
-    model.double()
-    assert held() == {"cpu": 2400}
-    model.two._parameters["weight"] = nn.Parameter(torch.zeros(5))
-    assert held() == {"cpu": 1620}
-    del model._modules["two"]
-    assert held() == {"cpu": 1600}
-    model.register_buffer("table", torch.zeros(25))
-    assert held() == {"cpu": 1700}
-    model.to("meta")
-    assert all(r.class_name != "Changing" for r in scanner.rows(max_age=0))
-
-
-def test_answer_equals_a_full_walk_under_churn(scanner):
-    gc.collect()
-    ignored = {id(o) for o in gc.get_objects() if issubclass(type(o), nn.Module)}
-    foreign = {row.id for row in scanner.rows(max_age=0, deep=True)}
-    keep_ignored = [o for o in gc.get_objects() if id(o) in ignored]
-    rng = random.Random(11)
-    models: list[nn.Module] = []
-    for step in range(150):
-        action = rng.randrange(8)
-        if len(models) < 3 or action == 0:
-            models.append(nn.Sequential(*[block(rng.randint(2, 9)) for _ in range(3)]))
-        elif action == 1:
-            models.pop(rng.randrange(len(models)))
-        elif action == 2:
-            rng.choice(models).to(rng.choice([torch.float16, torch.float32, torch.float64]))
-        elif action == 3:
-            rng.choice(models)[0] = nn.Linear(3, rng.randint(1, 9))
-        elif action == 4:
-            target = rng.choice(models)
-            target._modules.pop(next(iter(target._modules)), None) if len(target) > 1 else None
-        elif action == 5:
-            rng.choice(models).append(rng.choice(models)[-1])
-        elif action == 6:
-            parameter = next(iter(rng.choice(models).parameters()), None)
-            if parameter is not None:
-                parameter.data = torch.zeros(rng.randint(1, 50))
-        else:
-            models.append(copy.deepcopy(rng.choice(models)))
-            scanner.walk()
-        scanner.invalidate()
-        rows = [r for r in scanner.rows() if r.id not in foreign]
-        found = full_walk(ignored)
-        mine = sorted(
-            (
-                r.total if not r.shares_with else r.total - sum(_shared_of(scanner, r)),
-                r.layers,
-                r.parameters,
-            )
-            for r in rows
-        )
-        assert mine == totals_of(found), f"step {step}"
-    assert keep_ignored is not None
-
-
-def _shared_of(scanner: Scanner, row: scan.Row) -> list[int]:
-    """Bytes that the row counts for storages which other models use as well."""
-    module = scanner.module(row.id)
-    mine = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for t in [*module.parameters(), *module.buffers()]}  # fmt: skip
-    others: set[int] = set()
-    for other in scanner.rows(max_age=1e9):
-        if other.id != row.id:
-            its = scanner.module(other.id)
-            others |= {t.untyped_storage().data_ptr() for t in [*its.parameters(), *its.buffers()]}
-    # An older owner counts the storage; for a younger sharer it is in shared_bytes.
-    shared = sum(size for key, size in mine.items() if key in others)
-    return [shared - sum(row.shared_bytes.values())]
-
-
 def test_an_answer_is_given_again_for_a_second_and_refreshed_on_invalidation():
     made = Scanner(cache_seconds=60)
     made.install_hooks()
@@ -350,34 +216,6 @@ def test_a_node_that_changes_memory_by_100_mb_invalidates(monkeypatch):
         made.node_ended("n")
         assert len(made.rows()) - known == appears
     made.stop()
-
-
-def test_threads_may_scan_while_models_come_and_go(scanner):
-    stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def run(action):
-        try:
-            while not stop.is_set():
-                action()
-        except BaseException as error:
-            errors.append(error)
-
-    def churn():
-        model = nn.Sequential(block(4), block(4))
-        model.to(torch.float64)
-        del model
-
-    actions = [churn, churn, lambda: scanner.rows(max_age=0), scanner.walk, scanner.invalidate,
-               lambda: [r.as_json() for r in scanner.rows()]]  # fmt: skip
-    threads = [threading.Thread(target=run, args=(a,)) for a in actions]
-    for thread in threads:
-        thread.start()
-    time.sleep(1.5)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert errors == []
 
 
 def test_top_ten_and_more():
