@@ -3,7 +3,7 @@
 
 A *block* is a module that owns parameters or buffers directly, also one that has children. A *layer group* is a
 repeated module (one transformer layer), found by name as for files (`distorch.allocation.group_names`). Bytes count each
-storage once, at the first block that holds it; blocks that share one carry the same `tied` key, because they can only
+tensor once, at the first block that holds it; blocks that share one carry the same `tied` key, because they can only
 move together. Works on graphs of any depth and with modules that are reached by several paths.
 """
 
@@ -19,6 +19,9 @@ from torch import nn
 
 from distorch.allocation import Block, group_names
 
+# See `tensor_key`.
+TensorKey = tuple[Any, ...]
+
 # A block's name and module -> why it has to stay on the compute device, or "" when it may go anywhere.
 Pin = Callable[[str, nn.Module], str]
 
@@ -29,6 +32,17 @@ _HEAD_NAMES = re.compile(
     r"(^|\.)(shared|wte|wpe|embed_tokens|embed_positions|embeddings|token_embedding|position_embedding|"
     r"word_embeddings|position_embeddings|token_type_embeddings)$"
 )
+
+
+_ROWS = ("crow_indices", "col_indices", "values")
+_COLUMNS = ("ccol_indices", "row_indices", "values")
+_SPARSE_PARTS: dict[torch.layout, tuple[str, ...]] = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class ModelBlock:
-    """A module with tensors of its own. `bytes` counts storages that no earlier block holds."""
+    """A module with tensors of its own. `bytes` counts tensors that no earlier block holds."""
 
     name: str
     module: nn.Module
@@ -74,7 +88,7 @@ class Inventory:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all blocks, each storage once."""
+        """Bytes of all blocks, each tensor once."""
         return sum(block.bytes for block in self.blocks)
 
     def allocation_blocks(self, seconds: Mapping[str, float] | None = None) -> list[Any]:
@@ -147,20 +161,26 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes of a tensor, those of its parts where it is a wrapper (quantised layouts)."""
+    """Return the bytes of a tensor, those of its parts where it has some (quantised layouts, sparse tensors)."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is not None and type(tensor) not in (torch.Tensor, nn.Parameter):
         names, _ = flatten()
         return sum(tensor_bytes(getattr(tensor, name)) for name in names)
-    return tensor.nbytes
+    parts = _SPARSE_PARTS.get(tensor.layout)
+    return sum(getattr(tensor, part)().nbytes for part in parts) if parts else tensor.nbytes
 
 
-def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
-    """Return what two tensors that share memory have in common."""
+def tensor_key(tensor: torch.Tensor) -> TensorKey:
+    """Return what two tensors have in common that are one: the same elements of the same memory.
+
+    Views of other parts of that memory are tensors of their own: each is copied, and counted, by itself. (The engine
+    keeps the tensors of a layer group in one slab, a checkpoint may keep all in one storage.)
+    """
     try:
         storage = tensor.untyped_storage()
         if storage.nbytes() > 0 and tensor.device.type != "meta":
-            return str(tensor.device), storage.data_ptr()
+            shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+            return str(tensor.device), tensor.data_ptr(), shape, strides, tensor.dtype
     except (RuntimeError, NotImplementedError):
         pass  # a wrapper without storage of its own
     return "object", id(tensor)
@@ -177,10 +197,10 @@ def stay_reason(name: str, module: nn.Module) -> str:
 
 
 class _Ties:
-    """Unites blocks that share a storage."""
+    """Unites blocks that share a tensor."""
 
     def __init__(self) -> None:
-        self.first: dict[tuple[str, int], str] = {}
+        self.first: dict[TensorKey, str] = {}
         self.parent: dict[str, str] = {}
 
     def find(self, name: str) -> str:
@@ -188,8 +208,8 @@ class _Ties:
             name = self.parent[name]
         return name
 
-    def note(self, key: tuple[str, int], block: str) -> bool:
-        """Return whether the storage is new; if not, tie its first holder and this block."""
+    def note(self, key: TensorKey, block: str) -> bool:
+        """Return whether the tensor is new; if not, tie its first holder and this block."""
         if key not in self.first:
             self.first[key] = block
             return True
@@ -227,7 +247,8 @@ def inventory(
         groups: the layer group of each block; by default the outermost repeated module of its name.
 
     Raises:
-        ValueError: a tensor is on the device `meta` (it has no bytes that could be placed), or a group is no module.
+        ValueError: a tensor has no bytes that could be placed (on the device `meta`, or a lazy module's), or a group is
+            no module.
     """
     patched = set(patches or ())
     ties = _Ties()
@@ -242,11 +263,15 @@ def inventory(
         size = 0
         for ref in refs:
             tensor = ref.get()
+            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+                raise ValueError(
+                    f"{ref.qualified} has no shape yet: run the lazy module once before placing it"
+                )
             if tensor.device.type == "meta":
                 raise ValueError(
                     f"{ref.qualified} is on the device 'meta': load its weights before placing it"
                 )
-            if ties.note(storage_key(tensor), label):
+            if ties.note(tensor_key(tensor), label):
                 size += tensor_bytes(tensor)
         reason = pin(label, module) if pin else ""
         hit = any(ref.qualified in patched for ref in refs)

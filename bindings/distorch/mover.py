@@ -9,132 +9,39 @@ model exactly as it was. The originals are kept: unloading copies nothing.
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from distorch.allocation import group_names
-from distorch.inventory import Grouping, Inventory, ModelBlock, TensorRef, inventory, storage_key
-from distorch.patching import Patch, Patches, apply_patches, check_patches
-from distorch.placed import PlacedModel, PlacementError, canonical
+from distorch.inventory import (
+    Grouping,
+    Inventory,
+    ModelBlock,
+    TensorKey,
+    inventory,
+    tensor_key,
+)
+from distorch.patching import Patch, Patches, check_patches
+from distorch.placed import PlacedModel, PlacementError, canonical, check_free
+from distorch.staging import Progress, ProgressCallback, Stage, StderrProgress, TensorPatches
 
 __all__ = ["PlacedModel", "PlacementError", "Progress", "place", "place_string", "repatch"]
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a load has come; bytes and blocks done and in all, seconds since it began."""
-
-    done_blocks: int
-    blocks: int
-    done_bytes: int
-    bytes: int
-    seconds: float
-
-    def __str__(self) -> str:
-        rate = self.done_bytes / self.seconds / 2**30 if self.seconds > 0 else 0.0
-        return (
-            f"placing block {self.done_blocks}/{self.blocks}, "
-            f"{self.done_bytes / 2**20:.0f} of {self.bytes / 2**20:.0f} MB, {rate:.2f} GB/s"
-        )
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-class StderrProgress:
-    """Writes a line to standard error, but only for loads that take more than a second."""
-
-    def __init__(self) -> None:
-        self._next = 1.0
-
-    def __call__(self, progress: Progress) -> None:
-        """Show `progress` at most once a second, and the end of what was begun."""
-        last = progress.done_blocks == progress.blocks
-        if progress.seconds < self._next and not (last and self._next > 1.0):
-            return
-        self._next = progress.seconds + 1.0
-        sys.stderr.write(f"distorch: {progress}\n")
-
-
-class _Stage:
-    """New tensors of one load, made but not yet part of the model."""
-
-    def __init__(self, placed: PlacedModel, progress: ProgressCallback | None) -> None:
-        self.placed = placed
-        self.tensors: list[tuple[TensorRef, torch.Tensor]] = []
-        self._copies: dict[tuple[tuple[str, int], str], torch.Tensor] = {}
-        self._progress = progress
-        self._begin = time.monotonic()
-        self._bytes = 0
-
-    def _count(self, source: torch.Tensor, target: str) -> None:
-        self.placed.transfers[canonical(source.device), target] += source.nbytes
-
-    def _move(self, source: torch.Tensor, target: str) -> torch.Tensor:
-        if canonical(source.device) == target:
-            return source
-        moved = source.to(torch.device(target))
-        self._count(source, target)
-        return moved
-
-    def _patched(self, source: torch.Tensor, patches: Iterable[Patch], target: str) -> torch.Tensor:
-        compute = self.placed.compute
-        if canonical(source.device) == compute:
-            work = source.detach().clone(memory_format=torch.contiguous_format)
-        else:
-            work = source.detach().to(
-                self.placed.compute_device, memory_format=torch.contiguous_format
-            )
-            self._count(source, compute)
-        self.placed.factor_bytes += apply_patches(work, patches)
-        return self._move(work, target)
-
-    def block(self, block: ModelBlock, target: str, patches: Patches) -> None:
-        """Make the tensors of one block on `target`. Tensors that share a storage stay one tensor."""
+def _by_tensor(placed: PlacedModel, patches: Patches) -> TensorPatches:
+    """Gather the patches of each tensor, under whichever of its names they were given."""
+    found: dict[TensorKey, list[Patch]] = {}
+    for block in placed.inventory.blocks:
         for ref in block.tensors:
-            source = self.placed.original(ref)
-            wanted = patches.get(ref.qualified, ()) if ref.kind == "parameter" else ()
-            key = (
-                storage_key(source),
-                f"{source.storage_offset()} {tuple(source.shape)} {tuple(source.stride())}",
-            )
-            if key in self._copies:
-                self.tensors.append((ref, self._copies[key]))
+            if ref.kind != "parameter" or ref.qualified not in patches:
                 continue
-            if not wanted and canonical(source.device) == target:
-                if ref.get() is not source:  # was patched before, is not any more
-                    self.tensors.append((ref, source))
-                continue
-            data = (
-                self._patched(source, wanted, target)
-                if wanted
-                else self._move(source.detach(), target)
-            )
-            tensor = _like(source, data)
-            self._copies[key] = tensor
-            self.tensors.append((ref, tensor))
-
-    def report(self, done: int, total: int, size: int, total_bytes: int) -> None:
-        """Tell the caller how far the load is."""
-        self._bytes += size
-        if self._progress:
-            seconds = time.monotonic() - self._begin
-            self._progress(Progress(done, total, self._bytes, total_bytes, seconds))
-
-
-def _like(source: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """Give `data` what `source` is besides its bytes: a parameter, with its attributes."""
-    if not isinstance(source, nn.Parameter):
-        return data
-    result = nn.Parameter(data, requires_grad=source.requires_grad)
-    result.__dict__.update(source.__dict__)
-    return result
+            known = found.setdefault(tensor_key(placed.original(ref)), [])
+            given = {id(patch) for patch in known}
+            known.extend(patch for patch in patches[ref.qualified] if id(patch) not in given)
+    return found
 
 
 def _assignment(plan: Any, blocks: Iterable[ModelBlock]) -> dict[str, str]:
@@ -198,21 +105,23 @@ def place(
         progress: called after each block; default: lines on standard error when the load takes over a second.
 
     Raises:
-        PatchError: a patch does not fit. PlacementError: the plan lacks a block, or the read-back differs.
+        PatchError: a patch does not fit. PlacementError: the plan lacks a block, the read-back differs, or a part of the
+            model is placed already.
         torch.OutOfMemoryError, MemoryError, RuntimeError: as raised on the way. In every case the model is unchanged.
     """
     patches = patches or {}
     blocks = blocks or inventory(model, patches=patches)
+    check_free(blocks)
     weights = {ref.qualified: ref.get() for block in blocks.blocks for ref in block.tensors}
     check_patches(patches, weights)
     placed = PlacedModel(model, plan, canonical(compute), blocks)
     placed.assignment = _assignment(plan, blocks.blocks)
     _check_host(blocks.blocks, placed.assignment)
-    stage = _make(placed, patches, blocks.blocks, progress or StderrProgress())
-    placed.commit(stage.tensors)
+    stage = _make(placed, _by_tensor(placed, patches), blocks.blocks, progress or StderrProgress())
     try:
+        placed.commit(stage.tensors)
         placed.patches = patches
-        placed._install()
+        placed.install()
         placed.verify()
     except BaseException:
         placed.unload()
@@ -222,13 +131,13 @@ def place(
 
 def _make(
     placed: PlacedModel,
-    patches: Patches,
+    patches: TensorPatches,
     blocks: Iterable[ModelBlock],
     progress: ProgressCallback | None,
-) -> _Stage:
+) -> Stage:
     ordered = _order(blocks, placed.assignment, placed.compute)
     total = sum(block.bytes for block in ordered)
-    stage = _Stage(placed, progress)
+    stage = Stage(placed, progress)
     # Plain tensors, not inference tensors, whatever mode the caller is in: they outlive it.
     with torch.inference_mode(False), torch.no_grad():
         for done, block in enumerate(ordered, 1):
@@ -239,14 +148,22 @@ def _make(
 
 def repatch(placed: PlacedModel, patches: Patches) -> None:
     """See `PlacedModel.repatch`."""
-    weights = {r.qualified: placed.original(r) for b in placed.inventory.blocks for r in b.tensors}
-    check_patches(patches, weights)
+    if not placed.loaded:
+        raise PlacementError("the model was unloaded")
+    originals = [(r, placed.original(r)) for b in placed.inventory.blocks for r in b.tensors]
+    check_patches(patches, {ref.qualified: tensor for ref, tensor in originals})
     names = set(patches) | set(placed.patches)
-    touched = [b for b in placed.inventory.blocks if any(r.qualified in names for r in b.tensors)]
+    keys = {tensor_key(tensor) for ref, tensor in originals if ref.qualified in names}
+    touched = {(id(r.table), r.name) for r, tensor in originals if tensor_key(tensor) in keys}
+    blocks = [
+        b
+        for b in placed.inventory.blocks
+        if any((id(r.table), r.name) in touched for r in b.tensors)
+    ]
     moved_before, factors_before = dict(placed.transfers), placed.factor_bytes
     try:
-        stage = _make(placed, patches, touched, None)
-        fresh = [(r, t) for r, t in stage.tensors if r.qualified in names]
+        stage = _make(placed, _by_tensor(placed, patches), blocks, None)
+        fresh = [(r, t) for r, t in stage.tensors if (id(r.table), r.name) in touched]
         placed.commit(fresh)
     except BaseException:
         placed.transfers.clear()

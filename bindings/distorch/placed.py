@@ -7,7 +7,8 @@ are stored elsewhere are not kept. One thread runs a placed model at a time; rea
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from distorch.loans import Loan, borrowers, refresh_flat_weights, was_written
+from distorch.nested import map_tensors
+
 if TYPE_CHECKING:
-    from distorch.inventory import Inventory, TensorRef
+    from distorch.inventory import Inventory, TensorKey, TensorRef
     from distorch.patching import Patches
 
 
@@ -36,98 +40,15 @@ def canonical(device: torch.device | str) -> str:
     return f"{parsed.type}:{parsed.index or 0}"
 
 
-def move_nested(value: Any, device: torch.device) -> Any:
-    """Return `value` with every tensor in it on `device`; tuples, lists, dicts and dataclasses are looked into."""
-    if isinstance(value, torch.Tensor):
-        return value if value.device == device else value.to(device)
-    if isinstance(value, tuple):
-        items = [move_nested(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, list):
-        return [move_nested(item, device) for item in value]
-    if isinstance(value, dict):
-        moved = {key: move_nested(item, device) for key, item in value.items()}
-        return moved if type(value) is dict else type(value)(moved)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: move_nested(getattr(value, f.name), device)
-            for f in dataclasses.fields(value)
-            if f.init
-        }
-        return dataclasses.replace(value, **fields)
-    return value
+# Modules that own tensors of models that are placed now.
+_PLACED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-# Modules that read the weights of their children without calling them.
-_READS_CHILDREN: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-
-
-class _Loan:
-    """Brings a module's tensors to the compute device while it runs, and puts the stored ones back afterwards."""
-
-    def __init__(self, owner: PlacedModel, refs: list[TensorRef], module: nn.Module) -> None:
-        self._owner = owner
-        self._refs = refs
-        self._depth = 0
-        self._lent: list[tuple[TensorRef, Any, Any, int]] = []
-        self.handles = [
-            module.register_forward_pre_hook(self._begin),
-            module.register_forward_hook(self._end, always_call=True),
-        ]
-
-    def _begin(self, _module: nn.Module, _args: Any) -> None:
-        self._depth += 1
-        if self._depth > 1:
-            return  # the module calls itself: its weights are here already
-        try:
-            for ref in self._refs:
-                stored = ref.get()
-                if stored.device == self._owner.compute_device:
-                    continue
-                here = self._owner._lend(stored)
-                version = -1 if here.is_inference() else here._version
-                self._lent.append((ref, stored, here, version))
-                ref.table[ref.name] = here
-            self._refresh()
-        except BaseException:
-            self._depth -= 1
-            self._return()
-            raise
-
-    def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        if self._depth == 0:
-            return  # `_begin` failed and has cleaned up
-        self._depth -= 1
-        if self._depth == 0:
-            self._return()
-
-    def _return(self) -> None:
-        while self._lent:
-            ref, stored, here, version = self._lent.pop()
-            # Some kernels write running statistics without counting it as a version.
-            written = ref.kind == "buffer" and (
-                ref.module.training or (version >= 0 and here._version != version)
-            )
-            if ref.table.get(ref.name) is not here:
-                continue  # the module has put something else there
-            if written:
-                with torch.no_grad():
-                    stored.copy_(here)
-            ref.table[ref.name] = stored
-        self._refresh()
-
-    def recover(self) -> None:
-        if self._depth:
-            self._depth = 0
-            self._return()
-
-    def _refresh(self) -> None:
-        for module in {ref.module for ref in self._refs}:
-            refresh_flat_weights(module)
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+def check_free(inventory: Inventory) -> None:
+    """Raise PlacementError if a block belongs to a model that is placed: two would undo each other."""
+    for block in inventory.blocks:
+        if block.module in _PLACED:
+            raise PlacementError(f"block {block.name} is placed already: unload that model first")
 
 
 class PlacedModel:
@@ -156,8 +77,11 @@ class PlacedModel:
         self.lent_bytes = 0
         # by the table that holds the tensor and its name there
         self._originals: dict[tuple[int, str], tuple[TensorRef, torch.Tensor]] = {}
-        self._loans: list[_Loan] = []
+        self._loans: list[Loan] = []
+        # by the same: the placed buffer, and its version then
+        self._buffers: dict[tuple[int, str], tuple[torch.Tensor, int]] = {}
         self._input_handle: Any = None
+        self._has_run = False
         self._on_unload: list[Callable[[PlacedModel], None]] = []
         self._on_repatch: list[Callable[[PlacedModel], None]] = []
 
@@ -179,15 +103,15 @@ class PlacedModel:
         }
 
     def bytes_per_device(self) -> dict[str, int]:
-        """Read back the bytes on each device, each storage once."""
-        from distorch.inventory import storage_key, tensor_bytes
+        """Read back the bytes on each device, tensors that are one counted once."""
+        from distorch.inventory import tensor_bytes, tensor_key
 
-        seen: set[tuple[str, int]] = set()
+        seen: set[TensorKey] = set()
         totals: dict[str, int] = defaultdict(int)
         for block in self.inventory.blocks:
             for ref in block.tensors:
                 tensor = ref.get()
-                key = storage_key(tensor)
+                key = tensor_key(tensor)
                 if key not in seen:
                     seen.add(key)
                     totals[canonical(tensor.device)] += tensor_bytes(tensor)
@@ -223,25 +147,10 @@ class PlacedModel:
             for b in self.inventory.blocks
             if self.assignment[b.name] != self.compute and b.name not in skip
         ]
-        refs: dict[nn.Module, list[TensorRef]] = {b.module: list(b.tensors) for b in away}
-        self._read_through(refs)
-        for module, owned in refs.items():
-            self._loans.append(_Loan(self, owned, module))
-
-    def _read_through(self, refs: dict[nn.Module, list[TensorRef]]) -> None:
-        """Let modules that read their children's weights borrow those too."""
-        from distorch.inventory import walk
-
-        for _, module in walk(self.model):
-            if isinstance(module, _READS_CHILDREN):
-                below = [
-                    ref
-                    for _, child in walk(module)
-                    if child is not module
-                    for ref in refs.get(child, [])
-                ]
-                if below:
-                    refs[module] = [*refs.get(module, []), *below]
+        refs = {b.module: list(b.tensors) for b in away}
+        for module, borrowed in borrowers(self.model, refs).items():
+            self._loans.append(Loan(self, borrowed, module))
+        self._listen()
 
     def detach_hooks(self) -> None:
         """Remove them again; another engine then brings the weights (distorch.engine)."""
@@ -258,7 +167,8 @@ class PlacedModel:
         for loan in self._loans:
             loan.recover()
 
-    def _lend(self, stored: torch.Tensor) -> torch.Tensor:
+    def lend(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a stored tensor on the compute device, with its attributes."""
         with torch.no_grad():
             here = stored.detach().to(self.compute_device)
         self.lent_bytes += here.nbytes
@@ -268,19 +178,29 @@ class PlacedModel:
             return lent
         return here
 
-    def _install(self) -> None:
-        def to_compute(
-            _module: nn.Module, args: Any, kwargs: dict[str, Any]
-        ) -> tuple[Any, dict[str, Any]]:
-            self.recover()
-            return move_nested(args, self.compute_device), {
-                key: move_nested(value, self.compute_device) for key, value in kwargs.items()
-            }
-
-        self._input_handle = self.model.register_forward_pre_hook(
-            to_compute, prepend=True, with_kwargs=True
-        )
+    def install(self) -> None:
+        """Make the model run from where its blocks are. Raises PlacementError if a part of it is placed already."""
+        check_free(self.inventory)
+        _PLACED.update(block.module for block in self.inventory.blocks)
+        self._listen()
         self.attach_hooks()
+
+    def _listen(self) -> None:
+        """Bring inputs to the compute device, before any other hook of the model: a loan of its own weights is one."""
+
+        def arrive(tensor: torch.Tensor, _path: str) -> torch.Tensor:
+            return tensor.to(self.compute_device)
+
+        def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            self.recover()
+            self._has_run = True
+            return map_tensors(args, arrive), map_tensors(kwargs, arrive)
+
+        if self._input_handle is not None:
+            self._input_handle.remove()
+        self._input_handle = self.model.register_forward_pre_hook(
+            begin, prepend=True, with_kwargs=True
+        )
 
     def on_unload(self, callback: Callable[[PlacedModel], None]) -> None:
         """Call `callback(self)` when the model is unloaded, before its tensors go back."""
@@ -291,44 +211,72 @@ class PlacedModel:
         self._on_repatch.append(callback)
 
     def unload(self) -> None:
-        """Put the original tensors back and drop the placed ones. Copies nothing. Does nothing the second time."""
+        """Put the original tensors back and drop the placed ones. Does nothing the second time.
+
+        Copies nothing but buffers that a run has written, as running statistics. Whatever fails on the way, a callback
+        or such a copy, the originals are put back; then the first failure is raised.
+        """
         callbacks, self._on_unload = self._on_unload, []
         self._on_repatch.clear()
-        for callback in callbacks:
-            callback(self)
-        self.detach_hooks()
+        steps: list[Callable[[], object]] = [functools.partial(c, self) for c in callbacks]
+        failures = []
+        for step in [*steps, self.detach_hooks, self._keep_written]:
+            try:
+                step()
+            except (
+                BaseException
+            ) as error:  # an interrupt, too, has to wait until the model is whole
+                failures.append(error)
         if self._input_handle is not None:
             self._input_handle.remove()
             self._input_handle = None
+            _PLACED.difference_update([block.module for block in self.inventory.blocks])
         originals = list(self._originals.values())
         self._originals.clear()
+        self._buffers.clear()
         for ref, original in originals:
             ref.table[ref.name] = original
         for module in {ref.module for ref, _ in originals}:
             refresh_flat_weights(module)
+        if failures:
+            raise failures[0]
+
+    def _keep_written(self) -> None:
+        """Copy buffers that a run has written to the originals."""
+        for key, (ref, original) in self._originals.items():
+            buffer, version = self._buffers.get(key, (None, 0))
+            if not self._has_run or buffer is None or ref.get() is not buffer:
+                continue
+            if was_written(ref.module, buffer, version):
+                with torch.no_grad():
+                    original.copy_(buffer)
 
     def commit(self, staged: list[tuple[TensorRef, torch.Tensor]]) -> None:
         """Replace tensors of the model; on any interruption all of them are put back."""
         done: list[tuple[TensorRef, torch.Tensor]] = []
+        new: list[tuple[int, str]] = []
         try:
             for ref, tensor in staged:
                 done.append((ref, ref.get()))
+                key = (id(ref.table), ref.name)
+                if key not in self._originals:
+                    new.append(key)
+                    self._originals[key] = done[-1]
+                if ref.kind == "buffer":
+                    self._buffers[key] = (tensor, tensor._version)
                 ref.table[ref.name] = tensor
+            for module in {ref.module for ref, _ in done}:
+                refresh_flat_weights(module)
         except BaseException:
             for ref, before in reversed(done):
                 ref.table[ref.name] = before
+            for key in new:
+                self._originals.pop(key, None)
+            for module in {ref.module for ref, _ in done}:
+                refresh_flat_weights(module)
             raise
-        for ref, before in done:
-            self._originals.setdefault((id(ref.table), ref.name), (ref, before))
-            refresh_flat_weights(ref.module)
 
     def original(self, ref: TensorRef) -> torch.Tensor:
         """Return the tensor that was there before the model was placed."""
         entry = self._originals.get((id(ref.table), ref.name))
         return ref.get() if entry is None else entry[1]
-
-
-def refresh_flat_weights(module: nn.Module) -> None:
-    """Recurrent modules keep a list of their weights beside the table: make it name those of the table."""
-    if isinstance(module, nn.RNNBase):
-        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]

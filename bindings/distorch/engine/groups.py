@@ -30,8 +30,9 @@ from distorch.engine.profile import Profile
 from distorch.engine.slabs import pack, slab_of, slabs_of
 from distorch.engine.streaming import Streamer, StreamGroup, slots_for
 from distorch.engine.travelling import resolve
+from distorch.loans import refresh_flat_weights
 from distorch.nested import map_tensors
-from distorch.placed import canonical, refresh_flat_weights
+from distorch.placed import canonical
 
 log = logging.getLogger("distorch")
 

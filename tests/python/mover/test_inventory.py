@@ -24,7 +24,7 @@ def test_walk_goes_five_thousand_deep() -> None:
     assert len(inventory(nested(5000)).blocks) == 1
 
 
-def test_bytes_count_each_storage_once_and_ties_are_named() -> None:
+def test_bytes_count_each_tensor_once_and_ties_are_named() -> None:
     model = nn.Module()
     model.a = nn.Linear(4, 4, bias=False)
     model.b = nn.Linear(4, 4, bias=False)
@@ -33,8 +33,40 @@ def test_bytes_count_each_storage_once_and_ties_are_named() -> None:
     model.view = nn.Module()
     model.view.register_buffer("part", model.c.weight.detach()[:2])
     blocks = {b.name: b for b in inventory(model).blocks}
-    assert {n: b.bytes for n, b in blocks.items()} == {"a": 64, "b": 0, "c": 64, "view": 0}
-    assert {n: b.tied for n, b in blocks.items()} == {"a": "a", "b": "a", "c": "c", "view": "c"}
+    assert {n: b.bytes for n, b in blocks.items()} == {"a": 64, "b": 0, "c": 64, "view": 32}
+    assert {n: b.tied for n, b in blocks.items()} == {"a": "a", "b": "a", "c": "", "view": ""}
+
+
+def test_layers_in_one_storage_are_blocks_of_their_own_with_all_their_bytes() -> None:
+    flat = torch.randn(300)
+    model = nn.ModuleList(nn.Linear(10, 10, bias=False) for _ in range(3))
+    for i, layer in enumerate(model):
+        layer.weight.data = flat[100 * i : 100 * (i + 1)].view(10, 10)
+    found = inventory(model)
+    assert [b.bytes for b in found.blocks] == [400, 400, 400]
+    assert [b.tied for b in found.blocks] == ["", "", ""]
+
+
+def test_sparse_tensors_count_their_parts() -> None:
+    module = nn.Module()
+    module.register_buffer(
+        "coo", torch.eye(3).to_sparse()
+    )  # 2 x 3 indices of 8 bytes, 3 values of 4
+    assert inventory(module).total_bytes == 60
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_compressed_tensors_count_their_parts() -> None:
+    module = nn.Module()
+    module.register_buffer("csr", torch.eye(3).to_sparse_csr())  # 4 + 3 indices, 3 values
+    module.register_buffer("csc", torch.eye(3).to_sparse_csc())
+    assert inventory(module).total_bytes == 2 * (7 * 8 + 3 * 4)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_module_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^0\.weight has no shape yet: run the lazy module once"):
+        inventory(nn.Sequential(nn.LazyLinear(4)))
 
 
 def test_modules_reached_twice_are_one_block() -> None:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lends the tensors of modules to the compute device while they run.
+
+Which module borrows which tensors: every one its own; and a module whose code reads weights below it without calling
+what holds them (a `ParameterList` cannot be called, a `MultiheadAttention` does not call its projection) those too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from distorch.inventory import TensorRef
+
+# Modules that read the weights of their children without calling them.
+_READS_CHILDREN: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+class Lender(Protocol):
+    """Who brings tensors to the compute device (`distorch.placed.PlacedModel`)."""
+
+    compute_device: torch.device
+
+    def lend(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a stored tensor on the compute device."""
+
+
+class Loan:
+    """Brings tensors to the compute device while a module runs, and puts the stored ones back afterwards."""
+
+    def __init__(self, lender: Lender, refs: list[TensorRef], module: nn.Module) -> None:
+        self._lender = lender
+        self._refs = refs
+        self._depth = 0
+        self._lent: list[tuple[TensorRef, Any, Any, int]] = []
+        self.handles = [
+            # First of the module's hooks: those of `weight_norm` compute with the weights.
+            module.register_forward_pre_hook(self._begin, prepend=True),
+            module.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def _begin(self, _module: nn.Module, _args: Any) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return  # the module calls itself: its weights are here already
+        try:
+            for ref in self._refs:
+                stored = ref.get()
+                if stored.device == self._lender.compute_device:
+                    continue
+                here = self._lender.lend(stored)
+                version = -1 if here.is_inference() else here._version
+                self._lent.append((ref, stored, here, version))
+                ref.table[ref.name] = here
+            self._refresh()
+        except BaseException:
+            self._depth -= 1
+            self._return()
+            raise
+
+    def _end(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        if self._depth == 0:
+            return  # `_begin` failed and has cleaned up
+        self._depth -= 1
+        if self._depth == 0:
+            self._return()
+
+    def _return(self) -> None:
+        while self._lent:
+            ref, stored, here, version = self._lent.pop()
+            if ref.table.get(ref.name) is not here:
+                continue  # the module has put something else there
+            if ref.kind == "buffer" and was_written(ref.module, here, version):
+                with torch.no_grad():
+                    stored.copy_(here)
+            ref.table[ref.name] = stored
+        self._refresh()
+
+    def recover(self) -> None:
+        """Put the stored tensors back where the module's end was never reached."""
+        if self._depth:
+            self._depth = 0
+            self._return()
+
+    def _refresh(self) -> None:
+        for module in {ref.module for ref in self._refs}:
+            refresh_flat_weights(module)
+
+    def remove(self) -> None:
+        """Take the hooks off the module."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def was_written(module: nn.Module, buffer: torch.Tensor, version: int) -> bool:
+    """Return whether a buffer may have changed since its version (-1: not known) was `version`.
+
+    Some kernels write running statistics without counting it as a version: those are taken for changed in training.
+    """
+    return module.training or (version >= 0 and buffer._version != version)
+
+
+def refresh_flat_weights(module: nn.Module) -> None:
+    """Recurrent modules keep a list of their weights beside the table: make it name those of the table."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+
+
+def borrowers(
+    model: nn.Module, refs: Mapping[nn.Module, list[TensorRef]]
+) -> dict[nn.Module, list[TensorRef]]:
+    """Return which module of `model` borrows which of these tensors, given by the module that owns them."""
+    from distorch.inventory import walk
+
+    borrowing = {module: list(own) for module, own in refs.items() if _can_be_called(module)}
+    for _, module in walk(model):
+        if isinstance(module, _READS_CHILDREN):
+            below = [child for _, child in walk(module) if child is not module]
+        elif _can_be_called(module):
+            below = _held(module)
+        else:
+            continue
+        read = [ref for child in below for ref in refs.get(child, ())]
+        if read:
+            borrowing[module] = [*borrowing.get(module, ()), *read]
+    return borrowing
+
+
+def _can_be_called(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
+
+
+def _held(module: nn.Module) -> list[nn.Module]:
+    """Return the modules below that cannot be called, and have none that can between them and `module`."""
+    found: list[nn.Module] = []
+    stack = list(module._modules.values())
+    while stack:
+        child = stack.pop()
+        if child is None or child in found or _can_be_called(child):
+            continue
+        found.append(child)
+        stack.extend(child._modules.values())
+    return found
