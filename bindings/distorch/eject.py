@@ -15,6 +15,7 @@ Thread safe. Models are unloaded outside the lock, one after another, by the thr
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from typing import Any
 
 from distorch import caches, devices
 from distorch._load import core
+
+log = logging.getLogger("distorch")
 
 
 @dataclass
@@ -39,6 +42,23 @@ class ManagedModel:
     name: str
     placed: Any
     eject: bool = False
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A model as it was when an eject began: another thread may eject it meanwhile."""
+
+    id: int
+    name: str
+    placed: Any
+
+    def bytes_per_device(self) -> dict[str, int]:
+        """Return what it holds; nothing where it cannot tell, which is no reason to keep others."""
+        try:
+            return dict(self.placed.bytes_per_device())
+        except Exception:
+            log.warning("cannot tell what %s holds", self.name, exc_info=True)
+            return {}
 
 
 @dataclass(frozen=True)
@@ -123,29 +143,34 @@ class Registry:
         A model whose `unload` raises is let go of all the same and named in `failures`; the others go on.
         """
         with self._lock:
-            models = list(self._models.values())
-            flagged = {m.id for m in models if m.eject}
-            for model_id in flagged:
-                del self._models[model_id]
-        if not flagged:
+            models = [_Held(m.id, m.name, m.placed) for m in self._models.values()]
+            chosen = [m for m in self._models.values() if m.eject]
+            for model in chosen:
+                del self._models[model.id]
+        if not chosen:
             return EjectReport(kept=tuple(m.name for m in models))
-        return self._carry_out(models, flagged)
+        return self._carry_out(models, chosen)
 
     def eject(self, model: ManagedModel) -> EjectReport:
         """Unload one model, whatever its flag and those of others."""
         with self._lock:
+            others = [
+                _Held(m.id, m.name, m.placed) for m in self._models.values() if m is not model
+            ]
             if self._models.pop(model.id, None) is None:
-                return EjectReport(kept=tuple(m.name for m in self._models.values()))
-            models = [model, *self._models.values()]
-        return self._carry_out(models, {model.id})
+                return EjectReport(kept=tuple(m.name for m in others))
+            models = [_Held(model.id, model.name, model.placed), *others]
+        return self._carry_out(models, [model])
 
-    def _carry_out(self, models: list[ManagedModel], chosen: set[int]) -> EjectReport:
-        states = [(m.id, m.name, m.id in chosen, m.placed.bytes_per_device()) for m in models]
+    def _carry_out(self, models: list[_Held], chosen: list[ManagedModel]) -> EjectReport:
+        ids = {m.id for m in chosen}
+        states = [(m.id, m.name, m.id in ids, m.bytes_per_device()) for m in models]
         order = core().choose_ejected(states)
         touched = {device for state in states if state[2] for device in state[3]}
-        by_id = {m.id: m for m in models}
-        before = self._measure(touched)
+        before = self._bytes_now(touched)
         failures = []
+        by_id = {m.id: m for m in chosen}
+        models.clear()  # what is ejected below is held by nobody else here
         for model_id in order:
             model = by_id[model_id]
             try:
@@ -153,13 +178,23 @@ class Registry:
             except Exception as error:
                 failures.append(f"{model.name}: {error}")
             model.placed = None
-        self._clear(touched)
-        data = core().eject_report(states, order, before, self._measure(touched))
+        try:
+            self._clear(touched)
+        except Exception as error:
+            failures.append(f"clearing caches: {error}")
+        data = core().eject_report(states, order, before, self._bytes_now(touched))
         rows = tuple(
             DeviceFreed(d["device"], d["before"], d["after"], d["freed"], tuple(d["holders"]))
             for d in data["devices"]
         )
         return EjectReport(tuple(data["ejected"]), tuple(data["kept"]), rows, tuple(failures))
+
+    def _bytes_now(self, touched: set[str]) -> dict[str, int]:
+        try:
+            return self._measure(touched)
+        except Exception:
+            log.warning("cannot tell what is allocated on %s", sorted(touched), exc_info=True)
+            return {}
 
 
 _registry = Registry()

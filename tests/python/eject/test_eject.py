@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import distorch_sim
 import pytest
@@ -159,3 +159,68 @@ def test_threads_eject_each_model_once() -> None:
         thread.join()
     assert sorted(ejected) == sorted(f"m{i}" for i in range(0, count, 2))
     assert len(registry.models()) == count // 2
+
+
+class Fake:
+    """What the registry asks of a placed model."""
+
+    def __init__(self, asked: Callable[[], dict[str, int]] = lambda: {"sim:0": 1}) -> None:
+        self._asked = asked
+        self.unloaded = 0
+
+    def bytes_per_device(self) -> dict[str, int]:
+        return self._asked()
+
+    def unload(self) -> None:
+        self.unloaded += 1
+
+
+def quiet() -> Registry:
+    return Registry(measure=lambda _: {}, clear=lambda _: None)
+
+
+def test_a_model_ejected_by_another_thread_meanwhile_does_not_stop_this_eject() -> None:
+    registry = quiet()
+    handles = {}
+
+    def eject_the_other() -> dict[str, int]:
+        registry.eject(handles["other"])  # as another thread might, just now
+        return {"sim:0": 1}
+
+    flagged, other = Fake(eject_the_other), Fake()
+    registry.manage(flagged, "flagged", eject=True)
+    handles["other"] = registry.manage(other, "other")
+    report = registry.eject_flagged()
+    assert report.ejected == ("flagged",)
+    assert (flagged.unloaded, other.unloaded) == (1, 1)
+    assert registry.models() == []
+
+
+def test_a_model_that_cannot_tell_its_bytes_keeps_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> dict[str, int]:
+        raise RuntimeError("device lost")
+
+    registry = quiet()
+    flagged, broken = Fake(), Fake(fail)
+    registry.manage(flagged, "flagged", eject=True)
+    registry.manage(broken, "broken")
+    assert registry.eject_flagged().ejected == ("flagged",)
+    assert flagged.unloaded == 1
+    assert "cannot tell what broken holds" in caplog.text
+
+
+def test_an_allocator_that_fails_does_not_keep_the_flagged_models(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_: set[str]) -> dict[str, int]:
+        raise RuntimeError("device lost")
+
+    registry = Registry(measure=fail, clear=fail)
+    flagged = Fake()
+    registry.manage(flagged, "flagged", eject=True)
+    report = registry.eject_flagged()
+    assert flagged.unloaded == 1
+    assert report.failures == ("clearing caches: device lost",)
+    assert "cannot tell what is allocated on ['sim:0']" in caplog.text
