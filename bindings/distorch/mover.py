@@ -9,13 +9,14 @@ model exactly as it was. The originals are kept: unloading copies nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from distorch.allocation import group_names
+from distorch.allocation import Device, group_names
 from distorch.inventory import (
     Grouping,
     Inventory,
@@ -25,7 +26,13 @@ from distorch.inventory import (
     tensor_key,
 )
 from distorch.patching import Patch, Patches, check_patches
-from distorch.placed import PlacedModel, PlacementError, canonical, check_free
+from distorch.placed import (
+    PlacedModel,
+    PlacementError,
+    bytes_per_device,
+    canonical,
+    check_free,
+)
 from distorch.staging import Progress, ProgressCallback, Stage, StderrProgress, TensorPatches
 
 __all__ = ["PlacedModel", "PlacementError", "Progress", "place", "place_string", "repatch"]
@@ -176,6 +183,24 @@ def repatch(placed: PlacedModel, patches: Patches) -> None:
     placed.verify()
 
 
+def _counting(blocks: Inventory, table: Iterable[Any]) -> list[Any]:
+    """Return the table with what the model holds itself counted as free: a block that stays needs no memory."""
+    held = bytes_per_device(blocks)
+    return [
+        Device(
+            device=row.device,
+            total=row.total,
+            # A mapped file is counted as free already; 0 is a total that is not known.
+            free=min(row.free + held[row.device], row.total or sys.maxsize),
+            reserve=row.reserve,
+            link_gbps=row.link_gbps,
+        )
+        if row.device in held
+        else row
+        for row in table
+    ]
+
+
 def place_string(
     model: nn.Module,
     text: str,
@@ -195,7 +220,7 @@ def place_string(
         text: the allocation string, for example "cuda:0,2.5gb;cuda:1,3gb;cpu,*".
         compute: the device on which the model runs.
         patches: see `place`.
-        devices: the planner's devices; default: those of this machine.
+        devices: the planner's devices; default: those of this machine, where what the model holds already is free.
         options: the planner's options.
         progress: see `place`.
         seconds: what each layer group computes in a step, as an executor has measured it (`group_seconds`).
@@ -208,11 +233,12 @@ def place_string(
     from distorch.allocation import Options, make_plan, parse
     from distorch.devices import to_allocation_devices
 
-    table = (
-        list(devices) if devices is not None else to_allocation_devices(compute=canonical(compute))
-    )
-    spec = parse(text, table)
     blocks = inventory(model, patches=patches, groups=groups)
+    if devices is not None:
+        table = list(devices)
+    else:
+        table = _counting(blocks, to_allocation_devices(compute=canonical(compute)))
+    spec = parse(text, table)
     plan = make_plan(
         spec, blocks.allocation_blocks(seconds), table, canonical(compute), options or Options()
     )

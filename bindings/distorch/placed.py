@@ -51,6 +51,22 @@ def check_free(inventory: Inventory) -> None:
             raise PlacementError(f"block {block.name} is placed already: unload that model first")
 
 
+def bytes_per_device(inventory: Inventory) -> dict[str, int]:
+    """Return where the bytes of a model are now, tensors that are one counted once."""
+    from distorch.inventory import tensor_bytes, tensor_key
+
+    seen: set[TensorKey] = set()
+    totals: dict[str, int] = defaultdict(int)
+    for block in inventory.blocks:
+        for ref in block.tensors:
+            tensor = ref.get()
+            key = tensor_key(tensor)
+            if key not in seen:
+                seen.add(key)
+                totals[canonical(tensor.device)] += tensor_bytes(tensor)
+    return dict(totals)
+
+
 class PlacedModel:
     """A model whose blocks are where a plan put them. Made by `distorch.mover.place`.
 
@@ -104,18 +120,7 @@ class PlacedModel:
 
     def bytes_per_device(self) -> dict[str, int]:
         """Read back the bytes on each device, tensors that are one counted once."""
-        from distorch.inventory import tensor_bytes, tensor_key
-
-        seen: set[TensorKey] = set()
-        totals: dict[str, int] = defaultdict(int)
-        for block in self.inventory.blocks:
-            for ref in block.tensors:
-                tensor = ref.get()
-                key = tensor_key(tensor)
-                if key not in seen:
-                    seen.add(key)
-                    totals[canonical(tensor.device)] += tensor_bytes(tensor)
-        return dict(totals)
+        return bytes_per_device(self.inventory)
 
     def verify(self) -> None:
         """Compare the placement read back with the plan; raises PlacementError with the first block that differs."""

@@ -12,6 +12,7 @@ from placing import DEVICES, Layer, Model, State, plan_of, spread
 from torch import nn
 
 import distorch
+from distorch.allocation import Device
 from distorch.inventory import Inventory, inventory
 from distorch.mover import Progress, place, place_string
 from distorch.patching import DiffPatch, LoraPatch, PatchError, Patches
@@ -488,3 +489,16 @@ def test_a_string_places_within_its_caps(model: Model, ids: torch.Tensor) -> Non
     with pytest.raises(distorch.PlanError):
         place_string(model, "sim:0,1b;sim:1,1b", compute="sim:0", options=None)
     assert torch.sim.memory_allocated(0) < 2**20
+
+
+@pytest.mark.usefixtures("sim")
+def test_a_model_that_fills_the_host_may_stay_there(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = [Device("sim:0", 64 << 20, 64 << 20), Device("cpu", 16 << 30, 100)]
+    monkeypatch.setattr("distorch.devices.to_allocation_devices", lambda **_: table)
+    placed = place_string(model, "sim:0,30kb;cpu,*", compute="sim:0")
+    assert placed.bytes_per_device()["cpu"] > 100
+    placed.unload()
+    with pytest.raises(distorch.PlanError, match="does not fit"):
+        place_string(model, "sim:0,30kb;cpu,*", compute="sim:0", devices=table)
