@@ -7,7 +7,7 @@ what holds them (a `ParameterList` cannot be called, a `MultiheadAttention` does
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -32,16 +32,28 @@ class Lender(Protocol):
 class Loan:
     """Brings tensors to the compute device while a module runs, and puts the stored ones back afterwards."""
 
-    def __init__(self, lender: Lender, refs: list[TensorRef], module: nn.Module) -> None:
+    def __init__(
+        self,
+        lender: Lender,
+        refs: list[TensorRef],
+        module: nn.Module,
+        hooks_before: Sequence[int] = (),
+    ) -> None:
+        """`hooks_before` are the keys of the module's own forward pre-hooks: they come after the loan's.
+
+        Those of `weight_norm` compute with the weights. An engine's, which are added later, stay ahead of it.
+        """
         self._lender = lender
         self._refs = refs
         self._depth = 0
         self._lent: list[tuple[TensorRef, Any, Any, int]] = []
         self.handles = [
-            # First of the module's hooks: those of `weight_norm` compute with the weights.
-            module.register_forward_pre_hook(self._begin, prepend=True),
+            module.register_forward_pre_hook(self._begin),
             module.register_forward_hook(self._end, always_call=True),
         ]
+        for key in hooks_before:
+            if key in module._forward_pre_hooks:
+                module._forward_pre_hooks.move_to_end(key)
 
     def _begin(self, _module: nn.Module, _args: Any) -> None:
         self._depth += 1

@@ -94,6 +94,8 @@ class PlacedModel:
         # by the table that holds the tensor and its name there
         self._originals: dict[tuple[int, str], tuple[TensorRef, torch.Tensor]] = {}
         self._loans: list[Loan] = []
+        # Forward pre-hooks that modules had when the model was placed.
+        self._hooks_before: dict[nn.Module, list[int]] = {}
         # by the same: the placed buffer, and its version then
         self._buffers: dict[tuple[int, str], tuple[torch.Tensor, int]] = {}
         self._input_handle: Any = None
@@ -154,8 +156,7 @@ class PlacedModel:
         ]
         refs = {b.module: list(b.tensors) for b in away}
         for module, borrowed in borrowers(self.model, refs).items():
-            self._loans.append(Loan(self, borrowed, module))
-        self._listen()
+            self._loans.append(Loan(self, borrowed, module, self._hooks_before.get(module, ())))
 
     def detach_hooks(self) -> None:
         """Remove them again; another engine then brings the weights (distorch.engine)."""
@@ -187,11 +188,9 @@ class PlacedModel:
         """Make the model run from where its blocks are. Raises PlacementError if a part of it is placed already."""
         check_free(self.inventory)
         _PLACED.update(block.module for block in self.inventory.blocks)
-        self._listen()
-        self.attach_hooks()
-
-    def _listen(self) -> None:
-        """Bring inputs to the compute device, before any other hook of the model: a loan of its own weights is one."""
+        for module in self.model.modules():
+            if module._forward_pre_hooks:
+                self._hooks_before[module] = list(module._forward_pre_hooks)
 
         def arrive(tensor: torch.Tensor, _path: str) -> torch.Tensor:
             return tensor.to(self.compute_device)
@@ -201,11 +200,10 @@ class PlacedModel:
             self._has_run = True
             return map_tensors(args, arrive), map_tensors(kwargs, arrive)
 
-        if self._input_handle is not None:
-            self._input_handle.remove()
         self._input_handle = self.model.register_forward_pre_hook(
             begin, prepend=True, with_kwargs=True
         )
+        self.attach_hooks()
 
     def on_unload(self, callback: Callable[[PlacedModel], None]) -> None:
         """Call `callback(self)` when the model is unloaded, before its tensors go back."""
