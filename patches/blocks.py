@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
 
 import torch
+
+from distorch.engine.parts import is_composite, parts_of, stored_bytes
 
 #: Bytes below which a block stays: ComfyUI's DynamicVRAM draws the same line.
 SMALL = 16 * 1024
@@ -34,7 +35,7 @@ class Cell:
         self.name, self.key, self.buffer = name, key, buffer
         self.original: torch.Tensor = self.current
         self.wanted: torch.dtype | None = getattr(module, f"{name}_comfy_model_dtype", None)
-        self.dtype = None if is_packed(self.original) else self.wanted
+        self.dtype = None if is_composite(self.original) else self.wanted
 
     @property
     def module(self) -> torch.nn.Module:
@@ -53,8 +54,8 @@ class Cell:
     @property
     def bytes(self) -> int:
         """Size in the dtype the model wants, whatever the file's is."""
-        if self.dtype is None or is_packed(self.original):
-            return tensor_bytes(self.original)
+        if self.dtype is None or is_composite(self.original):
+            return stored_bytes(self.original)
         return self.original.numel() * self.dtype.itemsize
 
     @property
@@ -77,7 +78,7 @@ class Cell:
         source = self.original
         if source.is_meta:  # a key that the file lacks: ComfyUI reads zeros there
             return torch.zeros(source.shape, dtype=self.dtype or source.dtype, device=device)
-        if is_packed(source) or self.dtype in (None, source.dtype):
+        if is_composite(source) or self.dtype in (None, source.dtype):
             return source if source.device == device else source.to(device=device)
         return source.to(device=device, dtype=self.dtype)
 
@@ -101,38 +102,9 @@ class Block:
         return {device for cell in self.cells for device in tensor_devices(cell.current)}
 
 
-def is_packed(tensor: torch.Tensor) -> bool:
-    """Whether it is a quantised tensor class, whose dtype is not for us to change."""
-    if isinstance(tensor, torch.nn.Parameter) and type(tensor) is torch.nn.Parameter:
-        tensor = tensor.data
-    return type(tensor) not in (torch.Tensor, torch.nn.Parameter)
-
-
-def _inner(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        yield tensor
-        return
-    names, _context = flatten()
-    for name in names:
-        yield from _inner(getattr(tensor, name))
-
-
-def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor, with the scales of a quantised one."""
-    return sum(
-        part.untyped_storage().nbytes() if _is_raw(part) else part.nbytes for part in _inner(tensor)
-    )
-
-
-def _is_raw(tensor: torch.Tensor) -> bool:
-    """A subclass that reports another shape than it stores (GGUF): count what it stores."""
-    return hasattr(tensor, "tensor_type")
-
-
 def tensor_devices(tensor: torch.Tensor) -> set[torch.device]:
     """The devices of a tensor and of all it is made of."""
-    return {part.device for part in _inner(tensor)}
+    return {part.device for part in parts_of(tensor)}
 
 
 def find_blocks(model: torch.nn.Module) -> list[Block]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from distorch import allocation, placements
+from distorch.engine.parts import alias
 from distorch.engine.slabs import slab_of
 from distorch.inventory import block_costs
 
@@ -201,7 +202,10 @@ class Placed:
         """Patches by the core's own function, at full precision, on the compute device."""
         deferred = hasattr(cell.original, "tensor_type")  # GGUF attaches the patch to the tensor
         where = device if deferred else self.compute
-        cell.put(cell.original if deferred or cell.dtype is None else cell.host_copy_on(where))
+        if deferred:  # not to the tensor that has to be there without it, too
+            cell.put(alias(cell.original))
+        else:
+            cell.put(cell.original if cell.dtype is None else cell.host_copy_on(where))
         patcher.backup[cell.key] = _Backup(cell.original, False)
         in_place, patcher.weight_inplace_update = patcher.weight_inplace_update, False
         try:

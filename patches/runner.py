@@ -3,9 +3,9 @@
 
 While a layer group computes, its weights are on the device where it computes: the cast of each
 layer finds them there and copies nothing. They come in one copy a group, ahead of their use, or
-the group runs on the donor that stores it (`mode=migrate`). What cannot be run like this
-(quantised weights, layers outside of groups, graphs of torch.compile) is cast by ComfyUI's layers
-one by one, as before; `Runner.notes` says so.
+the group runs on the donor that stores it (`mode=migrate`). What cannot be run like this (tied
+weights, layers outside of groups, graphs of torch.compile) is cast by ComfyUI's layers one by one,
+as before; `Runner.notes` says so.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import torch
 from distorch import allocation, placements
 from distorch.engine import GroupEngine, GroupSpec, HostPinner
 from distorch.engine.executor import host_links
+from distorch.engine.parts import can_rebuild, moved_to, same_bytes
 from distorch.engine.pinning import registrar_for
 from distorch.engine.slabs import slab_of
 from distorch.engine.streaming import slots_for
 from distorch.engine.travelling import resolve
 from distorch.nested import map_tensors
 
-from .blocks import Block, Cell, is_packed
+from .blocks import Block, Cell
 
 log = logging.getLogger("DisTorch")
 
@@ -68,8 +69,8 @@ def staging_bytes(placed: Any, here: str) -> int:
 
 
 def streamable(block: Block) -> bool:
-    """Whether the engine can bring the block: plain tensors of a layer that casts."""
-    return block.castable and not block.tied and not any(is_packed(c.current) for c in block.cells)
+    """Whether the engine can bring the block: tensors that can be made from their bytes, of a layer that casts."""
+    return block.castable and not block.tied and all(can_rebuild(c.current) for c in block.cells)
 
 
 class Runner:
@@ -90,8 +91,11 @@ class Runner:
         def store(moved: list[tuple[Any, torch.Tensor]]) -> None:
             for place, tensor in moved:
                 cell = cells[id(place.table), place.name]
-                if cell.current is cell.original:  # one host copy: the slab is it from now on
+                # One host copy: the slab is it from now on.
+                if cell.current is cell.original:
                     cell.original = tensor
+                elif same_bytes(cell.current, cell.original):  # with patches noted on it
+                    cell.original = moved_to(cell.original, tensor)
                 cell.put(tensor)
 
         self.engine = GroupEngine(
@@ -139,7 +143,7 @@ class Runner:
                 resident[name] = module
         if left_out:
             self.notes.append(
-                f"{left_out / 2**20:.2f} MB are cast layer by layer: tied or of a type of their own"
+                f"{left_out / 2**20:.2f} MB are cast layer by layer: tied, or of a type that cannot be made from its bytes"
             )
         return specs, resident
 
@@ -181,7 +185,7 @@ class Runner:
     def describe(self) -> str:
         """One line for people."""
         if self.engine is None:
-            return ""
+            return "; ".join(self.notes)
         parts = []
         if self.engine.streamed:
             size = self.engine.bytes_per_step / 2**20

@@ -25,6 +25,7 @@ from distorch._load import core
 from distorch.engine.cells import Cell
 from distorch.engine.choice import Decision, decide
 from distorch.engine.migration import MigratedGroup, Migrator
+from distorch.engine.parts import parts_of, stored_bytes
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.profile import Profile
 from distorch.engine.slabs import pack, slab_of, slabs_of
@@ -45,7 +46,7 @@ class GroupSpec:
 
     Attributes:
         name: its name in the model.
-        away: its tensors that are stored elsewhere than on the compute device, all plain ones.
+        away: its tensors that are stored elsewhere than on the compute device; of `parts.can_rebuild`.
         here: its others.
         donor: the one device that stores all that could leave the compute device; "" when there is not one, and the
             group can only be streamed.
@@ -75,7 +76,7 @@ class GroupSpec:
     @property
     def bytes(self) -> int:
         """Bytes of the tensors that are elsewhere."""
-        return sum(ref.get().nbytes for ref in self.away)
+        return sum(stored_bytes(ref.get()) for ref in self.away)
 
     def children(self) -> list[GroupSpec]:
         """Split into those children of the module that have tensors elsewhere; [] when there is no such child."""
@@ -628,7 +629,7 @@ def _address(cell: Cell) -> tuple[str, int, int]:
     tensor = cell.get()
     slab = slab_of(tensor)
     assert slab is not None
-    return str(tensor.device), slab.data_ptr(), tensor.data_ptr()
+    return str(tensor.device), slab.data_ptr(), parts_of(tensor)[0].data_ptr()
 
 
 def _resolved(args: Any, kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 from distorch.devices import device_module
 from distorch.engine.cells import TensorPlace
-from distorch.engine.slabs import dressed
+from distorch.engine.parts import parts_of, rebuilt, stored_bytes
 from distorch.engine.travelling import TravellingTensor, travelling
 from distorch.nested import map_tensors, tensors_in, write_back
 
@@ -148,15 +148,16 @@ class Migrator:
         with torch.inference_mode(False), torch.no_grad():
             for ref in group.companions:
                 stored = ref.get()
-                there = dressed(stored, stored.detach().to(self.donor), lent=True)
-                group.there.append(there)
-                self.companion_bytes += there.nbytes
+                parts = [part.detach().to(self.donor) for part in parts_of(stored)]
+                group.there.append(rebuilt(stored, parts, lent=True))
+                self.companion_bytes += stored_bytes(stored)
 
     def refresh(self, group: MigratedGroup) -> None:
         """The group's own tensors were written: bring its copies up to date."""
         with torch.no_grad():
             for ref, there in zip(group.companions, group.there, strict=True):
-                there.copy_(ref.get())
+                for part, old in zip(parts_of(there), parts_of(ref.get()), strict=True):
+                    part.copy_(old)
 
     def begin_step(self) -> None:
         """A step ends or begins: nothing sent in it is used again."""

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+
+from distorch.engine.parts import SLAB, parts_of, rebuilt
 
 # Tensors begin at multiples of this many bytes: the alignment that CUDA's own allocator gives.
 ALIGNMENT = 256
 # Of the host. Larger pages of some systems are multiples of it; pinning rounds by itself there.
 PAGE = 4096
-# Where a packed tensor keeps its slab.
-_SLAB = "_distorch_slab"
 
 
 def aligned(size: int, to: int = ALIGNMENT) -> int:
@@ -26,32 +25,33 @@ def aligned(size: int, to: int = ALIGNMENT) -> int:
     return -(-size // to) * to
 
 
-def layout(tensors: Sequence[torch.Tensor]) -> tuple[list[int], int]:
-    """Return where each tensor begins in a slab, and the slab's size; bytes."""
-    offsets, size = [], 0
+def layout(tensors: Sequence[torch.Tensor]) -> tuple[list[list[int]], int]:
+    """Return where the parts of each tensor begin in a slab, and the slab's size; bytes."""
+    offsets: list[list[int]] = []
+    size = 0
     for tensor in tensors:
-        offsets.append(size)
-        size += aligned(tensor.nbytes)
+        offsets.append([])
+        for part in parts_of(tensor):
+            offsets[-1].append(size)
+            size += aligned(part.nbytes)
     return offsets, size
 
 
 def view(buffer: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the bytes of `buffer` from `offset` on, with the type and shape of `like`, contiguous."""
+    """Return the bytes of `buffer` from `offset` on, with the type and shape of the plain `like`, contiguous."""
     return buffer[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
 
 
-def dressed(source: torch.Tensor, data: torch.Tensor, *, lent: bool = False) -> torch.Tensor:
-    """Give `data` what `source` is besides its bytes: a parameter with its attributes, or a plain tensor."""
-    if not isinstance(source, nn.Parameter):
-        return data
-    result = nn.Parameter(data, requires_grad=source.requires_grad and not lent)
-    result.__dict__.update({k: v for k, v in source.__dict__.items() if k != _SLAB})
-    return result
+def views(buffer: torch.Tensor, offsets: Sequence[int], like: torch.Tensor) -> list[torch.Tensor]:
+    """Return the parts of a tensor like `like` whose bytes lie in `buffer` at these offsets."""
+    return [
+        view(buffer, offset, part) for offset, part in zip(offsets, parts_of(like), strict=True)
+    ]
 
 
 def slab_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """Return the slab that a tensor was packed into, or None."""
-    return getattr(tensor, _SLAB, None)
+    return getattr(tensor, SLAB, None)
 
 
 def allocate(size: int, device: torch.device) -> torch.Tensor:
@@ -74,12 +74,12 @@ def pack(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if loose:
         offsets, size = layout(loose)
         slab = allocate(size, loose[0].device)
-        for tensor, offset in zip(loose, offsets, strict=True):
-            there = view(slab, offset, tensor)
-            there.copy_(tensor)
-            there = dressed(tensor, there)
-            setattr(there, _SLAB, slab)
-            packed[id(tensor)] = there
+        for tensor, places in zip(loose, offsets, strict=True):
+            parts = views(slab, places, tensor)
+            for part, old in zip(parts, parts_of(tensor), strict=True):
+                part.copy_(old)
+            packed[id(tensor)] = rebuilt(tensor, parts)
+            setattr(packed[id(tensor)], SLAB, slab)
     return [packed.get(id(tensor), tensor) for tensor in tensors]
 
 
@@ -113,11 +113,12 @@ def runs(tensors: Sequence[torch.Tensor]) -> tuple[list[Run], int]:
     for tensor in tensors:
         slab = slab_of(tensor)
         assert slab is not None, "only packed tensors are streamed"
-        begin, size = tensor.data_ptr() - slab.data_ptr(), aligned(tensor.nbytes)
-        last = result[-1] if result else None
-        if last is not None and last.slab is slab and last.begin + last.size == begin:
-            result[-1] = Run(slab, last.begin, last.at, last.size + size)
-        else:
-            result.append(Run(slab, begin, at, size))
-        at += size
+        for part in parts_of(tensor):
+            begin, size = part.data_ptr() - slab.data_ptr(), aligned(part.nbytes)
+            last = result[-1] if result else None
+            if last is not None and last.slab is slab and last.begin + last.size == begin:
+                result[-1] = Run(slab, last.begin, last.at, last.size + size)
+            else:
+                result.append(Run(slab, begin, at, size))
+            at += size
     return result, at

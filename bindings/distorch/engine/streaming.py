@@ -21,8 +21,9 @@ from distorch import transfer
 from distorch._load import core
 from distorch.devices import device_module
 from distorch.engine.bounce import BounceCopier
+from distorch.engine.parts import rebuilt
 from distorch.engine.pinning import HostPinner
-from distorch.engine.slabs import Run, dressed, layout, runs, view
+from distorch.engine.slabs import Run, layout, runs, views
 
 _HOST = torch.device("cpu")
 
@@ -184,8 +185,8 @@ class Streamer:
                 for buffer in self._buffers:
                     group.views.append(
                         [
-                            dressed(tensor, view(buffer, offset, tensor), lent=True)
-                            for tensor, offset in zip(group.stored, offsets, strict=True)
+                            rebuilt(tensor, views(buffer, places, tensor), lent=True)
+                            for tensor, places in zip(group.stored, offsets, strict=True)
                         ]
                     )
 

@@ -19,10 +19,17 @@ def _start_empty(comfy: ComfyServer) -> None:
     comfy.free()
 
 
-def wan(expert: str | None, *, steps: int = 2, cfg: float = 1.0, samplers: int = 1) -> Workflow:
+def wan(
+    expert: str | None,
+    *,
+    steps: int = 2,
+    cfg: float = 1.0,
+    samplers: int = 1,
+    file: str = "wan.safetensors",
+) -> Workflow:
     """Samples Wan; several samplers one after the other on the same model."""
     w = Workflow()
-    settings = {"unet_name": "wan.safetensors", "weight_dtype": "default"}
+    settings = {"unet_name": file, "weight_dtype": "default"}
     if expert is None:
         model = w.add("UNETLoader", **settings)
     else:
@@ -75,6 +82,22 @@ def test_groups_come_in_one_copy_each_and_ahead(comfy: ComfyServer) -> None:
     assert shown["streamed_bytes"] == now["bytes"] > 0
     assert "groups are streamed" in shown["streaming"]
     assert shown["compute_step_s"] > 0
+
+
+@pytest.mark.parametrize("donor", ["cpu,*", "sim:1,*,mode=migrate"])
+def test_scaled_fp8_layers_come_with_their_groups(comfy: ComfyServer, donor: str) -> None:
+    """Quantised tensors are brought with their scales, in the copy of their group."""
+    file = "wan_scaled_fp8.safetensors"
+    reference = comfy.run(wan(None, steps=4, file=file)).values["wan"]
+    comfy.free()
+    result = comfy.run(wan(f"sim:0,12%;{donor}", steps=4, file=file)).values["wan"]
+    assert (result - reference).abs().max() <= 1e-5
+    now = engine(comfy, "WAN21")
+    assert len(now["streamed"]) + len(now["migrated"].get("sim:1", [])) == 3
+    assert bool(now["migrated"]) is ("migrate" in donor)
+    shown = state(comfy).placed("WAN21")
+    assert "layer by layer" not in shown["streaming"], shown["streaming"]
+    assert now["bytes"] < 9 * MIB  # a step moves what is stored, of 16 MB in float32
 
 
 def test_groups_run_on_their_donor(comfy: ComfyServer) -> None:

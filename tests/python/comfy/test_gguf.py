@@ -109,3 +109,18 @@ def test_legacy_widgets_use_every_other_accelerator(comfy: ComfyServer) -> None:
     assert torch.isfinite(result).all()
     placed = state(comfy).placed("WAN21")["bytes"]
     assert placed.get("sim:1", 0) + placed.get("sim:2", 0) > 0
+
+
+def test_quantised_layers_are_streamed_group_by_group_also_with_a_lora(comfy: ComfyServer) -> None:
+    expected = {
+        lora: comfy.run(wan("UnetLoaderGGUF", lora=lora)).values["wan"] for lora in (0.0, 0.8)
+    }
+    comfy.free()
+    most = {"compute_device": "sim:0", "expert_mode_allocations": "sim:0,4%;cpu,*"}
+    for lora in (0.0, 0.8, 0.0):
+        result = comfy.run(wan("UnetLoaderGGUFDisTorch2MultiGPU", lora=lora, **most)).values["wan"]
+        assert (result - expected[lora]).abs().max() <= (1e-5 if lora else 0), lora
+        shown = state(comfy).placed("WAN21")
+        assert "3 groups are streamed" in shown["streaming"]
+        assert "layer by layer" not in shown["streaming"]
+    comfy.free()

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors of classes of their own are streamed as what they are: quantised data with scales, bytes with notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distorch.engine import parts
+from distorch.engine.slabs import ALIGNMENT, layout, pack, runs, slab_of, views
+
+
+class Scaled(torch.Tensor):
+    """Eight-bit data with a scale, of torch's wrapper kind."""
+
+    @staticmethod
+    def __new__(cls, data: torch.Tensor, scale: torch.Tensor, name: str) -> Any:
+        return torch.Tensor._make_wrapper_subclass(
+            cls, data.shape, dtype=scale.dtype, device=data.device
+        )
+
+    def __init__(self, data: torch.Tensor, scale: torch.Tensor, name: str) -> None:
+        self._data, self._scale, self.name_of_layout = data, scale, name
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        self._made_when_asked = self._scale
+        return ["_data", "_made_when_asked"], self.name_of_layout
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, torch.Tensor], name: Any, *_: Any) -> Any:
+        return Scaled(inner["_data"], inner["_made_when_asked"], name)
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        if function is torch.ops.aten.detach.default:
+            # As comfy-kitchen's does: the scale is copied.
+            return Scaled(args[0]._data, args[0]._scale.clone(), args[0].name_of_layout)
+        full = [a.full() if isinstance(a, Scaled) else a for a in args]
+        return function(*full, **(kwargs or {}))
+
+    def full(self) -> torch.Tensor:
+        return self._data.to(self._scale.dtype) * self._scale
+
+
+class Noted(torch.Tensor):
+    """Bytes with notes about them; claims another shape than it stores."""
+
+    tensor_type: str
+    tensor_shape: torch.Size
+    patches: list[Any]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor_shape
+
+
+def scaled(seed: int = 0) -> Scaled:
+    data = torch.arange(24, dtype=torch.int8).reshape(4, 6) + seed
+    return Scaled(data, torch.tensor(0.5 + seed), "rows")
+
+
+def noted(*, parameter: bool = False) -> Noted:
+    result: Any = torch.arange(40, dtype=torch.uint8).as_subclass(Noted)
+    if parameter:
+        result = nn.Parameter(result, requires_grad=False)
+    result.tensor_type, result.tensor_shape = "Q8", torch.Size([4, 8])
+    result.patches = [(torch.ones(2), "key")]
+    return result
+
+
+def test_parts_are_the_plain_tensors_that_hold_the_bytes() -> None:
+    weight = scaled()
+    assert [type(p) for p in parts.parts_of(weight)] == [torch.Tensor, torch.Tensor]
+    assert parts.stored_bytes(weight) == 24 + 4
+    raw = noted()
+    (part,) = parts.parts_of(raw)
+    assert type(part) is torch.Tensor
+    assert (part.shape, part.data_ptr()) == ((40,), raw.data_ptr())
+    assert parts.stored_bytes(nn.Parameter(torch.ones(3))) == 12
+
+
+@pytest.mark.parametrize("parameter", [False, True])
+def test_a_quantised_tensor_is_made_again_from_other_bytes(parameter: bool) -> None:
+    weight: torch.Tensor = scaled()
+    if parameter:
+        weight = nn.Parameter(weight, requires_grad=False)
+    weight.note = "kept"
+    others = [p.clone() for p in parts.parts_of(weight)]
+    result = parts.rebuilt(weight, others)
+    assert type(result) is Scaled
+    assert isinstance(result, nn.Parameter) is parameter
+    assert (result.name_of_layout, result.note) == ("rows", "kept")
+    assert [a.data_ptr() for a in parts.parts_of(result)] == [b.data_ptr() for b in others]
+    assert result._scale is not weight._scale
+    assert torch.equal(result.full(), weight.full())
+
+
+def test_bytes_with_notes_keep_their_notes_and_their_patches() -> None:
+    raw = noted(parameter=True)
+    other = torch.zeros(40, dtype=torch.uint8)
+    result = parts.rebuilt(raw, [other], lent=True)
+    assert type(result) is Noted
+    assert isinstance(result, nn.Parameter)
+    assert (result.tensor_type, result.shape) == ("Q8", (4, 8))
+    assert result.patches is raw.patches
+    assert result.data_ptr() == other.data_ptr()
+
+
+def test_a_class_that_hides_tensors_is_not_made_again() -> None:
+    class Hiding(torch.Tensor):
+        state: Any
+
+    tensor = torch.ones(3).as_subclass(Hiding)
+    tensor.state = {"absmax": torch.ones(1)}
+    assert not parts.can_rebuild(tensor)
+    tensor.state = (1, "blockwise", torch.float16, None)
+    assert parts.can_rebuild(tensor)
+    assert parts.can_rebuild(scaled())
+    assert parts.can_rebuild(noted())
+    assert not parts.can_rebuild(Scaled(torch.ones(4, 6).t(), torch.ones(()), "columns"))
+
+
+def test_a_slab_holds_all_parts_and_moves_in_one_copy() -> None:
+    before = [scaled(), torch.ones(100), noted(parameter=True)]
+    packed = pack(before)
+    slab = slab_of(packed[0])
+    assert slab is not None
+    assert all(slab_of(t) is slab for t in packed)
+    offsets, size = layout(packed)
+    assert offsets == [[0, ALIGNMENT], [2 * ALIGNMENT], [4 * ALIGNMENT]]
+    moves, moved = runs(packed)
+    assert [(r.begin, r.at, r.size) for r in moves] == [(0, 0, size)]
+    assert moved == size
+    slot = slab.clone()
+    seen = [
+        parts.rebuilt(t, views(slot, at, t), lent=True)
+        for t, at in zip(packed, offsets, strict=True)
+    ]
+    assert torch.equal(seen[0].full(), before[0].full())
+    assert torch.equal(seen[1], before[1])
+    assert torch.equal(parts.parts_of(seen[2])[0], parts.parts_of(before[2])[0])
+    assert slab_of(seen[0]) is None
+    assert pack(packed) == packed  # what lies in a slab stays
