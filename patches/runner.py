@@ -60,12 +60,13 @@ def groups_of(blocks: list[Block]) -> dict[str, list[Block]]:
 def staging_bytes(placed: Any, here: str) -> int:
     """What the slots will take on the compute device: each holds the largest group's streamed bytes."""
     sources: set[str] = set()
-    sizes = [0]
+    sizes: list[int] = []
     for blocks in placed.groups.values():
         streamed = [b for b in blocks if placed.target(b) != here and streamable(b)]
-        sources |= {placed.target(b) for b in streamed}
-        sizes.append(sum(b.bytes for b in streamed))
-    return slots_for(sources) * max(sizes)
+        if streamed:
+            sources |= {placed.target(b) for b in streamed}
+            sizes.append(sum(b.bytes for b in streamed))
+    return min(slots_for(sources), len(sizes)) * max(sizes, default=0)
 
 
 def streamable(block: Block) -> bool:

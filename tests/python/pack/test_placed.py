@@ -48,7 +48,7 @@ def test_blocks_lie_where_the_plan_wants_them(make, comfy, expected) -> None:
     assert torch.sim.memory_allocated(1) == sizes["sim:1"]
     assert torch.equal(run(patcher), expected)
     assert patcher.loaded_size() == sizes["sim:0"]
-    # Two slots, each of which takes the largest layer group.
+    # A slot for each of the two streamed groups, which takes the larger one.
     assert patcher.model_size() == sizes["sim:0"] + 2 * (UP + DOWN)
     assert torch.sim.memory_allocated(0) == patcher.model_size()
 
