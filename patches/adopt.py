@@ -13,7 +13,7 @@ import torch
 
 from . import current_device, lifecycle, shards
 from .non_dynamic import require_non_dynamic
-from .patcher import attach, become_ours, check_class, tell
+from .patcher import attach, become_ours, check_class
 from .placed import HOST
 from .request import Request
 
@@ -57,7 +57,7 @@ def adopt(output: Any, request: Request) -> Any:
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, check_class)
     current_device.attach(patcher)
     setattr(patcher.model, FLAG, not request.keep_loaded)
-    tell(patcher, placed, "waiting")
+    shards.tell(patcher.model, placed, "waiting")
     lifecycle.tell(lifecycle.adopted, patcher, request)
     return patcher
 
@@ -73,11 +73,19 @@ def _bring_to_host(patcher: Any) -> None:
         for module in patcher.model.modules():
             for table in (module._parameters, module._buffers):
                 for name, tensor in table.items():
-                    if tensor is not None and not tensor.is_meta and tensor.device != HOST:
-                        moved = tensor.to(HOST)
+                    if tensor is not None and tensor.device != HOST:
+                        moved = _on_host(module, name, tensor)
                         table[name] = (
                             torch.nn.Parameter(moved, requires_grad=False)
                             if table is module._parameters
                             else moved
                         )
     patcher.model.device = HOST
+
+
+def _on_host(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the host; zeros for a key that the file lacks, which ComfyUI leaves on "meta"."""
+    if not tensor.is_meta:
+        return tensor.to(HOST)
+    wanted = getattr(module, f"{name}_comfy_model_dtype", None)
+    return torch.zeros(tensor.shape, dtype=wanted or tensor.dtype)

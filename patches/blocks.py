@@ -76,8 +76,6 @@ class Cell:
     def host_copy_on(self, device: torch.device) -> torch.Tensor:
         """The original on a device, in the dtype the model wants; itself where nothing changes."""
         source = self.original
-        if source.is_meta:  # a key that the file lacks: ComfyUI reads zeros there
-            return torch.zeros(source.shape, dtype=self.dtype or source.dtype, device=device)
         if is_composite(source) or self.dtype in (None, source.dtype):
             return source if source.device == device else source.to(device=device)
         return source.to(device=device, dtype=self.dtype)

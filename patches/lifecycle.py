@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-#: `(request)`, at the node, before a file is read: this is where models are ejected.
-before_load: list[Callable[[Any], None]] = []
+#: `(request, node_id, inputs)`, at the node, before a file is read: this is where models are ejected.
+before_load: list[Callable[[Any, str, dict[str, Any]], None]] = []
 
 #: `(request, node_id, inputs)` may answer with a kept model's outputs instead of loading again.
 reuse: list[Callable[[Any, str, dict[str, Any]], tuple[Any, ...] | None]] = []
@@ -18,7 +18,7 @@ adopted: list[Callable[[Any, Any], None]] = []
 #: `(request, node_id, inputs, outputs)`, when a node of ours has loaded its file.
 loaded: list[Callable[[Any, str, dict[str, Any], tuple[Any, ...]], None]] = []
 
-#: `(patcher)`, after each placement, spill and unload.
+#: `(inner model)`, after each placement, spill and unload.
 changed: list[Callable[[Any], None]] = []
 
 

@@ -14,15 +14,15 @@ import logging
 import weakref
 from typing import Any
 
-import comfy.model_management as mm
 import comfy.patcher_extension
 import torch
 
 from distorch import placements
 
-from . import lifecycle, shards
+from . import shards
 from .placed import Placed, name_of
 from .request import Request
+from .shards import tell
 
 log = logging.getLogger("DisTorch")
 
@@ -47,7 +47,15 @@ class DisTorchMixin:
         placed = self.distorch_placed()
         if placed.plan is None:
             shards.plan_for_an_empty_machine(placed)
-        return placed.planned_bytes(name_of(placed.compute)) + placed.staging(_streams())
+        staging = placed.held_bytes() or placed.staging(shards.streams())
+        return placed.planned_bytes(name_of(placed.compute)) + staging
+
+    def loaded_size(self) -> int:
+        """Bytes that it has there: the core's figure, brought up to date with the engine's slots."""
+        placed = getattr(self.model, ATTRIBUTE, None)
+        if placed is not None and placed.loaded and placed.held_bytes() != placed.accounted:
+            shards.account(self.model, placed)
+        return super().loaded_size()
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """The core's clone, of our class also where the core or GGUF chose another."""
@@ -146,8 +154,7 @@ class DisTorchMixin:
     def _distorch_account(self, placed: Placed) -> None:
         self.model.model_lowvram = True  # the core then wipes the cast flags when it unpatches
         self.model.device = self.load_device
-        self.model.model_loaded_weight_memory = placed.compute_bytes()
-        self.model.model_offload_buffer_memory = placed.staging(_streams())
+        shards.account(self.model, placed)
 
     # Unloading
 
@@ -168,7 +175,7 @@ class DisTorchMixin:
                 self._distorch_account(placed)
         if freed:
             log.info("%s gave back %.2f MB of %s", placed.name, freed / 2**20, device)
-            tell(self, placed, "placed")
+            tell(self.model, placed, "placed")
         return freed
 
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
@@ -177,11 +184,11 @@ class DisTorchMixin:
             super().unpatch_model(device_to, unpatch_weights=False)
             return
         placed = self.distorch_placed()
-        if unpatch_weights and placed.loaded:
+        if unpatch_weights and placed.touched:
             self.eject_model()
             self.unpatch_hooks()
             placed.release(self)
-            tell(self, placed, "released")
+            tell(self.model, placed, "released")
         super().unpatch_model(device_to, unpatch_weights=unpatch_weights)
 
 
@@ -191,10 +198,6 @@ def attach(model: Any, request: Request) -> Placed:
     setattr(model, ATTRIBUTE, placed)
     weakref.finalize(model, placements.forget, placed.key).atexit = False
     return placed
-
-
-def _streams() -> int:
-    return max(1, int(getattr(mm, "NUM_STREAMS", 1)))
 
 
 @functools.cache
@@ -228,10 +231,4 @@ def _announce(patcher: Any, placed: Placed) -> None:
     log.info("%s: %s; %d weights patched", placed.name, text, len(placed.patched))
     if placed.runner is not None:
         log.info("%s: %s", placed.name, placed.runner.describe())
-    tell(patcher, placed, "placed")
-
-
-def tell(patcher: Any, placed: Placed, state: str) -> None:
-    """Makes a change known: to `distorch.placements()`, and to who listens."""
-    placements.record(placed.report(state))
-    lifecycle.tell(lifecycle.changed, patcher)
+    tell(patcher.model, placed, "placed")

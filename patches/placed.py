@@ -53,6 +53,7 @@ class Placed:
         self.by_name = {block.name: block for block in self.blocks}
         self.plan: Any = None
         self.loaded = False
+        self.touched = False  # tensors may lie elsewhere than where they were found
         self.patched: dict[str, tuple[Any, ...]] = {}
         self.spilled: set[str] = set()
         self.shards: dict[str, Any] = {}
@@ -61,6 +62,7 @@ class Placed:
         self.pinner: Any = None
         self.group_seconds: dict[str, float] = {}  # measured: for the next plan
         self.running = ""  # how it runs, for people
+        self.accounted = 0  # bytes of the engine's slots that the core knows of
         self._forced = False
         self._wrappers: dict[str, list[Any]] = {}
         self._check_names()
@@ -138,6 +140,7 @@ class Placed:
         self._wrappers = {k: list(v) for k, v in patcher.weight_wrapper_patches.items()}
         now = {k: _signature(p) for k, p in patcher.patches.items() if k in self.keys}
         changed = {k for k in {*now, *self.patched} if not _same(now.get(k), self.patched.get(k))}
+        self.touched = True
         with torch.inference_mode():
             for block in self.blocks:
                 self._bring(patcher, block, changed)
@@ -227,6 +230,8 @@ class Placed:
         module = block.cells[0].module
         if not hasattr(module, "comfy_cast_weights") or not block.castable:
             return
+        # Patches are in the weights: who saves the model must not add them again.
+        module.comfy_patched_weights = True
         module.comfy_force_cast_weights = self._forced
         before = module.__dict__.pop("prev_comfy_cast_weights", None)
         if before is not None:
@@ -262,12 +267,13 @@ class Placed:
     def spill(self, device: str, wanted: float) -> int:
         """Moves blocks from a device to the host until `wanted` bytes are free; returns the bytes.
 
-        Blocks that cannot leave the compute device stay. They come back with the next load.
+        On the compute device the engine's slots go first. Blocks that cannot leave it stay. All
+        come back with the next load.
         """
         if device == name_of(HOST) or not self.loaded:
             return 0
+        freed = self.held_bytes() if device == name_of(self.compute) else 0
         self.stop_running()
-        freed = 0
         with torch.inference_mode():
             for block in reversed(self.blocks):
                 if freed >= wanted:
@@ -319,7 +325,7 @@ class Placed:
                 patcher.backup.pop(cell.key, None)
         self.patched.clear()
         self.spilled.clear()
-        self.loaded = False
+        self.loaded = self.touched = False
 
     # Reporting
 
@@ -335,8 +341,13 @@ class Placed:
                 sums[name_of(cell.current.device)] += cell.bytes
         return dict(sums)
 
+    def held_bytes(self) -> int:
+        """What the engine's slots take on the compute device now."""
+        engine = self.runner.engine if self.runner is not None else None
+        return engine.staging_bytes if engine is not None else 0
+
     def compute_bytes(self) -> int:
-        """Bytes on the compute device now; 0 when not loaded there."""
+        """Bytes of weights on the compute device now; 0 when not loaded there."""
         return self.bytes_per_device().get(name_of(self.compute), 0) if self.loaded else 0
 
     def report(self, state: str) -> placements.Placement:

@@ -181,10 +181,10 @@ def _note_loaded(request: Any, node: str, _inputs: Any, _outputs: Any) -> None:
     cleanup.multigpu_memory_log(request.file, f"loaded by {node}")
 
 
-def _note_changed(patcher: Any) -> None:
+def _note_changed(model: Any) -> None:
     from . import cleanup
 
-    cleanup.multigpu_memory_log(type(patcher.model).__name__, "placed, spilled or unloaded")
+    cleanup.multigpu_memory_log(type(model).__name__, "placed, spilled or unloaded")
 
 
 def install() -> None:

@@ -10,6 +10,7 @@ host. The core's functions stay as they are, and a donor never runs out of memor
 from __future__ import annotations
 
 import logging
+import re
 import weakref
 from typing import Any
 
@@ -17,7 +18,9 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from . import devices
+from distorch import allocation, placements
+
+from . import devices, lifecycle
 from .placed import Placed, name_of
 from .settings import reserve_bytes, settings
 
@@ -74,6 +77,8 @@ class ShardPatcher(comfy.model_patcher.ModelPatcher):
             return 0
         freed = placed.spill(self.model.donor, memory_to_free)
         if freed:
+            account(owner, placed)
+            tell(owner, placed, "placed")
             log.info(
                 "%s gave back %.2f MB of %s: those blocks are streamed from the host now",
                 placed.name,
@@ -92,6 +97,38 @@ class ShardPatcher(comfy.model_patcher.ModelPatcher):
         """Nothing is pinned, and the weights are not ours."""
 
 
+def streams() -> int:
+    """How many weights the core casts at a time."""
+    return max(1, int(getattr(mm, "NUM_STREAMS", 1)))
+
+
+def account(model: Any, placed: Placed) -> None:
+    """Tells the core what the model takes on its compute device now, and what streaming needs there."""
+    placed.accounted = placed.held_bytes()
+    model.model_loaded_weight_memory = placed.compute_bytes() + placed.accounted
+    model.model_offload_buffer_memory = placed.staging(streams())
+
+
+def tell(model: Any, placed: Placed, state: str) -> None:
+    """Makes a change of a model's placement known: to `distorch.placements()`, and to who listens."""
+    placements.record(placed.report(state))
+    lifecycle.tell(lifecycle.changed, model)
+
+
+def concerned(text: str, compute: str) -> list[str]:
+    """The devices that a plan for an allocation string can use; "auto" may use every one.
+
+    Others are not even asked for their memory: CUDA makes a context on each device that is asked,
+    which takes some hundred MB of it.
+    """
+    there = devices.names()
+    written = str(allocation.parse(text, there))
+    if written.startswith("auto"):
+        return there
+    named = set(re.findall(r"[a-z_]\w*(?::\d+)?", written))
+    return [name for name in there if name in named or name in ("cpu", compute)]
+
+
 def machine(*, empty: bool, placed: Placed) -> dict[str, tuple[int, int]]:
     """`{device: (total, free)}` in bytes for the planner.
 
@@ -99,7 +136,7 @@ def machine(*, empty: bool, placed: Placed) -> dict[str, tuple[int, int]]:
     weights are in the other already. A donor's free bytes are real unless `empty`.
     """
     found = {}
-    for name in devices.names():
+    for name in concerned(placed.request.text, name_of(placed.compute)):
         device = torch.device(name)
         total = int(mm.get_total_memory(device))
         real = not empty and name not in ("cpu", name_of(placed.compute))
@@ -163,7 +200,7 @@ def _make_room(patcher: Any, placed: Placed, donor: str) -> None:
 
 
 def _fit(placed: Placed, budget: float) -> None:
-    staging = placed.staging(max(1, int(getattr(mm, "NUM_STREAMS", 1))))
+    staging = placed.staging(streams())
     left_out = placed.fit(budget, staging)
     if left_out:
         log.warning(

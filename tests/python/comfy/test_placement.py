@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy_harness import ComfyError, ComfyServer, State, Workflow, reset_counters, state
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.comfy
 
@@ -133,11 +134,14 @@ def test_vae_equals_the_core(comfy: ComfyServer) -> None:
 
 def test_checkpoint_equals_the_core(comfy: ComfyServer) -> None:
     reference = comfy.run(checkpoint("CheckpointLoaderSimple")).values
+    core_kinds = {row[1]: row[0] for row in state(comfy).loaded}
     inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,30mb;cpu,20mb;sim:0,*"}
     result = comfy.run(checkpoint("CheckpointLoaderSimpleDisTorch2MultiGPU", **inputs)).values
     assert torch.equal(result["latent"], reference["latent"])
     assert torch.equal(result["image"], reference["image"])
     check_donor(comfy, "BaseModel", 30 * MIB)
+    kinds = {row[1]: row[0] for row in state(comfy).loaded if row[1] != "DonorShard"}
+    assert kinds == {**core_kinds, "BaseModel": "DisTorchModelPatcher"}
 
 
 def test_advanced_checkpoint_places_its_parts(comfy: ComfyServer) -> None:
@@ -237,6 +241,30 @@ def test_stacked_loras_equal_the_core(comfy: ComfyServer) -> None:
     reference = comfy.run(wan(None, loras=(0.7, -0.3))).values["wan"]
     result = comfy.run(wan(loras=(0.7, -0.3))).values["wan"]
     assert (result - reference).abs().max() <= 1e-5
+
+
+def saved(comfy: ComfyServer, loader: str, **inputs: object) -> dict[str, torch.Tensor]:
+    """What ModelSave writes of a model with a LoRA."""
+    w = Workflow()
+    model = w.add(loader, unet_name="wan.safetensors", weight_dtype="default", **inputs)
+    model = w.add(
+        "LoraLoaderModelOnly", model=model, lora_name="wan.safetensors", strength_model=0.7
+    )
+    w.add("ModelSave", model=model, filename_prefix=f"saved_{loader}")
+    comfy.run(w)
+    comfy.free()
+    (path,) = (comfy.base / "output").glob(f"saved_{loader}*.safetensors")
+    tensors = load_file(path)
+    path.unlink()
+    return tensors
+
+
+def test_a_saved_model_holds_its_lora_once(comfy: ComfyServer) -> None:
+    expected = saved(comfy, "UNETLoader")
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": STRING}
+    ours = saved(comfy, "UNETLoaderDisTorch2MultiGPU", **inputs)
+    assert ours.keys() == expected.keys()
+    assert max((ours[k] - expected[k]).abs().max().item() for k in expected) <= 1e-5
 
 
 def test_repeated_runs_leave_no_growth(comfy: ComfyServer) -> None:

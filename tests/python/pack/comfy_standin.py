@@ -179,6 +179,7 @@ class ModelPatcher:
             if hasattr(module, "prev_comfy_cast_weights"):
                 module.comfy_cast_weights = module.prev_comfy_cast_weights
                 del module.prev_comfy_cast_weights
+            module.__dict__.pop("comfy_patched_weights", None)
         self.model.model_lowvram = False
         self.model.current_weight_patches_uuid = None
         self.model.model_loaded_weight_memory = 0

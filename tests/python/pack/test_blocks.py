@@ -61,15 +61,6 @@ def test_the_wanted_dtype_decides_the_size(pack) -> None:
     assert block.cells[0].original.dtype == torch.float32
 
 
-def test_keys_that_the_file_lacked_become_zeros(pack) -> None:
-    with torch.device("meta"):
-        model = torch.nn.Sequential(CastLinear(128, 128, bias=False))
-    (block,) = pack.load("patches.blocks").find_blocks(model)
-    made = block.cells[0].host_copy_on(torch.device("cpu"))
-    assert not made.is_meta
-    assert made.count_nonzero() == 0
-
-
 def test_blocks_do_not_keep_the_model_alive(pack) -> None:
     model = Model()
     model.record = pack.load("patches.blocks").find_blocks(model)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import comfy_standin
 import distorch_sim
 import pytest
 import torch
@@ -47,10 +48,35 @@ def test_blocks_lie_where_the_plan_wants_them(make, comfy, expected) -> None:
     assert sum(sizes.values()) == sum(t.nbytes for t in patcher.model.state_dict().values())
     assert torch.sim.memory_allocated(1) == sizes["sim:1"]
     assert torch.equal(run(patcher), expected)
-    assert patcher.loaded_size() == sizes["sim:0"]
     # A slot for each of the two streamed groups, which takes the larger one.
     assert patcher.model_size() == sizes["sim:0"] + 2 * (UP + DOWN)
-    assert torch.sim.memory_allocated(0) == patcher.model_size()
+    assert patcher.loaded_size() == patcher.model_size() == torch.sim.memory_allocated(0)
+
+
+def test_a_second_load_on_a_full_device_asks_for_nothing_and_moves_nothing(make, comfy) -> None:
+    patcher = make()
+    hog = torch.empty(torch.sim.mem_get_info(0)[0] - 700 * 1024, dtype=torch.uint8, device="sim:0")
+    comfy.load_models_gpu([patcher], torch.sim.mem_get_info(0)[0])
+    spilled = set(patcher.distorch_placed().spilled)
+    assert 0 < torch.sim.mem_get_info(0)[0] < UP
+    assert patcher.loaded_size() == torch.sim.memory_allocated(0) - hog.nbytes
+    distorch_sim.reset_counters()
+    # As the core does it: what is free now, and no byte of what the model has already.
+    comfy.load_models_gpu([patcher], torch.sim.mem_get_info(0)[0])
+    assert patcher.distorch_placed().spilled == spilled
+    assert distorch_sim.copied("cpu", "sim:0") == distorch_sim.copied("sim:0", "cpu") == 0
+    assert patcher.loaded_size() == torch.sim.memory_allocated(0) - hog.nbytes
+
+
+def test_a_donor_that_gives_memory_back_is_accounted_for(make, comfy) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    (entry,) = [e for e in comfy.mm.current_loaded_models if e.device == torch.device("sim", 1)]
+    assert entry.model_unload()
+    assert patcher.loaded_size() == torch.sim.memory_allocated(0), "the slots are gone as well"
+    shown = placements.find(patcher.distorch_placed().key)
+    assert "sim:1" not in shown.bytes_per_device
+    assert shown.spilled > 0
 
 
 def test_core_class_is_kept_below_ours_and_by_clones(make, comfy, pack) -> None:
@@ -104,17 +130,24 @@ def test_a_changed_patch_touches_its_block_only(make, comfy) -> None:
     original = patcher.distorch_placed().by_name["blocks.2.up"].cells[0].original
     patched = dict(patcher.model.named_parameters())[key]
     assert torch.equal(patched.cpu(), original + 0.5 * difference)
+    layers = [m for m in patcher.model.modules() if type(m) is comfy_standin.CastLinear]
+    assert all(m.comfy_patched_weights for m in layers), "who saves it must not patch again"
     comfy.load_models_gpu([patcher])
     assert torch.equal(dict(patcher.model.named_parameters())[key].cpu(), original)
     assert key not in patcher.backup
+    patcher.detach()
+    assert not any(hasattr(m, "comfy_patched_weights") for m in layers)
 
 
 def test_memory_on_the_compute_device_can_be_taken_and_comes_back(make, comfy, expected) -> None:
     patcher = make()
     comfy.load_models_gpu([patcher])
-    full = patcher.loaded_size()
-    freed = patcher.partially_unload(torch.device("cpu"), UP + 1)
-    assert freed >= UP + 1
+    full, slots = patcher.loaded_size(), patcher.distorch_placed().held_bytes()
+    assert patcher.partially_unload(torch.device("cpu"), 1) == slots, "they go first"
+    assert patcher.distorch_placed().spilled == set()
+    comfy.load_models_gpu([patcher])
+    freed = patcher.partially_unload(torch.device("cpu"), slots + UP + 1)
+    assert freed >= slots + UP + 1
     assert patcher.loaded_size() == full - freed == torch.sim.memory_allocated(0)
     assert torch.equal(run(patcher), expected)
     comfy.load_models_gpu([patcher])
@@ -162,13 +195,18 @@ def test_a_donor_that_is_full_is_an_error_that_lists_it(make, comfy) -> None:
 
 def test_a_copy_that_fails_leaves_the_model_on_the_host(make, comfy, expected) -> None:
     patcher = make()
-    distorch_sim.fail_allocation(6)
+    found = {n: p.data_ptr() for n, p in patcher.model.named_parameters()}
+    distorch_sim.reset_counters()
+    distorch_sim.fail_allocation(12)
     try:
         with pytest.raises(torch.OutOfMemoryError):
             comfy.load_models_gpu([patcher])
     finally:
         distorch_sim.clear_faults()
     assert [torch.sim.memory_allocated(i) for i in range(3)] == [0, 0, 0]
+    assert distorch_sim.copied("cpu", "sim:1") > 0
+    assert distorch_sim.copied("sim:0", "cpu") == distorch_sim.copied("sim:1", "cpu") == 0
+    assert {n: p.data_ptr() for n, p in patcher.model.named_parameters()} == found
     assert torch.equal(run(patcher, "cpu"), expected)
     comfy.load_models_gpu([patcher])
     assert torch.equal(run(patcher), expected)
@@ -241,3 +279,41 @@ def test_sampling_makes_the_device_current_and_gives_it_back(make, pack) -> None
         wrapper(Executor(), True)
     assert seen == [2, 2]
     assert torch.sim.current_device() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [("sim:0,*", {"sim:0", "cpu"}), ("sim:2,1mb;sim:0,*", {"sim:0", "sim:2", "cpu"})],
+)
+def test_devices_that_the_string_does_not_name_are_left_alone(make, comfy, text, asked) -> None:
+    seen: set[str] = set()
+    for name in ("get_free_memory", "get_total_memory"):
+        original = getattr(comfy.mm, name)
+
+        def noting(device, original=original):
+            seen.add(str(device))
+            return original(device)
+
+        setattr(comfy.mm, name, noting)
+    comfy.load_models_gpu([make(text)])
+    assert seen == asked, "CUDA makes a context on each device that is asked"
+
+
+def test_every_device_may_be_used_by_auto(make, comfy, pack) -> None:
+    concerned = pack.load("patches.shards").concerned
+    assert concerned("auto#sim:0", "sim:0") == ["cpu", "sim:0", "sim:1", "sim:2"]
+    assert concerned("#sim:0;4.0;sim:1", "sim:0") == ["cpu", "sim:0", "sim:1"]
+    assert concerned("SIM,50%;cpu,*#sim:2", "sim:2") == ["cpu", "sim:0", "sim:2"]
+
+
+def test_a_key_that_the_file_lacks_is_read_as_zeros(make, comfy, pack) -> None:
+    adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
+    patcher = comfy.model(size=SIZE)
+    layer = patcher.model.blocks[1].up
+    layer.weight = torch.nn.Parameter(torch.empty(2 * SIZE, SIZE, device="meta"), False)
+    adopt.adopt(patcher, request.Request("sim:0", f"{STRING}#sim:0"))
+    patcher.add_patches({"blocks.1.up.weight": torch.full((2 * SIZE, SIZE), 0.25)})
+    comfy.load_models_gpu([patcher])
+    assert torch.equal(layer.weight.cpu(), torch.full((2 * SIZE, SIZE), 0.25))
+    patcher.detach()
+    assert torch.equal(layer.weight, torch.zeros(2 * SIZE, SIZE))
