@@ -39,8 +39,9 @@ def _queue() -> Any | None:
     return getattr(instance, "prompt_queue", None)
 
 
-def _running(queue: Any) -> bool:
-    return bool(getattr(queue, "currently_running", None))
+def prompt_runs() -> bool:
+    """Whether a prompt is being executed now."""
+    return bool(getattr(_queue(), "currently_running", None))
 
 
 def trigger_executor_cache_reset(reason: str = "policy", force: bool = False) -> bool:
@@ -72,7 +73,7 @@ def check_cpu_memory_threshold(threshold: float | None = None) -> bool:
     queue = _queue()
     if used <= (current_threshold() if threshold is None else threshold):
         return False
-    if queue is None or _running(queue):
+    if queue is None or prompt_runs():
         return False
     _raised_to, _raised_at = min(0.99, used + cpu_hysteresis), time.monotonic()
     return trigger_executor_cache_reset(f"{used:.0%} of the host's memory are in use")
@@ -114,7 +115,7 @@ def force_full_system_cleanup(
         queue.set_flag("free_memory", True)
         job = _job_after_it()
         queue.not_empty.notify()
-    if job is None or not force or _running(queue) or _in_event_loop():
+    if job is None or not force or prompt_runs() or _in_event_loop():
         return report
     deadline = time.monotonic() + timeout
     while job.state not in ("done", "failed"):

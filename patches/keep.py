@@ -4,8 +4,8 @@
 `keep_loaded` (default on): the outputs of the loader are held here, so that the model outlives the executor's caches;
 the core itself holds weak references only. Off: the inner model carries `_mgpu_unload_distorch_model == True` and
 nothing here holds it. A kept model is let go of when it is ejected, when a node asks for the same file with
-`keep_loaded` off, or when the host runs out of memory (`pressure`). Running the same loader again with the same
-files and settings gives the kept outputs: no byte is read.
+`keep_loaded` off or with other settings, or when the host runs out of memory (`pressure`). Running the same loader
+again with the same files and settings gives the kept outputs: no byte is read.
 
 `eject_models` (default on, off for text encoders): before the model is loaded, every model is unloaded from its
 compute device except kept ones.
@@ -15,6 +15,7 @@ Used by ComfyUI's one worker thread; `kept()` may be called from any.
 
 from __future__ import annotations
 
+import gc
 import logging
 import pathlib
 import threading
@@ -40,21 +41,35 @@ _NOT_ITS_IDENTITY = ("keep_loaded", "eject_models")
 
 
 class Kept:
-    """The outputs of one loader that are held, and what they were loaded from."""
+    """The outputs of one loader that are held, and what they were loaded from.
+
+    `whole` is False when a part of them was let go of: they cannot be given to the loader again.
+    """
 
     def __init__(self, outputs: tuple[Any, ...], request: Any, signature: tuple[Any, ...]) -> None:
         self.outputs, self.request, self.signature = outputs, request, signature
+        self.whole = True
 
-    @property
-    def file(self) -> tuple[Any, ...]:
-        """The node and the files that it read."""
-        return (self.signature[0], self.request.file, self.signature[-1])
+    def is_of(self, node: str, file: str) -> bool:
+        """Whether this kind of node loaded it from files of these names."""
+        return (self.signature[0], self.request.file) == (node, file)
 
     @property
     def models(self) -> list[Any]:
         """The inner models."""
-        patchers = [find_patcher(output) for output in self.outputs]
-        return [patcher.model for patcher in patchers if patcher is not None]
+        return [model for model in map(_model_of, self.outputs) if model is not None]
+
+    def without(self, model: Any) -> Kept | None:
+        """What is left when a model is let go of; None if no managed one is."""
+        outputs = tuple(o for o in self.outputs if _model_of(o) is not model)
+        rest = Kept(outputs, self.request, self.signature)
+        rest.whole = False
+        return rest if any(m in _managed for m in rest.models) else None
+
+
+def _model_of(output: Any) -> Any | None:
+    patcher = find_patcher(output)
+    return None if patcher is None else patcher.model
 
 
 _lock = threading.Lock()
@@ -97,12 +112,13 @@ def is_flagged(model: Any) -> bool:
 
 
 def release(model: Any) -> bool:
-    """Let go of an inner model, and flag it; says whether it was held."""
+    """Let go of an inner model, and flag it; says whether it was held. What was loaded with it stays kept."""
     setattr(model, FLAG, True)
     with _lock:
-        before = len(_kept)
-        _kept[:] = [entry for entry in _kept if not any(model is m for m in entry.models)]
-        return len(_kept) < before
+        holding = [entry for entry in _kept if any(model is m for m in entry.models)]
+        rests = [rest for entry in holding if (rest := entry.without(model)) is not None]
+        _kept[:] = [entry for entry in _kept if entry not in holding] + rests
+        return bool(holding)
 
 
 def retain(model: Any) -> None:
@@ -110,27 +126,37 @@ def retain(model: Any) -> None:
     setattr(model, FLAG, False)
 
 
-def _stat(value: object) -> tuple[Any, ...] | None:
-    """Path, size and time of the file that an input names, if it names one of a model folder."""
+def _stat(value: object) -> tuple[Any, ...]:
+    """Path, size and time of every file that an input may name: several folders can hold one of that name."""
     if not isinstance(value, str) or not value:
-        return None
+        return ()
+    found = []
     for folder in folder_paths.folder_names_and_paths:
         try:
             path = folder_paths.get_full_path(folder, value)
+            if path:
+                status = pathlib.Path(path).stat()
+                found.append((path, status.st_size, status.st_mtime_ns))
         except (ValueError, OSError, KeyError):
             continue
-        if path:
-            status = pathlib.Path(path).stat()
-            return (path, status.st_size, status.st_mtime_ns)
-    return None
+    return tuple(found)
+
+
+def _comparable(value: object) -> object:
+    """What is equal for equal inputs; an object by itself, as long as it lives."""
+    if value is None or isinstance(value, (str, int, float, tuple, list, dict)):
+        return repr(value)
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return repr(value)
 
 
 def _signature(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ...]:
-    settings = {k: v for k, v in inputs.items() if k not in _NOT_ITS_IDENTITY}
+    settings = {k: v for k, v in sorted(inputs.items()) if k not in _NOT_ITS_IDENTITY}
     files = tuple(_stat(value) for value in settings.values())
-    values = tuple(sorted((k, repr(v)) for k, v in settings.items()))
-    asked = (request.compute, request.text, request.high_precision_loras, request.execution_mode)
-    return (node, *asked, values, files)
+    values = tuple((k, _comparable(v)) for k, v in settings.items())
+    return (node, *request.identity, values, files)
 
 
 def _on_adopted(patcher: Any, _request: Any) -> None:
@@ -138,33 +164,49 @@ def _on_adopted(patcher: Any, _request: Any) -> None:
 
 
 def _on_loaded(request: Any, node: str, inputs: dict[str, Any], outputs: tuple[Any, ...]) -> None:
+    new = Kept(outputs, request, _signature(request, node, inputs))
+    for model in new.models:  # also those that came with the placed one: the widget is the node's
+        setattr(model, FLAG, not request.keep_loaded)
     if request.keep_loaded:
-        new = Kept(outputs, request, _signature(request, node, inputs))
         with _lock:
-            # The same file with other settings takes the place of what was kept of it before.
-            _kept[:] = [entry for entry in _kept if entry.file != new.file]
             _kept.append(new)
 
 
 def _reuse(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ...] | None:
     signature = _signature(request, node, inputs)
     for entry in kept():
-        if entry.signature != signature:
+        if not entry.whole or entry.signature != signature:
             continue
-        for model in entry.models:
-            if request.keep_loaded:
-                setattr(model, FLAG, False)
-            else:
-                release(model)
+        if request.keep_loaded:
+            for model in entry.models:
+                retain(model)
+        else:
+            _drop(entry)
         log.info("%s: the kept model is used again, nothing is read", node)
         return entry.outputs
     return None
 
 
-def _before_load(request: Any) -> None:
+def _before_load(request: Any, node: str, _inputs: dict[str, Any]) -> None:
+    _replace(node, request.file)
     relieve()
     if request.eject_models:
         eject_from(request.compute)
+
+
+def _replace(node: str, file: str) -> None:
+    """Let go of what this node kept of a file before it reads it anew: both may not fit into the host's memory."""
+    for entry in kept():
+        if entry.is_of(node, file):
+            log.info("%s: %s is loaded anew; what was kept of it is let go of", node, file)
+            _drop(entry)
+
+
+def _drop(entry: Kept) -> None:
+    with _lock:
+        _kept[:] = [other for other in _kept if other is not entry]
+    for model in entry.models:
+        setattr(model, FLAG, True)
 
 
 def eject_from(device: str) -> list[str]:
@@ -200,20 +242,25 @@ def _name(device: Any) -> str:
 
 def relieve() -> list[str]:
     """Let go of kept models while the host has too little memory, those that are not loaded first; returns names."""
-    let_go = []
+    let_go: list[str] = []
     while kept() and hostmemory.available_bytes() < (1 - pressure) * hostmemory.total_bytes():
-        loaded = {id(e.model.model) for e in mm.current_loaded_models if e.model is not None}
-        entries = sorted(kept(), key=lambda entry: any(id(m) in loaded for m in entry.models))
-        names = [type(m).__name__ for m in entries[0].models]
-        for model in entries[0].models:
-            release(model)
+        names = _let_go_of_one()
         let_go += names
+        gc.collect()  # so that the next look sees what this one gave back
         log.warning(
             "the host's memory is more than %.0f %% full: %s is no longer kept",
             100 * pressure,
             ", ".join(names),
         )
     return let_go
+
+
+def _let_go_of_one() -> list[str]:
+    loaded = {id(e.model.model) for e in mm.current_loaded_models if e.model is not None}
+    entry = min(kept(), key=lambda entry: any(id(m) in loaded for m in entry.models))
+    names = [title(model) for model in entry.models]
+    _drop(entry)
+    return names
 
 
 _LISTENERS = (

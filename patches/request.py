@@ -31,6 +31,11 @@ class Request:
     high_precision_loras: bool = True
     execution_mode: str = "auto"  # of accelerators for which the string names none
 
+    @property
+    def identity(self) -> tuple[str, str, bool, str]:
+        """What makes one load another; how long the model is to stay does not."""
+        return (self.compute, self.text, self.high_precision_loras, self.execution_mode)
+
     def mode(self, device: str, in_string: str) -> str:
         """How a donor is used: "stream", "migrate" or "auto". The host computes for a string only."""
         return in_string if in_string != "auto" or device == "cpu" else self.execution_mode

@@ -38,6 +38,7 @@ class _Look:
     model: weakref.ref[Any]
     name: str
     listed: bool
+    held: bool
     tensors: tuple[tuple[str, int, str], ...]
 
 
@@ -74,8 +75,12 @@ def _recovering() -> bool:
 
 def _unload_all_models(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     managed = keep.managed()
-    if not managed or _recovering() or getattr(mm, "DISABLE_SMART_MEMORY", False):
+    if not managed or getattr(mm, "DISABLE_SMART_MEMORY", False):
         return original(*args, **kwargs)
+    if _recovering():
+        answer = original(*args, **kwargs)
+        _unload_the_rest()
+        return answer
     try:
         _unload_flagged(managed)
     except Exception:  # the caller is ComfyUI's worker: it must live, and a "free" must free
@@ -84,11 +89,21 @@ def _unload_all_models(original: Callable[..., Any], *args: Any, **kwargs: Any) 
     return None
 
 
+def _unload_the_rest() -> None:
+    """ComfyUI before 0.25 empties its current device only: ours may have run out on another."""
+    try:
+        for entry in list(mm.current_loaded_models):
+            if entry.device.type != "cpu":
+                keep.unload(entry)
+    except Exception:  # the caller is ComfyUI's worker
+        log.exception("not every device could be emptied")
+
+
 def _unload_flagged(managed: list[Any]) -> None:
     entries = [e for e in mm.current_loaded_models if e.model is not None]
     flagged = [e for e in entries if keep.is_flagged(e.model.model)]
     stay = [m for m in managed if not keep.is_flagged(m)]
-    looks = [_Look(weakref.ref(m), type(m).__name__, _listed(m), _tensors(m)) for m in stay]
+    looks = [_look(model) for model in stay]
     gone: list[str] = []
     for entry in flagged:
         if entry.model is None:
@@ -102,8 +117,14 @@ def _unload_flagged(managed: list[Any]) -> None:
     _tell(gone, stay, [m for m in others if all(keep.owner_of(m) is not x for x in stay)])
     if flagged:
         mm.soft_empty_cache()
-    # Compared after the executor's reset and the garbage collection that follow.
-    _watched[:] = looks
+    # Compared after the executor's reset and the garbage collection that follow. In the middle of
+    # a prompt, where a node calls this, there are none, and what follows may move a model rightly.
+    _watched[:] = [] if cleanup.prompt_runs() else looks
+
+
+def _look(model: Any) -> _Look:
+    name = keep.title(model)
+    return _Look(weakref.ref(model), name, _listed(model), keep.is_kept(model), _tensors(model))
 
 
 def _tell(gone: list[str], stay: list[Any], others: list[Any]) -> None:
@@ -159,7 +180,7 @@ def check() -> int:
     for look in looks:
         model = look.model()
         if model is None:
-            culprit = "it is gone" if look.listed else ""
+            culprit = "it is gone" if look.held else ""
         elif look.listed and not _listed(model):
             culprit = "it is no longer on ComfyUI's list of loaded models"
         elif _tensors(model) != look.tensors:

@@ -40,7 +40,7 @@ class Machine:
         kept = self.lifecycle.kept_outputs(request, name, inputs)
         if kept is not None:
             return kept[0]
-        self.lifecycle.tell(self.lifecycle.before_load, request)
+        self.lifecycle.tell(self.lifecycle.before_load, request, name, inputs)
         patcher = self.comfy.model()
         setattr(patcher.model, FLAG, not keep)
         self.lifecycle.tell(self.lifecycle.adopted, patcher, request)
@@ -142,6 +142,23 @@ def test_recovery_from_out_of_memory_unloads_everything(machine: Machine) -> Non
     assert machine.listed() == []
 
 
+def test_recovery_empties_devices_that_an_old_core_leaves_alone(machine: Machine) -> None:
+    machine.unload.uninstall()
+    machine.mm.unload_all_models = lambda: machine.comfy.calls.append("the first device only")
+    machine.unload.install()
+    other = machine.load("a")
+    on_host = machine.comfy.model()
+    on_host.load_device = torch.device("cpu")
+    machine.mm.load_models_gpu([on_host])
+    try:
+        raise torch.OutOfMemoryError("sim:1")
+    except torch.OutOfMemoryError:
+        machine.mm.unload_all_models()
+    assert machine.comfy.calls[0] == "the first device only"
+    assert machine.listed() == [on_host]
+    assert all(p.device.type == "cpu" for p in other.model.parameters())
+
+
 def test_disabled_smart_memory_unloads_everything(machine: Machine) -> None:
     machine.load("a")
     machine.mm.DISABLE_SMART_MEMORY = True
@@ -167,6 +184,84 @@ def test_a_changed_file_is_read_again(machine: Machine, tmp_path: pathlib.Path) 
     assert machine.load("a") is first
     file.write_bytes(b"22")
     assert machine.load("a") is not first
+
+
+def test_what_was_kept_of_a_file_is_let_go_of_before_it_is_read_anew(machine: Machine) -> None:
+    old = weakref.ref(machine.load("a", weight_dtype="default").model)
+    alive: list[bool] = []
+    read = machine.comfy.model
+    machine.comfy.model = lambda: alive.append(old() is not None) or read()
+    machine.load("a", weight_dtype="fp8")
+    assert alive == [False], "both at once may not fit into the host's memory"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"weight_dtype": "fp8"}, {"weight_dtype": "fp8", "keep": False}]
+)
+def test_a_replaced_model_that_somebody_still_holds_is_flagged(
+    machine: Machine, settings: dict[str, Any]
+) -> None:
+    first = machine.load("a", weight_dtype="default")
+    second = machine.load("a", **settings)
+    assert getattr(first.model, FLAG) is True
+    assert not machine.keep.is_kept(first.model)
+    assert machine.keep.is_kept(second.model) is settings.get("keep", True)
+    machine.mm.unload_all_models()
+    assert first not in machine.listed()
+    del first
+    gc.collect()
+    machine.mm.soft_empty_cache()
+    assert machine.unload.violations == 0
+
+
+def test_a_file_of_that_name_in_another_folder_hides_no_change(
+    machine: Machine, tmp_path: pathlib.Path
+) -> None:
+    folders = {"loras": tmp_path / "loras", "diffusion_models": tmp_path / "models"}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "a").write_bytes(b"1")
+    machine.comfy.folders.folder_names_and_paths = dict.fromkeys(folders)
+    machine.comfy.folders.get_full_path = lambda folder, name: str(folders[folder] / name)
+    first = machine.load("a")
+    assert machine.load("a") is first
+    (folders["diffusion_models"] / "a").write_bytes(b"22")
+    assert machine.load("a") is not first
+
+
+def test_a_model_as_an_input_is_compared_by_itself(machine: Machine) -> None:
+    class Model:
+        def __repr__(self) -> str:
+            return "a model"
+
+    model = Model()
+    first = machine.load("a", model=model)
+    assert machine.load("a", model=model) is first
+    assert machine.load("a", model=Model()) is not first
+
+
+def test_what_was_loaded_with_a_model_stays_kept_without_it(machine: Machine) -> None:
+    model, encoder = machine.comfy.model(), machine.comfy.model()
+    request = machine.request("sim:0", "sim:0,*#sim:0", "checkpoint", "a")
+    for patcher in (model, encoder):
+        machine.lifecycle.tell(machine.lifecycle.adopted, patcher, request)
+    machine.lifecycle.tell(machine.lifecycle.loaded, request, "checkpoint", {}, (model, encoder))
+    assert machine.keep.release(model.model)
+    assert machine.keep.is_kept(encoder.model)
+    assert not machine.keep.is_kept(model.model)
+    assert machine.lifecycle.kept_outputs(request, "checkpoint", {}) is None, "it is not whole"
+    assert machine.keep.release(encoder.model)
+    assert machine.keep.kept() == []
+
+
+def test_all_that_a_node_gave_is_flagged_with_keep_loaded_off(machine: Machine) -> None:
+    placed, plain = machine.comfy.model(), machine.comfy.model()
+    request = machine.request("sim:0", "sim:0,*#sim:0", "checkpoint", "a", keep_loaded=False)
+    machine.lifecycle.tell(machine.lifecycle.adopted, placed, request)
+    machine.lifecycle.tell(machine.lifecycle.loaded, request, "checkpoint", {}, (placed, plain))
+    machine.mm.load_models_gpu([placed, plain])
+    machine.mm.unload_all_models()
+    assert machine.listed() == []
 
 
 def test_keep_loaded_switched_off_lets_go_and_gives_the_same_model(machine: Machine) -> None:
@@ -225,6 +320,42 @@ def test_pressure_lets_go_of_kept_models_that_are_not_loaded_first(
     ))  # fmt: skip
     assert machine.keep.relieve() == ["Model"]
     assert [entry.request.node for entry in machine.keep.kept()] == ["b"]
+
+
+def test_pressure_ends_when_enough_was_let_go_of(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = weakref.ref(machine.load("a").model)
+    machine.load("b")
+    monkeypatch.setattr(machine.keep, "hostmemory", SimpleNamespace(
+        available_bytes=lambda: 5 if first() is not None else 50, total_bytes=lambda: 100
+    ))  # fmt: skip
+    machine.mm.current_loaded_models.clear()
+    assert machine.keep.relieve() == ["Model"]
+    assert [entry.request.node for entry in machine.keep.kept()] == ["b"]
+
+
+def test_a_node_that_frees_in_the_middle_of_a_prompt_causes_no_false_alarm(
+    machine: Machine,
+) -> None:
+    model = machine.load("a").model
+    machine.comfy.queue.currently_running = {1: "prompt"}
+    machine.mm.unload_all_models()
+    layer = model.blocks[0].up  # a LoRA is patched in
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 2, requires_grad=False)
+    machine.mm.soft_empty_cache()
+    assert machine.unload.violations == 0
+
+
+def test_a_model_that_nobody_holds_may_go(machine: Machine) -> None:
+    loose = machine.load("a", keep=False)
+    machine.keep.retain(loose.model)  # as the tab does: no longer flagged, but held by others only
+    machine.mm.unload_all_models()
+    machine.mm.current_loaded_models.clear()
+    del loose
+    gc.collect()
+    machine.mm.soft_empty_cache()
+    assert machine.unload.violations == 0
 
 
 def test_caches_of_every_device_are_cleared_and_the_current_one_stays(machine: Machine) -> None:
