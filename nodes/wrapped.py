@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from typing import Any
 
 import nodes as core
@@ -255,10 +256,8 @@ def _names(node: type) -> tuple[str, ...]:
 
 
 def _file(inputs: dict[str, Any]) -> str:
-    """The file names among the inputs, for reports."""
-    return ", ".join(
-        str(v) for k, v in inputs.items() if k.endswith(("_name", "_name1", "_name2", "_path"))
-    )
+    """The file names among the inputs ("unet_name", "clip_name4", "model_path"), for reports."""
+    return ", ".join(str(v) for k, v in inputs.items() if re.search(r"_(name\d?|path)$", k))
 
 
 def _named(cls: type, name: str) -> type:

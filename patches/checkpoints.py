@@ -36,26 +36,29 @@ def load(
 ) -> tuple[Any, Any, Any]:
     """Model, text encoder and VAE of a checkpoint; those with a request are placed."""
     placing = model is not None
-    settings = {"name": name, **dataclasses.asdict(parts)}
+    asked = clip.identity if clip is not None else None
+    settings = {"name": name, **dataclasses.asdict(parts), "clip_placement": asked}
     if model is not None:
-        kept = lifecycle.kept_outputs(model, model.node, {**settings, "clip": clip})
+        kept = lifecycle.kept_outputs(model, model.node, settings)
         if kept is not None:
             return kept
-        lifecycle.tell(lifecycle.before_load, model)
+        lifecycle.tell(lifecycle.before_load, model, model.node, settings)
     choice = devices.Choice(
         model=torch.device(parts.model),
         text_encoder=torch.device(parts.clip),
         offload=torch.device("cpu") if placing else None,
     )
     path = folder_paths.get_full_path_or_raise("checkpoints", name)
-    with devices.chosen(choice), non_dynamic() if placing else contextlib.nullcontext():
+    others = ["VAE"] if clip is not None else ["VAE", "CLIP"]
+    ordinary = non_dynamic(but=others) if placing else contextlib.nullcontext()
+    with devices.chosen(choice), ordinary:
         outputs = _load_parts(path, torch.device(parts.vae))
     if model is not None:
         adopt(outputs[0], model)
     if clip is not None and outputs[1] is not None:
         adopt(outputs[1], clip)
     if model is not None:
-        lifecycle.tell(lifecycle.loaded, model, model.node, {**settings, "clip": clip}, outputs)
+        lifecycle.tell(lifecycle.loaded, model, model.node, settings, outputs)
     return outputs
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from . import current_device, devices, lifecycle
 from .adopt import adopt, find_patcher
 from .non_dynamic import non_dynamic
 from .request import Request
+
+log = logging.getLogger("DisTorch")
 
 
 @contextlib.contextmanager
@@ -25,15 +28,16 @@ def on_device(name: str, *, text_encoder: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def for_placement(name: str, *, text_encoder: bool) -> Iterator[None]:
-    """As `on_device`, with host copies on the host and ordinary patchers."""
+def for_placement(name: str, *, text_encoder: bool, placed: str) -> Iterator[None]:
+    """As `on_device`, with host copies on the host, and ordinary patchers for outputs of type `placed`."""
     device = torch.device(name)
     choice = devices.Choice(
         model=None if text_encoder else device,
         text_encoder=device if text_encoder else None,
         offload=torch.device("cpu"),
     )
-    with devices.chosen(choice), non_dynamic():
+    others = [name for name in ("CLIP", "VAE") if name != placed]
+    with devices.chosen(choice), non_dynamic(but=others):
         yield
 
 
@@ -64,13 +68,24 @@ def load(
     """Runs the core's loader node and places the blocks of its first output.
 
     A kept model that was loaded with the same settings is given again instead: no file is read.
+    What holds no model that could be placed, as a ControlNet that is a LoRA, is left to ComfyUI.
     """
     kept = lifecycle.kept_outputs(request, node_id, inputs)
     if kept is not None:
         return kept
-    lifecycle.tell(lifecycle.before_load, request)
-    with for_placement(request.compute, text_encoder=text_encoder):
+    lifecycle.tell(lifecycle.before_load, request, node_id, inputs)
+    placed = str(node.RETURN_TYPES[0])  # type: ignore[attr-defined]
+    with for_placement(request.compute, text_encoder=text_encoder, placed=placed):
         outputs = call(node, inputs)
+    if find_patcher(outputs[0]) is None:
+        log.error(
+            "%s: the %s in %s holds no model whose blocks can be placed: it is left to ComfyUI, and "
+            "the allocation has no effect",
+            node_id,
+            type(outputs[0]).__name__,
+            request.file,
+        )
+        return outputs
     adopt(outputs[0], request)
     lifecycle.tell(lifecycle.loaded, request, node_id, inputs, outputs)
     return outputs

@@ -9,7 +9,8 @@ can build either kind; only models that are loaded inside the block are concerne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import comfy.model_patcher
@@ -20,18 +21,52 @@ class DynamicVRAMError(RuntimeError):
 
 
 @contextlib.contextmanager
-def non_dynamic() -> Iterator[None]:
-    """Loaders called in the block make `ModelPatcher`s; what was there before comes back."""
+def non_dynamic(*, but: Sequence[str] = ()) -> Iterator[None]:
+    """Loaders called in the block make `ModelPatcher`s; what was there before comes back.
+
+    `but`: classes of `comfy.sd` ("CLIP", "VAE") whose models are not to be placed: they come out as
+    the core makes them.
+    """
     module = comfy.model_patcher
     before = getattr(module, "CoreModelPatcher", None)
     if before is None:  # ComfyUI without DynamicVRAM
         yield
         return
-    module.CoreModelPatcher = module.ModelPatcher
+    with contextlib.ExitStack() as stack:
+        for name in but:
+            stack.enter_context(_made_with(name, before))
+        stack.enter_context(_core_patcher(module.ModelPatcher))
+        yield
+
+
+@contextlib.contextmanager
+def _core_patcher(cls: type) -> Iterator[None]:
+    module = comfy.model_patcher
+    before = module.CoreModelPatcher
+    module.CoreModelPatcher = cls
     try:
         yield
     finally:
         module.CoreModelPatcher = before
+
+
+@contextlib.contextmanager
+def _made_with(name: str, patcher: type) -> Iterator[None]:
+    """While a `comfy.sd` class is being made, the core's patcher is this one."""
+    import comfy.sd
+
+    made = getattr(comfy.sd, name)
+
+    @functools.wraps(made)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        with _core_patcher(patcher):
+            return made(*args, **kwargs)
+
+    setattr(comfy.sd, name, make)
+    try:
+        yield
+    finally:
+        setattr(comfy.sd, name, made)
 
 
 def require_non_dynamic(patcher: Any) -> None:

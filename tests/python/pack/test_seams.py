@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import types
 
@@ -92,7 +93,7 @@ def test_device_names_come_from_the_core(pack, comfy) -> None:
     assert devices.names() == ["cpu", "mps"]
 
 
-def test_patchers_are_ordinary_inside_the_block_only(pack, comfy) -> None:
+def test_patchers_are_ordinary_inside_the_block_only(pack, comfy, monkeypatch) -> None:
     non_dynamic = pack.load("patches.non_dynamic")
 
     class Dynamic(comfy.patcher.ModelPatcher):
@@ -107,6 +108,17 @@ def test_patchers_are_ordinary_inside_the_block_only(pack, comfy) -> None:
 
     with pytest.raises(OSError, match="no file"), non_dynamic.non_dynamic():
         fails()
+    assert comfy.patcher.CoreModelPatcher is Dynamic
+    sd = types.ModuleType("comfy.sd")
+    sd.CLIP = sd.VAE = lambda: comfy.patcher.CoreModelPatcher
+    monkeypatch.setitem(sys.modules, "comfy.sd", sd)
+    monkeypatch.setattr(sys.modules["comfy"], "sd", sd, raising=False)
+    made = sd.CLIP
+    with non_dynamic.non_dynamic(but=["VAE"]):
+        assert sd.CLIP() is comfy.patcher.ModelPatcher
+        assert sd.VAE() is Dynamic, "what is not placed stays dynamic"
+        assert comfy.patcher.CoreModelPatcher is comfy.patcher.ModelPatcher
+    assert sd.VAE is sd.CLIP is made
     assert comfy.patcher.CoreModelPatcher is Dynamic
     del comfy.patcher.CoreModelPatcher  # a ComfyUI without DynamicVRAM
     with non_dynamic.non_dynamic():
