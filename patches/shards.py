@@ -200,8 +200,11 @@ def _make_room(patcher: Any, placed: Placed, donor: str) -> None:
 
 
 def _fit(placed: Placed, budget: float) -> None:
-    staging = placed.staging(streams())
-    left_out = placed.fit(budget, staging)
+    staging, left_out = 0, 0
+    # What is left out is streamed as well, which may take larger slots, or one more.
+    while (needed := placed.staging(streams())) > staging:
+        staging = needed
+        left_out = placed.fit(budget, staging)
     if left_out:
         log.warning(
             "%s: %s has room for %.2f MB of weights now; %.2f MB of its share wait on the host and "

@@ -55,7 +55,7 @@ def test_blocks_lie_where_the_plan_wants_them(make, comfy, expected) -> None:
 
 def test_a_second_load_on_a_full_device_asks_for_nothing_and_moves_nothing(make, comfy) -> None:
     patcher = make()
-    hog = torch.empty(torch.sim.mem_get_info(0)[0] - 700 * 1024, dtype=torch.uint8, device="sim:0")
+    hog = torch.empty(torch.sim.mem_get_info(0)[0] - 1000 * 1024, dtype=torch.uint8, device="sim:0")
     comfy.load_models_gpu([patcher], torch.sim.mem_get_info(0)[0])
     spilled = set(patcher.distorch_placed().spilled)
     assert 0 < torch.sim.mem_get_info(0)[0] < UP
