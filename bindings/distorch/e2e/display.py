@@ -13,6 +13,7 @@ from distorch.e2e.events import NodeRun, Tracker
 from distorch.e2e.memory import MemoryWatch
 from distorch.e2e.results import RunResult, SceneResult
 from distorch.e2e.workflow import Scene
+from distorch.monitor.bars import DeviceBars, Row
 
 MB = 2**20
 _SPARSE = 10.0  # seconds between two lines about one node
@@ -108,7 +109,7 @@ class Rich:
         from rich.live import Live
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console = Console(file=out, highlight=False, soft_wrap=True)
+        self._console = Console(file=out, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(30),
@@ -124,6 +125,7 @@ class Rich:
         )
         self._ended = 0
         self._node: NodeRun | None = None
+        self._peaks: dict[str, int] = {}
 
     def begins(self, result: RunResult, scenes: int, memory: MemoryWatch) -> None:
         """Open the live region."""
@@ -188,14 +190,10 @@ class Rich:
         latest = self._watch.keeper.latest if self._with_memory and self._watch else None
         if latest is None:
             return self._progress
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        table = Table.grid(padding=(0, 1))
         for d in latest.devices:
-            words = f"{d.used / MB:.0f} of {d.total / MB:.0f} MB"
-            table.add_row(d.device, ProgressBar(max(d.total, 1), d.used, width=30), words)
-        return self._group(self._progress, table)
+            self._peaks[d.device] = max(d.highest, self._peaks.get(d.device, 0))
+        rows = [Row(d.device, d.used, d.total, self._peaks[d.device]) for d in latest.devices]
+        return self._group(self._progress, DeviceBars(rows))
 
 
 def make(out: TextIO, lines: Writer, *, memory: bool, quiet: bool) -> Display:

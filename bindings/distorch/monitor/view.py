@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from distorch.monitor.bars import BAR, DeviceBars, Row
 from distorch.monitor.lines import Chosen, clock, megabytes
 from distorch.monitor.recorder import ClockJump, Event, Mark
-from distorch.monitor.sample import DeviceSample, Gap, NodeRun, PromptRun, Sample
-from distorch.monitor.sinks import Point, Series, Timeline
+from distorch.monitor.sample import DeviceSample, Gap, ModelSample, NodeRun, PromptRun, Sample
+from distorch.monitor.sinks import Timeline
 
 _GB = 2**30
-_BARS = "▁▂▃▄▅▆▇█"
 _TOP_MODELS = 8
-_BAR = 30  # characters
 
 
 @dataclass(frozen=True)
@@ -60,20 +59,6 @@ def progress_text(found: Progress) -> str:
     if found.pending:
         words.append(f"{found.pending} waiting")
     return ", ".join(words)
-
-
-def sparkline(points: list[Point], full: int, width: int = 40) -> str:
-    """Return the last points as a row of blocks; a blank is a gap."""
-    if full <= 0:
-        return ""
-    shown = []
-    for p in points[-width:]:
-        if p.used is None:
-            shown.append(" ")
-            continue
-        level = int(max(p.used, p.peak or 0) / full * len(_BARS))
-        shown.append(_BARS[min(max(level, 0), len(_BARS) - 1)])
-    return "".join(shown)
 
 
 class PlainView:
@@ -178,27 +163,13 @@ class LiveView:
         source = f"  from {sample.source}" if sample else "  first look …"
         return Text(about + source, style="bold")
 
-    def _bars(self, sample: Sample, peaks: dict[str, int], stale: bool) -> Any:
-        from rich.table import Table
-
-        series = {s.device: s for s in self._timeline.series()}
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for d in self._devices.of(sample):
-            peak = peaks.get(d.device, d.used)
-            full = d.total or peak or 1
-            sizes = (
-                f"{d.used / _GB:.1f} / {d.total / _GB:.1f} GB"
-                if d.total
-                else f"{d.used / _GB:.1f} GB"
-            )
-            table.add_row(
-                d.device,
-                _bar(d.used / full, peak / full, stale),
-                sizes,
-                f"peak {peak / _GB:.1f}",
-                sparkline(series.get(d.device, Series("", 1)).points, full),
-            )
-        return table
+    def _bars(self, sample: Sample, peaks: dict[str, int], stale: bool) -> DeviceBars:
+        points = {s.device: s.points for s in self._timeline.series()}
+        rows = [
+            Row(d.device, d.used, d.total, peaks.get(d.device, d.used), points.get(d.device, ()))
+            for d in self._devices.of(sample)
+        ]
+        return DeviceBars(rows, stale)
 
     def _work(self, sample: Sample) -> list[Any]:
         from rich.text import Text
@@ -209,40 +180,32 @@ class LiveView:
             return []
         text = Text(words)
         if found.run is not None and found.nodes:
-            filled = round(found.done / found.nodes * _BAR)
+            filled = round(found.done / found.nodes * BAR)
             text.append("\n" + "━" * filled, style="cyan")
-            text.append("━" * (_BAR - filled), style="grey50")
+            text.append("━" * (BAR - filled), style="grey50")
         return [text]
 
     def _models(self, sample: Sample) -> list[Any]:
-        from rich.table import Table
+        shown = [m for m in sample.models if m.total][:_TOP_MODELS]
+        return [_ModelLines(shown)] if shown else []
+
+
+class _ModelLines:
+    """A line for each model, cut at its end where the terminal is narrow: name, size, where it lies, type."""
+
+    def __init__(self, models: list[ModelSample]) -> None:
+        self._models = models
+
+    def __rich_console__(self, _console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text
 
-        shown = [m for m in sample.models if m.total][:_TOP_MODELS]
-        if not shown:
-            return []
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for model in shown:
-            where = "  ".join(
-                f"{device} {size / _GB:.2f}" for device, size in model.bytes.items() if size
-            )
-            table.add_row(
-                Text(model.name), Text(model.type), f"{model.total / _GB:.2f} GB", Text(where)
-            )
-        return [table]
-
-
-def _bar(used: float, peak: float, stale: bool) -> Any:
-    from rich.text import Text
-
-    filled = round(min(max(used, 0.0), 1.0) * _BAR)
-    mark = min(max(round(min(max(peak, 0.0), 1.0) * _BAR) - 1, 0), _BAR - 1)
-    colour = "grey50" if stale else "red" if used > 0.95 else "yellow" if used > 0.85 else "green"
-    text = Text("█" * filled, style=colour)
-    text.append("░" * (_BAR - filled), style="grey50")
-    if mark >= filled:  # the largest so far
-        text = Text.assemble(text[:mark], ("|", "bold red"), text[mark + 1 :])
-    return text
+        longest = max(len(m.name) for m in self._models)
+        name = min(longest, max(options.max_width * 3 // 8, 12))
+        for m in self._models:
+            held = "  ".join(f"{device} {size / _GB:.2f}" for device, size in m.bytes.items() if size)
+            words = m.name if len(m.name) <= name else m.name[: name - 1] + "…"
+            line = f"{words.ljust(name)}  {m.total / _GB:6.2f} GB  {held}  {m.type}"
+            yield Text(line.rstrip(), no_wrap=True, overflow="ellipsis")
 
 
 def _dim(note: str) -> Any:

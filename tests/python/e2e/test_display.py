@@ -8,13 +8,15 @@ import io
 import pathlib
 import re
 
-from fake_comfy import MB
+from fake_comfy import GB, MB
 from fake_runner import PROMPT, Play
 
 from distorch.e2e import display
 from distorch.e2e.events import Outcome, Status, Tracker
+from distorch.e2e.memory import Keeper
 from distorch.e2e.results import RunResult, SceneResult
 from distorch.e2e.workflow import Scene, Workflow
+from distorch.monitor import DeviceSample, Sample
 
 
 def test_lines_name_each_node_and_the_memory(e2e, server) -> None:
@@ -42,14 +44,15 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_gets_bars() -> None:
     out = Terminal()
-    shown = display.make(out, out, memory=False, quiet=False)
+    shown = display.make(out, out, memory=True, quiet=False)
     assert isinstance(shown, display.Rich)
     workflow = Workflow(pathlib.Path("wan.json"), PROMPT)
 
-    class NoMemory:
-        keeper = None
+    class Memory:
+        keeper = Keeper()
 
-    shown.begins(RunResult("http://x", "0.33.0"), 2, NoMemory())
+    Memory.keeper.take(Sample(0.0, "nvml", (DeviceSample("cuda:0", 9 * GB, 15 * GB, 24 * GB),)))
+    shown.begins(RunResult("http://x", "0.33.0"), 2, Memory())
     shown.scene_begins(Scene(1, 1, "wan.json", workflow))
     tracker = Tracker("p", workflow.nodes)
     for kind, data in (
@@ -65,5 +68,5 @@ def test_a_terminal_gets_bars() -> None:
     shown.scene_ends(ended, ended.rest)
     shown.ends()
     said = out.getvalue()
-    for words in ("UNETLoader (1)", "KSampler (2)", "5/20", "1/3 nodes", "success in 79.5 s"):
+    for words in ("UNETLoader (1)", "KSampler (2)", "5/20", "1/3 nodes", "success in 79.5 s", "9.0 / 24.0 GB"):
         assert words in said

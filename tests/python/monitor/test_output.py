@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import struct
 import time
@@ -15,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from distorch.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
+from distorch.monitor.bars import Row, sparkline, widths
 from distorch.monitor.exporter import PrometheusSink
 from distorch.monitor.files import write_whole
 from distorch.monitor.lines import Chosen
@@ -22,9 +24,9 @@ from distorch.monitor.plot import render_svg
 from distorch.monitor.recorder import ClockJump
 from distorch.monitor.sample import Queue
 from distorch.monitor.sinks import StatisticsSink, Timeline
-from distorch.monitor.view import LiveView, PlainView, progress, progress_text, sparkline
+from distorch.monitor.view import LiveView, PlainView, progress, progress_text
 
-GB = 2**30
+GB, MB = 2**30, 2**20
 NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, -1))
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -256,6 +258,36 @@ def test_eight_devices_are_eight_bars() -> None:
     )
     text = shown(view)
     assert [f"cuda:{i}" in text for i in range(8)] == [True] * 8
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_a_narrow_terminal_still_shows_whole_bars_and_the_newest_looks(width: int) -> None:
+    view = LiveView(every(), [])
+    for i in range(100):
+        view.take(sample(i, GB))
+    models = (ModelSample("wan2.2_t2v_high_noise_14B_fp8_scaled", "model", {"cuda:0": 12 * GB}),)
+    view.take(sample(100, 12 * GB, models=models))
+    lines = shown(view, width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    (device,) = (line for line in lines if line.startswith("cuda:0"))
+    drawn = re.search("[█|]+░+", device)
+    assert drawn is not None  # half of it is filled, whatever its length
+    assert abs(len(drawn[0]) / 2 - drawn[0].count("█")) <= 1
+    assert "12.0 / 24.0 GB" in device
+    assert "…" not in device
+    if width >= 60:
+        assert device.endswith("▁▅")
+    (model,) = (line for line in lines if line.startswith("wan2.2"))
+    assert "12.00 GB" in model
+    if width >= 60:
+        assert "cuda:0 12.00" in model
+
+
+def test_small_devices_are_told_in_mb() -> None:
+    assert Row("cuda:0", 201 * MB, 24 * GB, 201 * MB).sizes == "201 MB / 24.0 GB"
+    assert Row("cuda:0", 201 * MB, 0, 201 * MB).sizes == "201 MB"
+    assert Row("cuda:0", 19 * GB // 2, 24 * GB, 0).sizes == "9.5 / 24.0 GB"
+    assert (widths(100), widths(40), widths(12), widths(-3)) == ((30, 60), (19, 19), (12, 0), (8, 0))
 
 
 def test_a_sparkline() -> None:
