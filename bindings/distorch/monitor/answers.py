@@ -17,7 +17,7 @@ from distorch.monitor.sample import DeviceSample, ModelSample, NodeRun, PromptRu
 _MB = 2**20
 _LARGEST = 2**53  # of JSON's integers
 _MAX_DEVICES = 256
-_DEVICE = re.compile(r"^[a-z][a-z0-9_]{0,31}(:\d{1,4})?$")
+_DEVICE = re.compile(r"[a-z][a-z0-9_]{0,31}(:\d{1,4})?", re.ASCII)
 _DEVICE_IN_NAME = re.compile(r"^([a-z]+:\d{1,4})\b *(.*?)(?: : \w+)?$", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -61,7 +61,7 @@ def items(value: object, most: int = 10_000) -> list[Any]:
 
 def sizes(value: object) -> dict[str, int]:
     """Return a map from devices to bytes, without what is neither."""
-    found = {k: size(v) for k, v in mapping(value).items() if _DEVICE.match(k)}
+    found = {k: size(v) for k, v in mapping(value).items() if _DEVICE.fullmatch(k)}
     return {k: v for k, v in found.items() if v is not None}
 
 
@@ -74,7 +74,13 @@ def system_stats(answer: object) -> tuple[DeviceSample, ...]:
             continue
         device, name = _identity(mapping(entry), position)
         used, free, total = memory
-        devices.setdefault(device, DeviceSample(device, used, free, total, name=name))
+        allocated, reserved = _of_torch(mapping(entry), total)
+        devices.setdefault(
+            device,
+            DeviceSample(
+                device, used, free, total, name=name, allocated=allocated, reserved=reserved
+            ),
+        )
     if not devices:
         raise AnswerError("no device with its memory in the answer")
     return tuple(devices.values())
@@ -102,13 +108,21 @@ def _memory(entry: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return used, free or 0, used + free if free is not None else 0
 
 
+def _of_torch(entry: Mapping[str, Any], total: int) -> tuple[int | None, int | None]:
+    """Return (allocated, reserved) of torch's allocator. Of a device without one ComfyUI tells the whole memory."""
+    reserved, idle = size(entry.get("torch_vram_total")), size(entry.get("torch_vram_free"))
+    if reserved is None or reserved >= total:
+        return None, None
+    return (None if idle is None else max(0, reserved - idle)), reserved
+
+
 def _identity(entry: Mapping[str, Any], position: int) -> tuple[str, str]:
     """Return (device, vendor's name). ComfyUI's name is "cuda:0 NVIDIA … : cudaMallocAsync"."""
     name = text(entry.get("name"))
     in_name = _DEVICE_IN_NAME.match(name)
     vendor = in_name.group(2) if in_name else name
     kind, index = entry.get("type"), entry.get("index")
-    if isinstance(kind, str) and _DEVICE.match(kind):
+    if isinstance(kind, str) and _DEVICE.fullmatch(kind):
         if kind in ("cpu", "mps"):
             return kind, "" if vendor == kind else vendor
         at = int(index) if isinstance(index, int) and 0 <= index < _MAX_DEVICES else None
@@ -123,7 +137,7 @@ def history_devices(sample: Mapping[str, Any]) -> tuple[DeviceSample, ...]:
     for device, entry in list(mapping(sample.get("devices")).items())[:_MAX_DEVICES]:
         fields = mapping(entry)
         used, total = size(fields.get("used")), size(fields.get("total"))
-        if used is None or not _DEVICE.match(device):
+        if used is None or not _DEVICE.fullmatch(device):
             continue
         peak = size(fields.get("peak"))
         devices.append(

@@ -202,7 +202,9 @@ class _ModelLines:
         longest = max(len(m.name) for m in self._models)
         name = min(longest, max(options.max_width * 3 // 8, 12))
         for m in self._models:
-            held = "  ".join(f"{device} {size / _GB:.2f}" for device, size in m.bytes.items() if size)
+            held = "  ".join(
+                f"{device} {size / _GB:.2f}" for device, size in m.bytes.items() if size
+            )
             words = m.name if len(m.name) <= name else m.name[: name - 1] + "…"
             line = f"{words.ljust(name)}  {m.total / _GB:6.2f} GB  {held}  {m.type}"
             yield Text(line.rstrip(), no_wrap=True, overflow="ellipsis")

@@ -68,5 +68,12 @@ def test_a_terminal_gets_bars() -> None:
     shown.scene_ends(ended, ended.rest)
     shown.ends()
     said = out.getvalue()
-    for words in ("UNETLoader (1)", "KSampler (2)", "5/20", "1/3 nodes", "success in 79.5 s", "9.0 / 24.0 GB"):
+    for words in (
+        "UNETLoader (1)",
+        "KSampler (2)",
+        "5/20",
+        "1/3 nodes",
+        "success in 79.5 s",
+        "9.0 / 24.0 GB",
+    ):
         assert words in said

@@ -13,6 +13,7 @@ from distorch.monitor.lines import Chosen, Csv, JsonLines, Lines
 from distorch.monitor.sources import HistorySource, SystemStatsSource
 from distorch.stats import StatisticsReader
 
+GB = 2**30
 NAMES = st.sampled_from([
     "devices", "samples", "runs", "nodes", "time", "used", "total", "peak", "free", "vram_total", "vram_free",
     "vram_used", "used_mem_mb", "free_mem_mb", "total_mem_mb", "name", "type", "index", "cuda:0", "cpu", "prompt",
@@ -113,6 +114,35 @@ def test_any_answer_gives_good_samples_and_good_lines(answer) -> None:
             wrong = [bad for bad in result.first_bad_lines if bad.reason != "more than 4 TB"]
             assert wrong == []
             assert len(result.devices) + result.bad_lines >= 1
+
+
+def test_what_torch_holds_is_read_from_system_stats() -> None:
+    about = {"type": "cuda", "index": 0, "vram_total": 24 * GB, "vram_free": 16 * GB}
+    torch = {"torch_vram_total": 6 * GB, "torch_vram_free": GB}
+    (device,) = answers.system_stats({"devices": [about | torch]})
+    assert (device.allocated, device.reserved) == (5 * GB, 6 * GB)
+    line = JsonLines(Chosen(every=True))(Sample(0.0, "system_stats", (device,)))
+    assert f'"allocated":{5 * GB},"reserved":{6 * GB}' in line
+    for more in (
+        {},
+        {"torch_vram_total": 24 * GB, "torch_vram_free": 16 * GB},
+    ):  # no such allocator
+        (device,) = answers.system_stats({"devices": [about | more]})
+        assert (device.allocated, device.reserved) == (None, None)
+
+
+def test_a_device_is_a_name_without_a_line_end() -> None:
+    """It becomes a part of lines as it is."""
+    row = {"used": GB, "total": 2 * GB}
+    found = answers.history_devices(
+        {"devices": {"cuda:0\n": row, "cuda:1": row, "cuda:\u0663": row}}
+    )
+    assert [d.device for d in found] == ["cuda:1"]
+    assert answers.sizes({"cuda:0\n": 1, "cuda:1": 2}) == {"cuda:1": 2}
+    (device,) = answers.system_stats(
+        {"devices": [{"type": "cuda\n", "vram_total": 2, "vram_free": 1}]}
+    )
+    assert device.device == "cuda:0"
 
 
 def test_numbers() -> None:

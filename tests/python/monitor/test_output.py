@@ -287,7 +287,12 @@ def test_small_devices_are_told_in_mb() -> None:
     assert Row("cuda:0", 201 * MB, 24 * GB, 201 * MB).sizes == "201 MB / 24.0 GB"
     assert Row("cuda:0", 201 * MB, 0, 201 * MB).sizes == "201 MB"
     assert Row("cuda:0", 19 * GB // 2, 24 * GB, 0).sizes == "9.5 / 24.0 GB"
-    assert (widths(100), widths(40), widths(12), widths(-3)) == ((30, 60), (19, 19), (12, 0), (8, 0))
+    assert (widths(100), widths(40), widths(12), widths(-3)) == (
+        (30, 60),
+        (19, 19),
+        (12, 0),
+        (8, 0),
+    )
 
 
 def test_a_sparkline() -> None:
