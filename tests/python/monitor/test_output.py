@@ -17,13 +17,14 @@ from rich.console import Console
 
 from distorch.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
 from distorch.monitor.bars import Row, sparkline, widths
+from distorch.monitor.chart import Panel, Span, scale_of_data, scale_of_device
 from distorch.monitor.exporter import PrometheusSink
 from distorch.monitor.files import write_whole
 from distorch.monitor.lines import Chosen
 from distorch.monitor.plot import render_svg
 from distorch.monitor.recorder import ClockJump
 from distorch.monitor.sample import Queue
-from distorch.monitor.sinks import StatisticsSink, Timeline
+from distorch.monitor.sinks import Point, Series, StatisticsSink, Timeline
 from distorch.monitor.view import LiveView, PlainView, progress, progress_text
 
 GB, MB = 2**30, 2**20
@@ -95,7 +96,7 @@ def test_the_plot_is_svg_with_panels_peaks_gaps_marks_and_prompts() -> None:
     texts = [e.text or "" for e in root.iter(f"{SVG}text")]
     assert "A & B" in texts
     assert "cuda:0  RTX" in texts
-    assert "peak 23.00 GB at 12:01:00 of 24.00 GB" in texts
+    assert "peak 23.00 GB of 24.00 GB at 12:01:00" in texts
     assert "scene <1>" in texts
     assert "hidden" not in texts  # it would lie over the other; its tooltip has it
     assert {"0 GB", "8 GB", "16 GB", "24 GB"} <= set(texts)
@@ -107,6 +108,26 @@ def test_the_plot_is_svg_with_panels_peaks_gaps_marks_and_prompts() -> None:
     assert "hidden 12:00:30" in [e.text for e in root.iter(f"{SVG}title")]
     bands = [e for e in root.iter(f"{SVG}rect") if e.get("fill") == "#c62828"]
     assert len(bands) == 1
+
+
+def labels(scale: tuple[float, float]) -> list[str]:
+    series = Series("cuda:0", 10, points=[Point(0.0, MB)])
+    drawn = "".join(Panel(0, Span(0, 1), series, scale).axes([]))
+    return re.findall(r">([^<]+)</text>", drawn)
+
+
+def test_axes_are_round_in_their_unit() -> None:
+    assert labels(scale_of_device(24 * GB)) == ["0 GB", "8 GB", "16 GB", "24 GB"]
+    assert labels(scale_of_device(512 * MB)) == ["0 GB", "0.25 GB", "0.5 GB"]
+    assert labels(scale_of_device(80 * MB)) == ["0 MB", "32 MB", "64 MB"]
+    assert labels(scale_of_data(2201 * MB)) == ["0 MB", "1000 MB", "2000 MB", "3000 MB"]
+    assert labels(scale_of_data(9.5 * GB)) == ["0 GB", "5 GB", "10 GB"]
+    assert labels(scale_of_data(44 * MB)) == ["0 MB", "20 MB", "40 MB", "60 MB"]
+
+
+def test_no_time_is_cut_off_at_the_right_edge() -> None:
+    last = re.findall(r'<text x="1080.0"[^>]*text-anchor="(\w+)"[^>]*>12:01:40<', picture())
+    assert last == ["end"]
 
 
 def test_a_plot_of_nothing_says_so() -> None:
