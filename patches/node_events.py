@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from . import progress
 from .seam import FunctionSeam
 
 log = logging.getLogger("DisTorch")
@@ -102,7 +103,8 @@ class NodeEvents:
         self, original: Callable[..., Any], bar: Any, value: Any, *args: Any, **kw: Any
     ) -> Any:
         result = original(bar, value, *args, **kw)
-        self._tell("progress", lambda: (int(bar.current), int(bar.total)))
+        if not getattr(bar, progress.OURS, False):  # a load has no steps
+            self._tell("progress", lambda: (int(bar.current), int(bar.total)))
         return result
 
     def _around_pass(self, original: Callable[..., Any], model: Any, *args: Any, **kw: Any) -> Any:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A load of over a second shows how far it has come, and can be broken off between two blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import types
+from typing import ClassVar
+
+import comfy_standin
+import pytest
+from conftest import Pack
+
+
+@dataclasses.dataclass
+class Piece:
+    bytes: int
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+class Bar:
+    """As ComfyUI's: its hook raises when the user has interrupted."""
+
+    made: ClassVar[list[Bar]] = []
+    interrupt_at: ClassVar[int | None] = None
+
+    def __init__(self, total: int) -> None:
+        self.total, self.values = total, []
+        Bar.made.append(self)
+
+    def update_absolute(self, value: int) -> None:
+        if Bar.interrupt_at is not None and value >= Bar.interrupt_at:
+            raise InterruptedRunError
+        self.values.append(value)
+
+
+@pytest.fixture
+def progress(comfy: comfy_standin.StandIn, pack: Pack, monkeypatch: pytest.MonkeyPatch):
+    utils = types.ModuleType("comfy.utils")
+    utils.ProgressBar = Bar
+    monkeypatch.setitem(sys.modules, "comfy.utils", utils)
+    monkeypatch.setattr(sys.modules["comfy"], "utils", utils, raising=False)
+    monkeypatch.setattr(Bar, "made", [])
+    monkeypatch.setattr(Bar, "interrupt_at", None)
+    return pack.load("patches.progress")
+
+
+def place(progress, seconds_each: float, blocks: int = 10) -> list[int]:
+    clock, placed = [0.0], []
+    for block in progress.shown("WAN21", [Piece(2**20)] * blocks, lambda: clock[0]):
+        clock[0] += seconds_each
+        placed.append(block.bytes)
+    return placed
+
+
+def test_a_short_load_says_nothing(progress, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "DisTorch"):
+        assert len(place(progress, 0.05)) == 10
+    assert Bar.made == []
+    assert caplog.messages == []
+
+
+def test_a_long_load_fills_the_nodes_bar_and_logs_once_a_second(
+    progress, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "DisTorch"):
+        place(progress, 0.5)
+    (bar,) = Bar.made
+    assert bar.total == 10 * 2**20
+    assert bar.values == [n * 2**20 for n in range(2, 11)]
+    assert getattr(bar, progress.OURS)
+    assert caplog.messages[0] == "WAN21: block 2 of 10 is placed, 2 of 10 MB"
+    assert len(caplog.messages) == 5
+    assert caplog.messages[-1] == "WAN21: block 10 of 10 is placed, 10 of 10 MB"
+
+
+def test_an_interrupt_ends_the_load_between_two_blocks(progress) -> None:
+    Bar.interrupt_at = 5 * 2**20
+    with pytest.raises(InterruptedRunError):
+        place(progress, 0.5)
+    assert Bar.made[0].values[-1] == 4 * 2**20
