@@ -22,7 +22,7 @@ from distorch.engine.parts import alias
 from distorch.engine.slabs import slab_of
 from distorch.inventory import block_costs
 
-from . import runner
+from . import progress, runner
 from .blocks import Block, Cell, find_blocks, tensor_devices
 
 log = logging.getLogger("DisTorch")
@@ -141,9 +141,13 @@ class Placed:
         now = {k: _signature(p) for k, p in patcher.patches.items() if k in self.keys}
         changed = {k for k in {*now, *self.patched} if not _same(now.get(k), self.patched.get(k))}
         self.touched = True
-        with torch.inference_mode():
-            for block in self.blocks:
-                self._bring(patcher, block, changed)
+        try:
+            with torch.inference_mode():
+                for block in progress.shown(self.name, self.blocks):
+                    self._bring(patcher, block, changed)
+        except BaseException:  # broken off: what these tensors hold is known to nobody
+            self.patched.update(dict.fromkeys(changed, _UNKNOWN))
+            raise
         self.patched = now
         self.loaded = True
         self.verify()
@@ -401,6 +405,10 @@ def _unpin(patcher: Any, cell: Cell) -> None:
     """Before a pinned host tensor is replaced: its registration would outlive it."""
     if cell.key in getattr(patcher, "pinned", ()):
         patcher.unpin_weight(cell.key)
+
+
+#: Equal to no patches at all.
+_UNKNOWN: tuple[Any, ...] = (object(),)
 
 
 def _signature(patches: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:

@@ -317,3 +317,32 @@ def test_a_key_that_the_file_lacks_is_read_as_zeros(make, comfy, pack) -> None:
     assert torch.equal(layer.weight.cpu(), torch.full((2 * SIZE, SIZE), 0.25))
     patcher.detach()
     assert torch.equal(layer.weight, torch.zeros(2 * SIZE, SIZE))
+
+
+def test_a_change_of_patches_that_was_broken_off_is_not_taken_for_none(make, comfy) -> None:
+    """Back to the patches of before: what had been patched meanwhile is patched again."""
+    patcher = make()
+    keys = [f"blocks.{i}.up.weight" for i in range(4)]
+    first, second = patcher.clone(), patcher.clone()
+    first.add_patches({key: torch.full((2 * SIZE, SIZE), 0.01) for key in keys}, 1.0)
+    second.add_patches({key: torch.full((2 * SIZE, SIZE), 0.01) for key in keys}, 0.5)
+    comfy.load_models_gpu([first])
+    expected = run(first)
+    placed = patcher.distorch_placed()
+    patch, calls = second.patch_weight_to_device, []
+
+    def fails(key: str, **kwargs: object) -> None:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(key)
+        patch(key, **kwargs)
+
+    second.patch_weight_to_device = fails
+    with pytest.raises(KeyboardInterrupt):
+        placed.load(second)
+    assert len(calls) == 2
+    del second.patch_weight_to_device
+    placed.load(first)
+    assert torch.equal(run(first), expected)
+    patcher.detach()
+    assert [torch.sim.memory_allocated(i) for i in range(3)] == [0, 0, 0]
