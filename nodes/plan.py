@@ -13,7 +13,7 @@ ALL, NOW = "all of each device", "what is free now"
 
 
 class DisTorchPlan(AnyDevice):
-    """Reads the header of the file only; the loader's widgets mean here what they mean there."""
+    """Reads no weights, in any of the usual formats; the loader's widgets mean here what they mean there."""
 
     CATEGORY = "multigpu/distorch_2"
     FUNCTION = "plan"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loader would put where, from the header of a safetensors file alone: nothing is loaded.
+"""What a loader would put where, from the names and sizes of a file's tensors alone: no weight is read.
 
 The blocks are made as `blocks.py` makes them from a loaded model, as far as names and sizes tell: only `weight` and
 `bias` of a module travel, blocks below 16 KB and embeddings of text encoders stay on the compute device. Sizes are the
@@ -17,15 +17,17 @@ import comfy.model_management as mm
 import folder_paths
 import torch
 
-from distorch import allocation, safetensors_header
+from distorch import allocation, model_files
 
-from . import devices
 from .blocks import SMALL, TRAVELLERS
 from .settings import reserve_bytes, settings
+from .shards import concerned
 
-#: The model folders whose files our loaders read.
-FOLDERS = ("diffusion_models", "checkpoints", "text_encoders", "vae", "controlnet", "clip_vision")
-ENDINGS = (".safetensors", ".sft")
+#: The model folders whose files our loaders read; the last two are the GGUF pack's.
+FOLDERS = (
+    *("diffusion_models", "checkpoints", "text_encoders", "vae", "controlnet", "clip_vision"),
+    *("unet_gguf", "clip_gguf"),
+)
 
 #: Part of a checkpoint → how the names of its tensors begin.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -42,7 +44,7 @@ def files() -> list[str]:
     for folder in FOLDERS:
         if folder in folder_paths.folder_names_and_paths:
             names = folder_paths.get_filename_list(folder)
-            found += [f"{folder}/{name}" for name in names if name.lower().endswith(ENDINGS)]
+            found += [f"{folder}/{name}" for name in names if _can_be_planned(name)]
     return found
 
 
@@ -51,19 +53,22 @@ def path_of(file: str) -> pathlib.Path:
     folder, _, name = file.partition("/")
     path = None
     if folder in FOLDERS and folder in folder_paths.folder_names_and_paths:
-        path = folder_paths.get_full_path(folder, name) if name.lower().endswith(ENDINGS) else None
+        path = folder_paths.get_full_path(folder, name) if _can_be_planned(name) else None
     if path is None:
-        raise FileNotFoundError(f"no safetensors file {file!r} in ComfyUI's model folders")
+        raise FileNotFoundError(f"no model file {file!r} in ComfyUI's model folders")
     return pathlib.Path(path)
+
+
+def _can_be_planned(name: str) -> bool:
+    return name.lower().endswith(model_files.ENDINGS)
 
 
 def blocks_of(path: pathlib.Path, part: str) -> list[allocation.Block]:
     """The blocks of a file, or of one part of a checkpoint; a file without that part is taken whole.
 
-    Raises OSError, and SafetensorsError (a ValueError) for a file that is none.
+    Raises OSError, and ValueError for a file that is broken or of another format.
     """
-    header = safetensors_header.read_header(path)
-    tensors = sorted(((t.name, t.end - t.begin) for t in header.tensors), key=_natural)
+    tensors = sorted(model_files.tensor_sizes(path), key=_natural)
     chosen = [row for row in tensors if row[0].startswith(PARTS[part])] if PARTS[part] else tensors
     if not chosen:
         if _has_parts(name for name, _ in tensors):
@@ -95,10 +100,10 @@ def _with_reason(block: allocation.Block) -> allocation.Block:
     return allocation.Block(block.name, block.bytes, block.group, reason)
 
 
-def machine(*, free_now: bool) -> list[allocation.Device]:
-    """ComfyUI's devices: all of their memory, as when ComfyUI has made room, or what is free now."""
+def machine(text: str, compute: str, *, free_now: bool) -> list[allocation.Device]:
+    """The devices that a string concerns: all of their memory, as when ComfyUI has made room, or what is free now."""
     found = []
-    for name in devices.names():
+    for name in concerned(text, compute):
         device = torch.device(name)
         total = int(mm.get_total_memory(device))
         free = int(mm.get_free_memory(device)) if free_now else total
@@ -119,7 +124,7 @@ def describe(file: str, part: str, text: str, compute: str, *, free_now: bool) -
 
     Raises AllocationError for the string, PlanError if it fits nowhere, OSError or ValueError for the file.
     """
-    there = machine(free_now=free_now)
+    there = machine(text, compute, free_now=free_now)
     spec = allocation.parse(text, there)
     blocks = blocks_of(path_of(file), part)
     options = allocation.Options(strict=settings["strict"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy_standin
 import pytest
+import torch
 
 from distorch.allocation import AllocationError, PlanError
 
@@ -37,13 +38,15 @@ def preview(pack: Any, comfy: comfy_standin.StandIn, tmp_path: pathlib.Path) -> 
     parts = {f"model.diffusion_model.{name}": size for name, size in blocks.items()}
     parts |= {"first_stage_model.decoder.weight": 3 * MB}
     write_header(tmp_path / "all.safetensors", parts)
-    (tmp_path / "dit.gguf").write_bytes(b"GGUF")
+    (tmp_path / "notes.txt").write_text("no model")
+    weights = {f"blocks.{i}.ff.weight": torch.zeros(MB // 4) for i in range(8)}
+    torch.save({"state_dict": weights}, tmp_path / "old.ckpt")
     (tmp_path / "broken.safetensors").write_bytes(b"short")
     folders = comfy.folders
     folders.folder_names_and_paths = {"diffusion_models": (), "checkpoints": ()}
     names = {
-        "diffusion_models": ["broken.safetensors", "dit.gguf", "dit.safetensors"],
-        "checkpoints": ["all.safetensors"],
+        "diffusion_models": ["broken.safetensors", "notes.txt", "dit.safetensors"],
+        "checkpoints": ["all.safetensors", "old.ckpt"],
     }
     folders.get_filename_list = lambda folder: names[folder]
     folders.get_full_path = lambda folder, name: (
@@ -52,17 +55,25 @@ def preview(pack: Any, comfy: comfy_standin.StandIn, tmp_path: pathlib.Path) -> 
     return pack.load("patches.preview")
 
 
-def test_only_files_with_a_header_to_read_are_offered(preview: Any) -> None:
+def test_a_file_of_pytorch_is_planned(preview: Any) -> None:
+    text = preview.describe(
+        "checkpoints/old.ckpt", "model", "sim:1,3mb;sim:0,*#sim:0", "sim:0", free_now=False
+    )
+    assert text.startswith("checkpoints/old.ckpt: 8 MB in 8 blocks, computed on sim:0")
+
+
+def test_only_files_of_models_are_offered(preview: Any) -> None:
     assert preview.files() == [
         "diffusion_models/broken.safetensors",
         "diffusion_models/dit.safetensors",
         "checkpoints/all.safetensors",
+        "checkpoints/old.ckpt",
     ]
 
 
 @pytest.mark.parametrize("file", ["diffusion_models/../../etc/passwd", "vae/dit.safetensors", "x"])
 def test_other_texts_are_no_files(preview: Any, file: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no safetensors file"):
+    with pytest.raises(FileNotFoundError, match="no model file"):
         preview.path_of(file)
 
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names and sizes in model files of all formats."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+import sys
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import gguf_writer as gguf
+
+from distorch.model_files import ENDINGS, tensor_sizes
+
+WEIGHTS = {"blocks.0.weight": torch.zeros(32, 64), "scale": torch.zeros(3, dtype=torch.float16)}
+SIZES = {"blocks.0.weight": 32 * 64 * 4, "scale": 6}
+
+
+def test_safetensors(tmp_path: pathlib.Path) -> None:
+    safetensors.torch.save_file(WEIGHTS, tmp_path / "x.safetensors")
+    assert dict(tensor_sizes(tmp_path / "x.safetensors")) == SIZES
+
+
+@pytest.mark.parametrize("ending", [".ckpt", ".pt", ".pth", ".bin", ".PT"])
+@pytest.mark.parametrize(
+    "content",
+    [WEIGHTS, {"state_dict": WEIGHTS, "epoch": 3}, {"params_ema": WEIGHTS}],
+    ids=["plain", "state_dict", "one entry"],
+)
+def test_pytorch(tmp_path: pathlib.Path, ending: str, content: dict) -> None:
+    torch.save(content, tmp_path / f"x{ending}")
+    assert dict(tensor_sizes(tmp_path / f"x{ending}")) == SIZES
+
+
+def test_no_weight_of_a_pytorch_file_is_read(tmp_path: pathlib.Path) -> None:
+    """The weights of this file are a hole of 1 GB."""
+    with torch.serialization.skip_data():
+        torch.save({"large": torch.empty(2**28)}, tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_size > 2**30
+    process = psutil.Process()
+    before = process.memory_info().rss
+    assert tensor_sizes(tmp_path / "x.pt") == [("large", 2**30)]
+    assert process.memory_info().rss - before < 2**28
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (pathlib.Path("/nowhere/never").touch, ())
+
+
+def test_a_pickle_is_not_run(tmp_path: pathlib.Path) -> None:
+    torch.save({"weight": torch.zeros(3), "evil": Evil()}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt: PyTorch cannot read it safely"):
+        tensor_sizes(tmp_path / "x.ckpt")
+
+
+def test_files_of_old_pytorch_are_refused(tmp_path: pathlib.Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"x\.pt: no file of PyTorch 1\.6 or later"):
+        tensor_sizes(tmp_path / "x.pt")
+    (tmp_path / "y.pt").write_bytes(pickle.dumps(3))
+    with pytest.raises(ValueError, match=r"y\.pt: no file of PyTorch"):
+        tensor_sizes(tmp_path / "y.pt")
+
+
+def test_gguf_keeps_quantised_sizes_and_names_the_table_of_tokens(tmp_path: pathlib.Path) -> None:
+    tensors = {
+        "token_embd.weight": ((65536, 64), gguf.Q8_0),
+        "blk.0.attn_q.weight": ((64, 64), gguf.Q8_0),
+    }
+    quantised = {"blk.0.attn_q.weight": 64 * 64 // 32 * 34}
+    gguf.write(tmp_path / "x.gguf", tensors, "qwen3")
+    table = {"token_embedding.weight": 2 * 65536 * 64}
+    assert dict(tensor_sizes(tmp_path / "x.gguf")) == table | quantised
+    gguf.write(tmp_path / "y.gguf", tensors, "t5encoder")  # only the largest of these is unpacked
+    table = {"token_embedding.weight": 65536 * 64 // 32 * 34}
+    assert dict(tensor_sizes(tmp_path / "y.gguf")) == table | quantised
+
+
+def test_other_files_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.zip: no model file; known are \.safetensors, "):
+        tensor_sizes(tmp_path / "x.zip")
+    with pytest.raises(FileNotFoundError):
+        tensor_sizes(tmp_path / "x.gguf")
+    assert ".gguf" in ENDINGS
