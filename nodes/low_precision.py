@@ -10,6 +10,7 @@ import nodes
 
 from ..patches import loading
 from ..patches.request import Request, available, spec_text
+from .wrapped import switch
 
 
 class UNetLoaderLP:
@@ -25,15 +26,19 @@ class UNetLoaderLP:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"unet_name": (folder_paths.get_filename_list("diffusion_models"),)}}
+        return {
+            "required": {"unet_name": (folder_paths.get_filename_list("diffusion_models"),)},
+            "optional": {"keep_loaded": switch(True)},
+        }
 
-    def load_unet(self, unet_name: str) -> tuple[Any, ...]:
+    def load_unet(self, unet_name: str, keep_loaded: bool = True) -> tuple[Any, ...]:
         compute = available(None)
         request = Request(
             compute=compute,
             text=spec_text(compute, "", 0.0, []),
             node="UNetLoaderLP",
             file=unet_name,
+            keep_loaded=keep_loaded,
             high_precision_loras=False,
         )
         inputs = {"unet_name": unet_name, "weight_dtype": "default"}

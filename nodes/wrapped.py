@@ -216,6 +216,7 @@ def legacy(node: type, node_id: str, family: Family) -> type:
                     "virtual_vram_gb": gigabytes(4.0, 24.0),
                     "use_other_vram": switch(False),
                     "expert_mode_allocations": text(),
+                    "keep_loaded": switch(True),
                 }
             )
             return inputs
@@ -226,6 +227,7 @@ def legacy(node: type, node_id: str, family: Family) -> type:
             virtual_vram_gb: float = 4.0,
             use_other_vram: bool = False,
             expert_mode_allocations: str = "",
+            keep_loaded: bool = True,
             **inputs: Any,
         ) -> tuple[Any, ...]:
             compute = available(device)
@@ -235,6 +237,7 @@ def legacy(node: type, node_id: str, family: Family) -> type:
                 text=spec_text(compute, expert_mode_allocations, virtual_vram_gb, [*others, "cpu"]),
                 node=node_id,
                 file=_file(inputs),
+                keep_loaded=keep_loaded,
             )
             return loading.load(node, node_id, request, inputs, text_encoder=family.text_encoder)
 

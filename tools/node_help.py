@@ -126,6 +126,7 @@ LEGACY = {
     "virtual_vram_gb": "GB of the model that leave the compute device",
     "use_other_vram": "on: the other accelerators take them, and system memory the rest",
     "expert_mode_allocations": STRING,
+    "keep_loaded": KEEP,
 }
 
 EXAMPLE = """\
@@ -173,7 +174,7 @@ def _single_pages() -> Iterator[Page]:
     yield (
         "UNetLoaderLP",
         "Loads a diffusion model whose LoRA-patched weights take half the memory where they wait on the host.",
-        {"unet_name": FILE.format("diffusion_models")},
+        {"unet_name": FILE.format("diffusion_models"), "keep_loaded": KEEP},
         MODEL,
         "A patched weight needs memory beside the file's copy. Here it is stored as fp8, at the precision of fp8. "
         "Weights on the compute device are not touched.",
@@ -207,9 +208,9 @@ def _single_pages() -> Iterator[Page]:
     )
     yield (
         "DisTorchPlan",
-        "Shows which block of a model would lie on which device. Reads the header of the file only; nothing is loaded.",
+        "Shows which block of a model would lie on which device. Reads no weights; nothing is loaded.",
         {
-            "file": "a safetensors file, with its folder",
+            "file": "a model file with its folder: safetensors, GGUF (with the GGUF pack), or PyTorch's own format",
             "compute_device": DEVICE,
             **{k: PLACEMENT[k] for k in list(PLACEMENT)[:3]},
             "part": "of a checkpoint: which part; of other files all is taken",

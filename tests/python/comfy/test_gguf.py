@@ -78,6 +78,7 @@ def test_all_eighteen_nodes_are_there(comfy: ComfyServer) -> None:
         "virtual_vram_gb",
         "use_other_vram",
         "expert_mode_allocations",
+        "keep_loaded",
     ]
 
 
@@ -101,6 +102,22 @@ def test_a_quantised_model_equals_the_pack_and_its_donor_holds_bytes(
     assert now.loaded[0][0] == "DisTorchGGUFModelPatcher"
     comfy.free()
     assert set(state(comfy).allocated.values()) == {0}
+
+
+def test_a_plan_of_a_gguf_file_is_what_the_loader_then_does(comfy: ComfyServer) -> None:
+    w = Workflow()
+    inputs = {**PLACED, "virtual_vram_gb": 4.0, "donor_device": "cpu"}
+    w.add("DisTorchPlan", file="unet_gguf/wan.gguf", **inputs)
+    (output,) = comfy.run(w).outputs.values()
+    table = output["text"][0].split("\nDevice")[-1].splitlines()
+    shown = {
+        row.split()[0]: float(row.split()[-2]) for row in table if row.startswith(("sim", "cpu"))
+    }
+    comfy.run(wan("UnetLoaderGGUFDisTorch2MultiGPU", **PLACED))
+    sizes = state(comfy).placed("WAN21")["bytes"]
+    for device in ("sim:0", "sim:1", "cpu"):
+        assert shown[device] == pytest.approx(sizes[device] / 2**20, abs=1.1), table
+    assert sum(shown.values()) == pytest.approx(sum(sizes.values()) / 2**20, abs=0.1)
 
 
 def test_legacy_widgets_use_every_other_accelerator(comfy: ComfyServer) -> None:
