@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A badge for each accelerator in the top bar, with a tooltip of its own: its ten largest models.
 
-import { el, replaceChildren, scheduled } from './dom.js'
+import { el, scheduled, update } from './dom.js'
 import { debugLog } from './debug.js'
 import { deviceTitle, formatBytes, modelsOn, tooltipLines } from './format.js'
 
@@ -16,16 +16,15 @@ export class Badges {
 
   render() {
     const devices = this.store.devices.filter((device) => device.device !== 'cpu')
-    replaceChildren(this.element, ...devices.map((device) => this.badge(device)))
+    update(this.element, ...devices.map((device) => this.badge(device)))
   }
 
   badge(device) {
     const id = `dt-tip-${device.device.replace(':', '-')}`
     const share = Math.min(100, Math.round(((device.total - device.free) / device.total) * 100))
     const title = deviceTitle(device.device)
-    const tip = this.tooltip(device, id)
-    const show = () => this.show(device.device, tip)
-    const hide = () => this.hide(device.device, tip)
+    const show = () => this.show(device.device)
+    const hide = () => this.hide(device.device)
     const button = el(
       'button',
       {
@@ -50,8 +49,7 @@ export class Badges {
       ),
       el('span', { class: 'dt-badge-value' }, `${share} %`)
     )
-    if (this.open === device.device) tip.hidden = false
-    return el('div', { class: 'dt-badge-box' }, button, tip)
+    return el('div', { class: 'dt-badge-box', 'data-device': device.device }, button, this.tooltip(device, id))
   }
 
   tooltip(device, id) {
@@ -59,21 +57,21 @@ export class Badges {
     const used = `${device.name}: ${formatBytes(device.total - device.free)} of ${formatBytes(device.total)} in use`
     return el(
       'div',
-      { id, role: 'tooltip', class: 'dt-tip', hidden: true },
+      { id, role: 'tooltip', class: 'dt-tip', hidden: this.open !== device.device },
       el('div', { class: 'dt-tip-head' }, used),
       lines.length ? el('ul', {}, ...lines.map((line) => el('li', {}, line))) : el('div', {}, 'No models')
     )
   }
 
-  show(device, tip) {
+  show(device) {
     this.open = device
-    tip.hidden = false
+    this.render()
     this.log(device)
   }
 
-  hide(device, tip) {
+  hide(device) {
     if (this.open === device) this.open = null
-    tip.hidden = true
+    this.render()
   }
 
   log(device) {

@@ -5,8 +5,6 @@ import { deviceColour, modelColour } from './colours.js'
 import { svg } from './dom.js'
 import { deviceTitle, formatBytes, modelsOn } from './format.js'
 
-let hatches = 0
-
 /** What a device's bar consists of: {key, label, bytes, colour | className}. */
 export function barParts(device, models) {
   const there = modelsOn(models, device.device)
@@ -65,7 +63,7 @@ export function placementStrip(placement) {
   const counts = new Map()
   for (const block of blocks) counts.set(block.device, (counts.get(block.device) ?? 0) + 1)
   const words = [...counts].map(([device, count]) => `${count} blocks on ${deviceTitle(device)}`)
-  const id = `dt-hatch-${hatches++}`
+  const id = `dt-hatch-${placement.key}`
   const node = svg(
     'svg',
     {
@@ -96,7 +94,7 @@ export function placementStrip(placement) {
 }
 
 /** Used memory of a device over time, with its peak and average. */
-export function timeline(device, samples, now = Date.now() / 1000) {
+export function timeline(device, samples, now) {
   const points = samples.filter((sample) => sample.used[device.device] !== undefined)
   const values = points.map((sample) => sample.used[device.device])
   const peaks = points.map((sample) => Math.max(sample.peak?.[device.device] ?? 0, sample.used[device.device]))

@@ -3,17 +3,24 @@
 
 const SVG = 'http://www.w3.org/2000/svg'
 
+const handlers = new WeakMap() // element -> the names of its handlers
+
+function setHandler(node, name, value) {
+  node[name] = value
+  handlers.set(node, (handlers.get(node) ?? new Set()).add(name))
+}
+
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === undefined || value === null || value === false) continue
-    if (name.startsWith('on')) node.addEventListener(name.slice(2), value)
+    if (name.startsWith('on')) setHandler(node, name, value)
     else node.setAttribute(name, value === true ? '' : String(value))
   }
   node.append(...children.flat().filter((child) => child !== null && child !== undefined))
   return node
 }
 
-/** An HTML element; attributes named "on…" are listeners. */
+/** An HTML element; attributes named "on…" are handlers, one of each kind. */
 export function el(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children)
 }
@@ -53,10 +60,62 @@ export function scheduled(element, render) {
   return schedule
 }
 
-/** Replaces the children of `node`, keeping the focus on the element with the same data-key. */
-export function replaceChildren(node, ...children) {
+// What tells children of one parent apart.
+const KEYS = ['id', 'data-key', 'data-model', 'data-device', 'data-placement', 'data-prompt', 'data-node', 'data-part', 'data-block']
+
+/**
+ * Makes `children` the children of `node`, and changes no more than differs: what stays the same keeps its focus and its hover
+ * text, and a screen reader has nothing to read again.
+ */
+export function update(node, ...children) {
   const focused = node.contains(document.activeElement) ? document.activeElement : null
-  const key = focused?.dataset?.key
-  node.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined))
-  if (key) node.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true })
+  const wanted = children.flat().filter((child) => child !== null && child !== undefined)
+  updateChildren(node, wanted)
+  // An element loses the focus when it moves among its neighbours.
+  if (focused && focused !== document.activeElement && node.contains(focused)) focused.focus({ preventScroll: true })
+}
+
+function keyOf(node) {
+  if (node.nodeType !== Node.ELEMENT_NODE) return undefined
+  const name = KEYS.find((key) => node.hasAttribute(key))
+  return name && `${name} ${node.getAttribute(name)}`
+}
+
+function alike(one, other) {
+  return one.nodeName === other.nodeName && keyOf(one) === keyOf(other)
+}
+
+function updateChildren(node, wanted) {
+  const keyed = new Map([...node.childNodes].map((child) => [keyOf(child), child]))
+  let at = node.firstChild
+  for (const fresh of wanted) {
+    const key = keyOf(fresh)
+    const found = key === undefined ? at : keyed.get(key)
+    if (!found || !alike(found, fresh)) {
+      node.insertBefore(fresh, at)
+      continue
+    }
+    keyed.delete(key)
+    if (found === at) at = at.nextSibling
+    else node.insertBefore(found, at)
+    updateOne(found, fresh)
+  }
+  while (at) {
+    const next = at.nextSibling
+    at.remove()
+    at = next
+  }
+}
+
+function updateOne(node, fresh) {
+  if (node.nodeType !== Node.ELEMENT_NODE) {
+    if (node.data !== fresh.data) node.data = fresh.data
+    return
+  }
+  for (const { name } of [...node.attributes]) if (!fresh.hasAttribute(name)) node.removeAttribute(name)
+  for (const { name, value } of fresh.attributes) if (node.getAttribute(name) !== value) node.setAttribute(name, value)
+  for (const name of handlers.get(node) ?? []) node[name] = null
+  for (const name of handlers.get(fresh) ?? []) setHandler(node, name, fresh[name])
+  if (node.nodeName === 'INPUT') node.checked = fresh.checked
+  updateChildren(node, [...fresh.childNodes])
 }

@@ -12,7 +12,7 @@ export function formatBytes(bytes) {
 }
 
 /** "just now", "2m ago", "3h ago", "2d ago"; `then` and `now` in seconds. */
-export function formatAge(then, now = Date.now() / 1000) {
+export function formatAge(then, now) {
   if (!then) return ''
   const seconds = Math.max(0, now - then)
   if (seconds < 60) return 'just now'
@@ -63,8 +63,8 @@ function amounts(sizes) {
   return Object.entries(sizes ?? {}).map(([device, bytes]) => `${formatBytes(bytes)} on ${deviceTitle(device)}`).join(', ')
 }
 
-/** Everything the row's hover text says of a model. */
-export function modelDetails(model) {
+/** Everything the row's hover text says of a model; `now` in seconds, as its times. */
+export function modelDetails(model, now) {
   const facts = [
     ['File', model.file],
     ['Class', model.class_name],
@@ -72,7 +72,7 @@ export function modelDetails(model) {
     ['Parameters', model.parameters.toLocaleString('en')],
     ['Architecture', model.architecture],
     ['Base model', model.base_model],
-    ['Last used', model.last_used ? formatAge(model.last_used) : ''],
+    ['Last used', model.last_used ? formatAge(model.last_used, now) : ''],
     ['In memory beside its tensors', amounts(model.outside)],
     ['Streamed', model.streamed ? formatBytes(model.streamed) : ''],
     ['Migrated', model.migrated ? formatBytes(model.migrated) : ''],

@@ -3,8 +3,9 @@
 
 import { blockMode, memoryBar, placementStrip, timeline } from './charts.js'
 import { deviceColour, modelColour } from './colours.js'
-import { el, replaceChildren, scheduled } from './dom.js'
+import { el, scheduled, update } from './dom.js'
 import { deviceTitle, formatAge, formatBytes, modelDetails } from './format.js'
+import { lastReport } from './report.js'
 import { runSection } from './runs.js'
 
 export class Panel {
@@ -58,8 +59,8 @@ export class Panel {
 
   render() {
     const { devices, models, placements, error } = this.store
-    replaceChildren(this.status, error ? el('p', { class: 'dt-error' }, error) : null, this.lastReport())
-    replaceChildren(
+    update(this.status, error ? el('p', { class: 'dt-error' }, error) : null, lastReport(this.store.reports[0]))
+    update(
       this.body,
       el('h3', {}, 'Devices'),
       ...devices.map((device) => this.device(device)),
@@ -72,20 +73,8 @@ export class Panel {
     )
   }
 
-  lastReport() {
-    const report = this.store.reports[0]
-    if (!report) return null
-    if (report.state === 'failed') return el('p', { class: 'dt-error' }, `Not done: ${report.error}`)
-    if (report.state === 'queued') {
-      const when = report.when === 'now' ? '' : `, ${report.when}`
-      return el('p', {}, report.ticket ? `Will ${report.will}${when}` : `${report.will}.`)
-    }
-    const freed = Object.entries(report.freed).map(([device, bytes]) => `${formatBytes(bytes)} on ${deviceTitle(device)}`)
-    return el('p', { 'data-freed': report.freed_total }, freed.length ? `Freed ${freed.join(', ')}` : 'Done: there was nothing to free')
-  }
-
   device(device) {
-    const { node, peak, average } = timeline(device, this.store.samples)
+    const { node, peak, average } = timeline(device, this.store.samples, this.store.now)
     const used = device.total - device.free
     return el(
       'div',
@@ -141,10 +130,10 @@ export class Panel {
       model.streamed ? `${formatBytes(model.streamed)} streamed` : '',
       model.migrated ? `${formatBytes(model.migrated)} migrated` : ''
     ]
-    const facts = [model.type, layers, ...how, formatAge(model.loaded_since)].filter(Boolean).join(' · ')
+    const facts = [model.type, layers, ...how, formatAge(model.loaded_since, this.store.now)].filter(Boolean).join(' · ')
     return el(
       'tr',
-      { 'data-model': model.id, title: modelDetails(model).join('\n') },
+      { 'data-model': model.id, title: modelDetails(model, this.store.now).join('\n') },
       el(
         'th',
         { scope: 'row' },

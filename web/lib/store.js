@@ -7,6 +7,7 @@ import { debugLog } from './debug.js'
 const HISTORY_SECONDS = 600
 const MOST_SAMPLES = 2000
 const MOST_RUNS = 10
+const CLOCK_SECONDS = 10 // clocks may differ by that much unnoticed
 
 export class Store extends EventTarget {
   /** `api`: ComfyUI's, with fetchApi() and addEventListener(). */
@@ -23,6 +24,8 @@ export class Store extends EventTarget {
     this.error = ''
     this.watchers = 0
     this.stale = true
+    this.updates = 0 // that came by websocket
+    this.ahead = 0 // seconds by which this machine's clock is before the server's
     api.addEventListener('distorch.update', (event) => this.receive(event.detail))
     api.addEventListener('distorch.sample', (event) => this.sample(event.detail))
     api.addEventListener('distorch.run', (event) => this.run(event.detail))
@@ -55,7 +58,13 @@ export class Store extends EventTarget {
       this.stale = true
       return
     }
+    this.updates += 1
     this.apply(state)
+  }
+
+  /** The server's time, in seconds. */
+  get now() {
+    return Date.now() / 1000 - this.ahead
   }
 
   apply(state) {
@@ -65,7 +74,7 @@ export class Store extends EventTarget {
     this.error = ''
     if (!this.sampled) {
       const used = Object.fromEntries(this.devices.map((d) => [d.device, d.total - d.free]))
-      this.addSample({ time: Date.now() / 1000, used, peak: {} })
+      this.addSample({ time: this.now, used, peak: {} })
     }
     this.changed()
   }
@@ -102,6 +111,7 @@ export class Store extends EventTarget {
   /** Fetches everything once. */
   async refresh() {
     this.stale = false
+    const before = this.updates
     try {
       const [models, devices, placements, history] = await Promise.all([
         this.get('/distorch/models'),
@@ -109,9 +119,10 @@ export class Store extends EventTarget {
         this.get('/distorch/placements'),
         this.get(`/distorch/history?seconds=${HISTORY_SECONDS}`)
       ])
-      this.samples = (history.samples ?? []).map(readSample)
-      this.runs = (history.runs ?? []).toReversed().slice(0, MOST_RUNS)
-      this.apply({ ...models, ...devices, ...placements })
+      this.takeHistory(history)
+      // What came by websocket meanwhile is newer than these answers.
+      if (this.updates === before) this.apply({ ...models, ...devices, ...placements })
+      else this.changed()
     } catch (error) {
       this.stale = true
       this.error = `The server did not answer: ${error.message}`
@@ -119,6 +130,20 @@ export class Store extends EventTarget {
       debugLog('[refresh] Error stack:', error.stack)
       this.changed()
     }
+  }
+
+  takeHistory(history) {
+    const samples = (history.samples ?? []).map(readSample)
+    const last = samples.at(-1)?.time
+    if (last !== undefined) {
+      const ahead = Date.now() / 1000 - last // a sample is taken every second
+      this.ahead = Math.abs(ahead) > CLOCK_SECONDS ? ahead : 0
+      samples.push(...this.samples.filter((sample) => sample.time > last))
+    }
+    this.samples = samples
+    const ids = new Set((history.runs ?? []).map((run) => run.prompt))
+    const runs = (history.runs ?? []).toReversed()
+    this.runs = [...this.runs.filter((run) => !ids.has(run.prompt) && run.started > (runs[0]?.started ?? 0)), ...runs].slice(0, MOST_RUNS)
   }
 
   async get(path) {
@@ -130,19 +155,27 @@ export class Store extends EventTarget {
     return data
   }
 
-  /** Sends a request; the answer, or a report of what went wrong. */
+  /** Sends a request; the answer, or null and a report of what went wrong. */
   async post(path, body) {
-    const response = await this.api.fetchApi(path, {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify(body)
-    })
-    const data = await response.json().catch(() => ({}))
-    debugLog(`[POST ${path}] Response status: ${response.status}`, data)
-    if (!response.ok) {
-      this.report({ ticket: -Date.now(), state: 'failed', kind: path, error: data.error ?? `status ${response.status}`, freed: {} })
+    const failed = (error) => {
+      this.report({ ticket: -Date.now(), state: 'failed', kind: path, error, freed: {} })
       return null
     }
+    let response
+    try {
+      response = await this.api.fetchApi(path, {
+        method: 'POST',
+        headers: { 'Content-Type': 'application/json' },
+        body: JSON.stringify(body)
+      })
+    } catch (error) {
+      debugLog(`[POST ${path}] Error:`, error)
+      debugLog(`[POST ${path}] Error stack:`, error.stack)
+      return failed(`the server did not answer: ${error.message}`)
+    }
+    const data = await response.json().catch(() => ({}))
+    debugLog(`[POST ${path}] Response status: ${response.status}`, data)
+    if (!response.ok) return failed(data.error ?? `status ${response.status}`)
     const last = this.reports.find((report) => report.ticket === data.ticket)
     if (data.will && !last) {
       this.report({ ticket: data.ticket, state: 'queued', kind: path, will: data.will, when: data.when, freed: {}, error: '' })

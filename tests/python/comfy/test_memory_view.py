@@ -21,7 +21,7 @@ from comfy_harness.server import LET_GO
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "web"))
 
-from chromium import open_page
+from chromium import CONTRAST, open_page
 
 pytestmark = pytest.mark.comfy
 
@@ -200,7 +200,7 @@ def test_a_click_in_the_real_front_end_ejects_one_model(server: ComfyServer) -> 
                 "document.querySelectorAll('.dt-models tbody tr').length === 5", 120
             )
             await page.wait_for("document.querySelectorAll('.dt-nodes tbody tr').length > 0", 120)
-            await picture(page, "memory-view-comfyui-dark.png")
+            await picture(page, "memory-view-comfyui-THEME.png")
             shown = await page.evaluate(
                 "JSON.stringify([...document.querySelectorAll('.dt-models .dt-name')].map(e => e.textContent))"
             )
@@ -241,10 +241,26 @@ async def at_rest(page: Any, selector: str) -> None:
 
 
 async def picture(page: Any, name: str) -> None:
-    """Into docs/images/ with DISTORCH_UPDATE_PICTURES=1."""
-    if os.environ.get("DISTORCH_UPDATE_PICTURES") == "1":
-        await asyncio.sleep(2)  # the page fades in
-        await page.screenshot(IMAGES / name)
+    """In both themes of the front end; into docs/images/ with DISTORCH_UPDATE_PICTURES=1."""
+    background = (
+        "getComputedStyle(document.querySelector('.dt-panel')).getPropertyValue('--dt-back').trim()"
+    )
+    seen = {}
+    for theme in ("light", "dark"):
+        await page.evaluate(f"app.extensionManager.setting.set('Comfy.ColorPalette', '{theme}')")
+        await page.wait_for(
+            "document.getAnimations().every((one) => one.playState !== 'running'"
+            " || one.effect.getTiming().iterations === Infinity)"
+        )
+        await page.wait_for(
+            f"document.documentElement.matches('.dark-theme') === {str(theme == 'dark').lower()}"
+        )
+        await page.frames(2)
+        assert await page.evaluate(CONTRAST) >= 4.5, f"text must stand out in the {theme} theme"
+        seen[theme] = await page.evaluate(background)
+        if os.environ.get("DISTORCH_UPDATE_PICTURES") == "1":
+            await page.screenshot(IMAGES / name.replace("THEME", theme))
+    assert seen["light"] != seen["dark"]
 
 
 def test_a_model_that_comfyui_did_not_load_cannot_be_ejected(server: ComfyServer) -> None:

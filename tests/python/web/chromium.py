@@ -82,6 +82,17 @@ class Page:
                 raise PageError(f"not true after {seconds} s: {code}\nconsole:\n{console}")
             await asyncio.sleep(0.05)
 
+    async def frames(self, count: int) -> None:
+        """Returns when as many frames have been drawn from now on."""
+        await self.evaluate(
+            "new Promise((done) => { const next = (left) => left ? requestAnimationFrame(() =>"
+            f" next(left - 1)) : done(true); next({count}) }})"
+        )
+
+    async def before_scripts(self, code: str) -> None:
+        """Runs `code` in each page that is opened from now on, before the page's own."""
+        await self.send("Page.addScriptToEvaluateOnNewDocument", source=code)
+
     async def goto(self, url: str) -> None:
         await self.send("Page.navigate", url=url)
         await self.wait_for("document.readyState === 'complete'")
@@ -154,3 +165,30 @@ async def _port_of(profile: pathlib.Path) -> int:
             return int((profile / "DevToolsActivePort").read_text().splitlines()[0])
         await asyncio.sleep(0.05)
     raise TimeoutError("chromium did not start in 30 s")
+
+
+# The lowest contrast of the tab's text with what is behind it; WCAG AA asks 4.5 of small text.
+CONTRAST = """(() => {
+  const context = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d')
+  const rgba = (text) => {
+    context.clearRect(0, 0, 1, 1)
+    context.fillStyle = text
+    context.fillRect(0, 0, 1, 1)
+    return [...context.getImageData(0, 0, 1, 1).data]
+  }
+  const light = (colour) => colour.slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0)
+  const behind = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const colour = rgba(getComputedStyle(at).backgroundColor)
+      if (colour[3] === 255) return light(colour)
+    }
+    return 1
+  }
+  const text = [...document.querySelectorAll('.dt-panel :is(.dt-small, .dt-name, .dt-tag, h3, td, button:enabled)')]
+  return Math.min(...text.map((node) => {
+    const [fore, back] = [light(rgba(getComputedStyle(node).color)), behind(node)]
+    return (Math.max(fore, back) + 0.05) / (Math.min(fore, back) + 0.05)
+  }))
+})()"""

@@ -146,7 +146,7 @@ class StandInBackend:
                 held = 0 if v["device"] == "cpu" else used // 2
                 devices[v["device"]] = {"used": used, "total": v["total"], "allocated": held,
                                         "reserved": held, "peak": peak}  # fmt: skip
-            samples.append({"time": now - 300 + i * 30, "devices": devices})
+            samples.append({"time": now - 270 + i * 30, "devices": devices})
         runs = [r for r in example_runs(now) if prompt in (None, r["prompt"])]
         return {"seconds": seconds, "interval": 1.0, "samples": samples, "runs": runs}
 
@@ -219,6 +219,7 @@ class StandIn:
 
     def __init__(self, backend: Any) -> None:
         self.backend, self.url = backend, ""
+        self.sent = 0  # messages to the page; of several pages, to all together
         self._sockets: set[web.WebSocketResponse] = set()
 
     def app(self) -> web.Application:
@@ -250,6 +251,7 @@ class StandIn:
     async def send(self, kind: str, data: dict[str, Any]) -> None:
         for socket in list(self._sockets):
             await socket.send_json({"type": kind, "data": data})
+            self.sent += 1
 
     async def push(self) -> None:
         b = self.backend

@@ -9,37 +9,25 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from chromium import Page, open_page
-from stand_in import GB, StandIn, StandInBackend, row, serve
+from chromium import CONTRAST, Page
+from on_page import ROWS, drawn, on_page
+from stand_in import GB, StandIn, StandInBackend, row
 
 IMAGES = pathlib.Path(__file__).resolve().parents[3] / "docs/images"
-ROWS = "document.querySelectorAll('.dt-models tbody tr').length"
-Check = Callable[[Page, StandIn], Awaitable[None]]
 
 
-def on_page(
-    check: Check, backend: StandInBackend | None = None, *, tab: bool = True, height: int = 1100
-) -> None:
-    """Runs `check` on a fresh page, with the tab open; nothing may have thrown there."""
-
-    async def run() -> None:
-        async with serve(backend or StandInBackend()) as server, open_page(1280, height) as page:
-            await page.goto(server.url)
-            await page.wait_for("window.started")
-            if tab:
-                await page.click("#tab-distorch")
-                await page.wait_for("document.querySelector('.dt-device')")
-            await check(page, server)
-            wrong = ("EXCEPTION", "Unhandled message")
-            assert [line for line in page.console if line.startswith(wrong)] == []
-
-    asyncio.run(run())
+async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+    """Returns once `condition` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the server was not asked in time"
+        await asyncio.sleep(0.02)
 
 
 def test_rows_and_bars_show_the_backends_bytes() -> None:
@@ -98,8 +86,7 @@ def test_the_switch_and_the_buttons_send_what_they_say() -> None:
         await page.click('[data-key="flag-4"]')
         for label in ("Eject flagged", "Free models", "Free models and node cache", "Clear caches"):
             await page.click(f'[data-key="{label}"]')
-        while len(server.backend.calls) < 5:
-            await asyncio.sleep(0.02)
+        await until(lambda: len(server.backend.calls) == 5)
         assert server.backend.calls == [
             ("flag", 4, True),
             ("eject", None),
@@ -122,7 +109,7 @@ def test_a_redraw_while_a_button_is_held_does_not_lose_the_click() -> None:
         )
         server.backend.rows = server.backend.rows[:2]
         await server.push()
-        await asyncio.sleep(0.3)
+        await drawn(page, server)
         assert await page.evaluate("held.isConnected") is True
         assert await page.evaluate(ROWS) == 5
         await page.evaluate(
@@ -203,7 +190,7 @@ def test_everything_can_be_done_with_the_keyboard() -> None:
         focused = "document.activeElement.dataset.key"
         assert await page.evaluate(focused) == "eject-1"
         await server.push()  # a redraw in between must not take the focus away
-        await asyncio.sleep(0.2)
+        await drawn(page, server)
         assert await page.evaluate(focused) == "eject-1"
         await page.press("Enter")
         await page.wait_for(
@@ -251,8 +238,9 @@ def test_nothing_is_asked_for_while_nothing_shows_it() -> None:
         page.requests.clear()
         server.backend.rows = server.backend.rows[:2]
         await server.push()
-        await asyncio.sleep(1.5)
+        await drawn(page, server)
         assert page.requests == []
+        assert await page.evaluate("intervals") == 0, "nothing asks again and again"
         await page.click("#tab-distorch")
         await page.wait_for(f"{ROWS} === 2")
         assert {u.split("/api")[1].split("?")[0] for u in page.requests if "/api" in u} == {
@@ -308,7 +296,7 @@ def test_a_server_that_fails_is_said_and_logged_with_its_stack() -> None:
         await page.evaluate("app.extensionManager.setting.set('DisTorch.debug_mode', true)")
         await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
         await server.push()  # makes the page's state stale
-        await asyncio.sleep(0.2)
+        await drawn(page, server)
         await page.evaluate("window.fetch = async () => ({ ok: false, status: 503 })")
         await page.click("#tab-distorch")
         await page.wait_for("document.querySelector('.dt-error')")
@@ -340,16 +328,3 @@ def test_pictures_of_both_themes(scheme: str, tmp_path: pathlib.Path) -> None:
         assert ratio >= 4.5
 
     on_page(check, height=1320)
-
-
-CONTRAST = """(() => {
-  const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map(Number)
-  const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0)
-  const back = light(rgb(getComputedStyle(document.querySelector('aside')).backgroundColor))
-  const ratios = [...document.querySelectorAll('.dt-panel .dt-small, .dt-panel .dt-name, .dt-tag')].map((node) => {
-    const fore = light(rgb(getComputedStyle(node).color))
-    return (Math.max(fore, back) + 0.05) / (Math.min(fore, back) + 0.05)
-  })
-  return Math.min(...ratios)
-})()"""

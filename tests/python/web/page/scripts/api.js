@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 class Api extends EventTarget {
   registered = new Set()
+  received = 0 // messages that all listeners have had
 
   addEventListener(type, ...rest) {
     this.registered.add(type)
@@ -18,6 +19,7 @@ class Api extends EventTarget {
       // As the real front end does.
       if (!this.registered.has(type)) console.warn('Unhandled message:', event.data)
       this.dispatchEvent(new CustomEvent(type, { detail: data }))
+      this.received += 1
     }
     return new Promise((resolve) => (socket.onopen = resolve))
   }

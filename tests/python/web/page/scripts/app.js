@@ -43,6 +43,7 @@ export const app = {
     await api.connect()
     for (const extension of this.extensions) await extension.setup?.()
     window.app = this
+    window.api = api
     window.started = true
   }
 }

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the page follows what it is told: nothing is drawn anew that stays, nothing old comes after new."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from chromium import Page
+from on_page import ROWS, drawn, on_page
+from stand_in import StandIn
+
+STATUS = "document.querySelector('.dt-status').innerText"
+
+
+def test_what_stays_the_same_is_not_drawn_anew() -> None:
+    """A screen reader would read it again, a hover text would close."""
+
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        await page.click('[data-key="Clear caches"]')
+        await page.wait_for("document.querySelector('.dt-status p')")
+        await page.evaluate("document.querySelector('[data-key=\"badge-cuda:0\"]').focus()")
+        await page.evaluate("""
+          window.kept = [...document.querySelectorAll('.dt-panel tr, .dt-panel button, .dt-strip rect, .dt-badge, .dt-tip')]
+          window.said = 0
+          new MutationObserver((changes) => { said += changes.length })
+            .observe(document.querySelector('.dt-status'), { childList: true, subtree: true, characterData: true })
+          window.focused = 0
+          document.addEventListener('focusin', () => { focused += 1 })
+          window.drawn = 0
+          new MutationObserver((changes) => { window.drawn += 1 })
+            .observe(document.querySelector('.dt-body'), { childList: true, subtree: true, characterData: true, attributes: true })
+        """)
+        old = server.backend.rows[3]
+        object.__setattr__(old, "bytes", {"cuda:0": 2**30})
+        await server.push()
+        shown = 'document.querySelector(\'[data-model="4"] [data-device="cuda:0"]\').textContent'
+        await page.wait_for(f"{shown} === '1.0 GB'")
+        assert await page.evaluate("kept.filter((one) => !one.isConnected).length") == 0
+        assert await page.evaluate("[kept.length > 60, said, focused].join()") == "true,0,0"
+        assert await page.evaluate("drawn") > 0
+        focus = "document.activeElement.dataset.key"
+        assert await page.evaluate(focus) == "badge-cuda:0"
+        assert await page.evaluate("document.querySelector('#dt-tip-cuda-0').hidden") is False
+
+    on_page(check)
+
+
+def test_rows_come_go_and_change_places() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        shown = "[...document.querySelectorAll('.dt-models tbody tr')].map((e) => e.dataset.model).join()"
+        assert await page.evaluate(shown) == "1,2,5,3,4"
+        await page.evaluate("document.querySelector('[data-key=\"eject-4\"]').focus()")
+        rows = server.backend.rows
+        object.__setattr__(rows[3], "bytes", {"cuda:0": 20 * 2**30})
+        server.backend.rows = [rows[4], rows[3], rows[1], rows[2]]
+        await server.push()
+        await page.wait_for(f"{shown} === '4,2,5,3'")
+        assert await page.evaluate("document.activeElement.dataset.key") == "eject-4"
+        await page.press("Enter")
+        await page.wait_for(f"{STATUS}.includes('Will unload')")
+        assert server.backend.calls == [("eject", [4])]
+        server.backend.rows = []
+        await server.push()
+        await page.wait_for(f"{ROWS} === 0")
+
+    on_page(check)
+
+
+def test_an_answer_that_is_late_does_not_undo_what_came_after_it() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
+        await server.push()  # makes the page's state stale
+        await drawn(page, server)
+        await page.evaluate("""
+          window.answers = 0
+          window.held = new Promise((release) => { window.release = release })
+          const real = window.fetch
+          window.fetch = async (...args) => {
+            const answer = await real(...args)
+            answers += 1
+            await held
+            return answer
+          }
+        """)
+        await page.click("#tab-distorch")
+        await page.wait_for("answers === 4")
+        server.backend.rows = server.backend.rows[:2]
+        await server.push()
+        await page.wait_for(f"{ROWS} === 2")
+        await page.evaluate("release()")
+        await page.wait_for("document.querySelector('.dt-run')")  # the history was taken
+        await page.frames(2)
+        assert await page.evaluate(ROWS) == 2
+
+    on_page(check, tab=False)
+
+
+def test_a_click_that_reaches_no_server_says_so() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        await page.evaluate("window.fetch = async () => { throw new TypeError('no route') }")
+        await page.click('[data-key="eject-2"]')
+        await page.wait_for(f"{STATUS} === 'Not done: the server did not answer: no route'")
+
+    on_page(check)
+
+
+def test_a_free_says_what_stays_and_how_to_let_go_of_it() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        kept = [{"name": "WAN22 (wan.safetensors)", "why": "keep_loaded is on",
+                 "let_go": "switch keep_loaded off"}]  # fmt: skip
+        report = {"ticket": 9, "kind": "free", "state": "done", "asked": 1, "freed": {},
+                  "freed_total": 0, "details": {"kept": kept * 5}, "error": ""}  # fmt: skip
+        await server.send("distorch.report", report)
+        await page.wait_for(f"{STATUS}.includes('nothing to free')")
+        text = await page.evaluate(STATUS)
+        line = "WAN22 (wan.safetensors) stays: keep_loaded is on. To let go of it, switch keep_loaded off."
+        assert text.count(line) == 3
+        assert text.endswith("2 more stay.")
+
+    on_page(check)
+
+
+def test_a_wrong_clock_of_the_browsers_machine_does_not_spoil_ages_and_timelines() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
+        await server.push()
+        await drawn(page, server)
+        await page.evaluate("{ const real = Date.now; Date.now = () => real() + 7200000 }")
+        await page.click("#tab-distorch")
+        facts = "document.querySelector('[data-model=\"1\"] .dt-small').textContent"
+        await page.wait_for(f"{facts}.endsWith(' · 2m ago')")
+        words = "document.querySelector('.dt-timeline').getAttribute('aria-label')"
+        assert await page.evaluate(words) == "GPU 0: peak 23.6 GB, average 10.7 GB"
+
+    on_page(check, tab=False)
