@@ -64,7 +64,7 @@ class FileName:
     file: str
     kind: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    readable: bool = False  # its safetensors header could be read
+    readable: bool = False  # its safetensors header could be read, or it is a GGUF file
 
     @property
     def title(self) -> str:
@@ -100,12 +100,17 @@ class PendingLoad:
         latest = self.end + PENDING_SECONDS if self.end else float("inf")
         return not self.returned and self.start <= seen <= latest
 
+    def brought(self, note: Note) -> bool:
+        """Whether a model with this note, that was there before, is what the node returned."""
+        return any(f.file == note.file for f in self.files)
+
     def note_for(self, kind: str) -> Note | None:
         """Return the note for a model of `kind`: the files of that kind, else those of any."""
         files = [f for f in self.files if f.kind == kind]
         files = files or [f for f in self.files if not f.kind]
-        if not files and len({f.kind for f in self.files}) == 1 and kind == "model":
-            files = self.files
+        kinds = {f.kind for f in self.files}
+        if not files and kind == "model" and len(kinds) == 1 and kinds != {"lora"}:
+            files = self.files  # a class that says nothing; but a LoRA's file makes no model
         if not files:
             return None
         titles = [f.title for f in files]
@@ -186,7 +191,8 @@ def files_named_by(inputs: Mapping[str, Any], resolver: Resolver) -> list[FileNa
 
 def _read_file_name(file: str, kind: str, path: str) -> FileName:
     if not file.endswith((".safetensors", ".sft")):
-        return FileName(file, kind)
+        # A GGUF file has no header of ours, but is one model, which its name tells.
+        return FileName(file, kind, readable=file.endswith(".gguf"))
     metadata = _read_metadata(path)
     return FileName(file, kind, metadata or {}, metadata is not None)
 

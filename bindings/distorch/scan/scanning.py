@@ -150,8 +150,12 @@ class Scanner:
         load = self.pending.ended(key)
         if load is not None:
             with self._lock:
-                new = [m for m in modules_in(outputs) if m not in self._builder.notes]
-                for module in new:
+                for module in modules_in(outputs):
+                    known = self._builder.notes.get(module)
+                    if known is not None:
+                        if load.brought(known):  # it was kept; one of another file is passed on
+                            load.matched = load.returned = True
+                        continue
                     self._core.add(module)
                     note = load.note_for(type_of(module, load.files[0].file))
                     if note is not None and self._appeared_since(module, load.start):

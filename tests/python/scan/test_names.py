@@ -133,6 +133,31 @@ def test_a_lora_does_not_rename_the_model_it_is_put_on(scanner, folder):
     assert row_of(scanner, model).name == "Base"
 
 
+def test_a_lora_does_not_name_what_appears_after_it(scanner, folder):
+    scanner.node_started("n", {"lora_name": "style.safetensors"}, resolver_of(folder))
+    scanner.node_ended("n", [])
+    other = nn.Linear(3, 3)  # of the next node, of a class that says nothing
+    assert row_of(scanner, other).name == "Linear"
+
+
+def test_a_kept_model_that_is_returned_again_leaves_no_name_to_others(scanner, folder):
+    model = nn.Linear(3, 3)
+    scanner.note_loaded(Wrapper(model), name="Kept", file="checkpoints/titled.safetensors")
+    scanner.node_started("n", {"ckpt_name": "titled.safetensors"}, resolver_of(folder))
+    scanner.node_ended("n", [[Wrapper(model)]])
+    other = nn.Linear(3, 3)
+    assert row_of(scanner, other).name == "Linear"
+    assert row_of(scanner, model).name == "Kept"
+
+
+def test_a_gguf_model_goes_by_the_name_of_its_file(scanner, folder):
+    scanner.node_started("n", {"unet_name": "flux-Q8_0.gguf"}, lambda *_: "/models/flux-Q8_0.gguf")
+    model = nn.Linear(3, 3)
+    scanner.node_ended("n", [[Wrapper(model)]])
+    row = row_of(scanner, model)
+    assert (row.name, row.file) == ("flux-Q8_0", "diffusion_models/flux-Q8_0.gguf")
+
+
 def test_two_text_encoders_of_one_node_are_both_named(folder):
     found = names.files_named_by(
         {"clip_name1": "clip_l.safetensors", "clip_name2": "t5.safetensors", "type": "flux"},

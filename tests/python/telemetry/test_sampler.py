@@ -64,7 +64,8 @@ def test_a_burst_of_one_gigabyte_for_50_ms_is_in_the_peak() -> None:
         made.stop()
     figures = [s["devices"]["sim:0"] for s in made.samples(0)]
     assert max(f["peak"] for f in figures) == 1024 * MB
-    assert sum(f["peak"] == 1024 * MB for f in figures) == 1
+    # In the sample after it; in two where one was taken in its midst.
+    assert sum(f["peak"] == 1024 * MB for f in figures) in (1, 2)
     torch.sim.reset_peak_memory_stats(0)
 
 
@@ -103,12 +104,13 @@ def test_the_history_is_bounded(taken: sampling.Sampler) -> None:
 def test_the_thread_costs_next_to_nothing() -> None:
     made = sampling.Sampler(interval=0.01)
     made.start()
-    time.sleep(1.5)
+    deadline = time.monotonic() + 30
+    while len(made.samples(0)) < 50:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     made.stop()
-    each = made.cpu_seconds / len(made.samples(0))
-    # 0.1 % of a core at one sample a second is 1 ms; the margin is for a loaded machine.
-    assert len(made.samples(0)) > 20
-    assert each < 0.001
+    # 0.1 % of a core at one sample a second is 1 ms.
+    assert made.cpu_seconds / len(made.samples(0)) < 0.001
 
 
 def test_starting_and_stopping_twice_is_no_error() -> None:
