@@ -231,7 +231,9 @@ bool Measure(const char* way, Buffer::Kind source_kind, int source_device,
   const int count = static_cast<int>(
       std::clamp<std::size_t>((std::size_t{64} << 20) / bytes, 2, 200));
   std::vector<double> seconds;
-  const std::uint32_t seed = static_cast<std::uint32_t>(bytes) ^ 0x5bd1e995U;
+  // Another one each time: memory may still hold what an earlier copy brought.
+  static std::uint32_t measured = 0;
+  const std::uint32_t seed = ++measured * 0x5bd1e995U;
   FillBuffer(source, words, seed);
   DISTORCH_CUDA(cudaSetDevice(owner));
   TimeByClock(target, source, bytes, 1, stream);  // warm-up

@@ -142,11 +142,28 @@ def _cpu() -> DeviceInfo:
     return DeviceInfo("cpu", "cpu", 0, "host memory", int(total), int(available))
 
 
-def _nvml() -> dict[int, Any]:
-    """Return NVML's devices by CUDA index; empty without a driver."""
-    devices, _, _ = core().nvml_devices()
+def by_cuda_index(devices: Iterable[Any]) -> dict[int, Any]:
+    """Return NVML's devices by CUDA's index.
+
+    NVML counts by PCI slot, CUDA puts the fastest first unless CUDA_DEVICE_ORDER says PCI_BUS_ID. Once this process uses
+    CUDA the devices are told apart by their UUIDs; before that, the slots' order is taken for CUDA's.
+    """
+    devices = list(devices)
     by_index = {d.index: d for d in devices}
-    return {i: by_index[n] for i, n in enumerate(core().visible_nvml_indices(devices))}
+    slots = {i: by_index[n] for i, n in enumerate(core().visible_nvml_indices(devices))}
+    if len(devices) < 2 or not is_initialized("cuda"):
+        return slots
+    by_uuid = {d.uuid: d for d in devices}
+    module = device_module("cuda")
+    properties = [_call(module, "get_device_properties", i) for i in slots]
+    found = [by_uuid.get(f"GPU-{getattr(p, 'uuid', '')}") for p in properties]
+    # Parts of a GPU (MIG) have UUIDs of their own.
+    return slots if None in found else dict(enumerate(found))
+
+
+def _nvml() -> dict[int, Any]:
+    """Return NVML's devices by CUDA's index; empty without a driver."""
+    return by_cuda_index(core().nvml_devices()[0])
 
 
 def _memory(kind: str, index: int, module: ModuleType | None) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distorch._load import core
-from distorch.devices import canonical_name, parse_name
+from distorch.devices import by_cuda_index, canonical_name, is_initialized, parse_name
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,26 @@ class Machine:
     driver: str
 
 
-@functools.cache
 def machine() -> Machine:
-    """Return it, asked once a process: devices do not come and go."""
+    """Return it, asked once and again when the process first uses CUDA: devices do not come and go."""
+    return _machine(is_initialized("cuda"))
+
+
+@functools.cache
+def _machine(cuda_used: bool) -> Machine:
+    del cuda_used  # decides how well the order of CUDA's devices is known
     return read_machine()
+
+
+def forget() -> None:
+    """Ask again the next time: links of GPUs that were idle show another speed."""
+    _machine.cache_clear()
 
 
 def read_machine() -> Machine:
     """Ask NVML; everything is empty without a driver."""
     devices, driver, _ = core().nvml_devices()
-    by_index = {device.index: device for device in devices}
-    visible = {i: by_index[n] for i, n in enumerate(core().visible_nvml_indices(devices))}
+    visible = by_cuda_index(devices)
     pairs = frozenset((int(a), int(b)) for a, b in core().nvml_nvlink_pairs()) if devices else ()
     return Machine(visible, frozenset(pairs), driver)
 

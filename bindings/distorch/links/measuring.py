@@ -183,7 +183,7 @@ def _measure_one(router: Any, source: str, target: str, memory: str, size: int) 
     except (RuntimeError, MemoryError, ValueError, TypeError) as error:
         return replace(empty, measured="", bytes=0, error=str(error).splitlines()[0])
     # After the copies: the link runs at full speed now, not as an idle GPU's.
-    identity.machine.cache_clear()
+    identity.forget()
     return replace(found, kind=identity.link_kind(source, target))
 
 

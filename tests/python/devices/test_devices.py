@@ -187,6 +187,30 @@ def test_unused_cuda_devices_are_asked_through_nvml(monkeypatch, visible, order)
     assert not any(i.initialized for i in infos)
 
 
+@pytest.mark.parametrize(
+    ("visible", "cuda", "order"),
+    [
+        (None, ["11", "00"], [1, 0]),  # the fastest first
+        ("1,0", ["00", "11"], [0, 1]),  # they number CUDA's devices, not the slots
+        ("0", ["11"], [1]),
+        (None, ["MIG", "11"], [0, 1]),  # parts of a GPU: as the slots
+    ],
+)
+def test_cuda_devices_in_use_are_told_apart_by_uuid(monkeypatch, visible, cuda, order) -> None:
+    cuda_machine(monkeypatch, [gpu(0), gpu(1)], visible)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda index: types.SimpleNamespace(uuid=cuda[index]),
+    )
+    infos = [i for i in devices.list_devices() if i.kind == "cuda"]
+    assert [i.nvml_index for i in infos] == order
+    assert [i.free >> 30 for i in infos] == [20 + n for n in order]
+
+
 def test_links_are_known_for_simulated_devices_only() -> None:
     assert devices.host_link_gbps("sim:0") == 10.0
     assert devices.host_link_gbps("sim:1", "sim:0") == distorch_sim.PEER_LINK_GBPS

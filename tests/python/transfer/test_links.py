@@ -48,9 +48,9 @@ def gpu(index: int, **differs: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    identity.machine.cache_clear()
+    identity.forget()
     yield
-    identity.machine.cache_clear()
+    identity.forget()
     transfer._router.cache_clear()
 
 
@@ -150,7 +150,7 @@ def test_devices_are_known_by_uuid_not_by_number(machine: types.SimpleNamespace)
     report()
     before = links.cached_gbps("cuda:2", "cuda:0")
     machine.nvml = {0: machine.nvml[2], 1: machine.nvml[0]}  # CUDA_VISIBLE_DEVICES=2,0
-    identity.machine.cache_clear()
+    identity.forget()
     assert links.cached_gbps("cuda:0", "cuda:1") == before
     assert links.cached_gbps("cuda:2", "cuda:0") == 0.0
     assert {pair[:2] for pair in links.cached_ways()} == {(0, 1), (1, 0), (-1, 0), (0, -1), (-1, 1), (1, -1)}  # fmt: skip
