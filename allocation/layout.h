@@ -46,6 +46,33 @@ Layout LayoutSpread(const Units& units, const Layout& base,
                     absl::Span<const size_t> among, size_t rest,
                     size_t compute);
 
+// What no layer group has (the parts before, between and behind the repeated
+// ones) is copied when it is needed, not ahead: the compute device takes it
+// before anything else, smallest first, as far as there is room, but no atom
+// that is larger than the largest layer group. While this lives, `units` is
+// without what was taken, and `room` less it; then lay out, and join.
+//
+//   LooseFirst loose(&units, compute, &room);
+//   layout = loose.Join(LayoutContiguous(units, room, rest));
+class LooseFirst {
+ public:
+  LooseFirst(Units* units, size_t compute, std::vector<Bytes>* room);
+  LooseFirst(const LooseFirst&) = delete;  // puts the atoms back once
+  LooseFirst& operator=(const LooseFirst&) = delete;
+  ~LooseFirst();
+
+  bool empty() const { return taken_.empty(); }
+  // The layout of all atoms, given that of the others.
+  Layout Join(Layout layout) const;
+
+ private:
+  Units& units_;
+  const uint32_t compute_;
+  std::vector<uint32_t> taken_;  // positions, rising
+  std::vector<uint32_t> sequence_;
+  std::vector<uint32_t> group_end_;
+};
+
 // Moves atoms off `rest` (and then any) until no device has less than no room:
 // largest first into the least room that holds them, then by a search of
 // bounded length, complete for small models. Returns whether it was possible;

@@ -97,6 +97,9 @@ std::string ReasonText(const Plan& plan, absl::Span<const Block> blocks,
     case Reason::kTiedPinned:
       return absl::StrCat("stays on ", device,
                           ": tied to a block that must stay there");
+    case Reason::kLoose:
+      return absl::StrCat("first on ", device,
+                          ": in no layer group, so it cannot be copied ahead");
     case Reason::kPart:
       return absl::StrCat("in the contiguous part of ", device, ", within ",
                           cap);

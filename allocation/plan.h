@@ -62,6 +62,7 @@ struct PlanOptions {
 enum class Reason : uint8_t {
   kPinned,      // must stay on the compute device
   kTiedPinned,  // tied to a block that must stay there
+  kLoose,       // in no layer group: such blocks cannot be copied ahead
   kPart,        // in the device's contiguous part
   kSpread,      // in the device's evenly spread share
   kBoundary,    // its group is split: a cap ends inside it

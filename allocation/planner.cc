@@ -23,6 +23,7 @@ using planner_internal::HostIndex;
 using planner_internal::Layout;
 using planner_internal::LayoutContiguous;
 using planner_internal::LayoutSpread;
+using planner_internal::LooseFirst;
 using planner_internal::Repack;
 using planner_internal::ResolveShares;
 using planner_internal::Shares;
@@ -150,8 +151,16 @@ absl::Status Planner::PinnedDoNotFit(Bytes cap) {
   return absl::ResourceExhaustedError(failure_.Message());
 }
 
-// Passes 4 and 5.
+// Passes 4 and 5. What is in no layer group comes first where that leaves every
+// device its cap.
 void Planner::LayOut() {
+  const bool in_string = shares_.devices[shares_.compute].in_string;
+  if (options_.order == Order::kAuto && in_string) {
+    std::vector<Bytes> room = room_;
+    const LooseFirst loose(&units_, shares_.compute, &room);
+    layout_ = loose.Join(Ordered(LayoutContiguous(units_, room, shares_.rest)));
+    if (loose.empty() || layout_.room[shares_.rest] >= Bytes(0)) return;
+  }
   layout_ = Ordered(LayoutContiguous(units_, room_, shares_.rest));
 }
 

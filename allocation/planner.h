@@ -10,8 +10,10 @@
 //   1  blocks become atoms (tied blocks are one) in layer groups
 //   2  the string and the table give each device what it may hold
 //   3  pinned atoms go to the compute device and count against its cap
-//   4  every device gets one contiguous part, in the order of the string; the
-//      rest device (`*`, or else cpu) gets what is left
+//   4  the compute device, if the string names it, takes what is in no layer
+//      group (option `order` = auto); then every device gets one contiguous
+//      part, in the order of the string; the rest device (`*`, or else cpu)
+//      gets what is left
 //   5  the option `order` spreads groups evenly over the model
 //   6  where the rest device would overflow, atoms are placed singly
 //   7  sums, notes, the check of every promise

@@ -23,6 +23,7 @@ struct Units {
   std::vector<int64_t> atom_cost;   // empty where no block has one
   std::vector<uint32_t> sequence;   // atoms
   std::vector<uint32_t> group_end;  // ends of the groups: positions, rising
+  std::vector<uint32_t> loose;      // positions of what is in no layer group
   std::vector<uint32_t> pinned;     // atoms
   Bytes pinned_bytes;
   Bytes model_bytes;

@@ -147,6 +147,54 @@ TEST(PlannerTest, SpreadsTheHostsGroupsEvenly) {
   }
 }
 
+// A block in front of the layers, four layers, a small and a large one behind.
+std::vector<Block> WithLooseBlocks() {
+  std::vector<Block> blocks = EqualBlocks(8, MiB(50), 2);
+  Block loose;
+  loose.name = "embed";
+  loose.bytes = MiB(40);
+  blocks.insert(blocks.begin(), loose);
+  loose.name = "out";
+  loose.bytes = MiB(10);
+  blocks.push_back(loose);
+  loose.name = "table";
+  loose.bytes = MiB(300);
+  blocks.push_back(loose);
+  return blocks;
+}
+
+TEST(PlannerTest, WhatCannotBeCopiedAheadComesFirst) {
+  const std::vector<Block> blocks = WithLooseBlocks();
+  const std::vector<Device> devices = TwoGpusAndHost();
+  const auto picture = [&](std::string_view text, Order order) {
+    return Picture(MustPlan(text, blocks, devices, "cuda:0", {order, false}));
+  };
+  const Plan plan = MustPlan("cuda:0,150mb;cpu,*", blocks, devices);
+  EXPECT_EQ(Picture(plan), "0uuuuuu000u") << "the table is larger than a layer";
+  EXPECT_EQ(ReasonText(plan, blocks, 9),
+            "first on cuda:0: in no layer group, so it cannot be copied ahead");
+  EXPECT_EQ(picture("cuda:0,15mb;cpu,*", Order::kAuto), "uuuuuuuuu0u");
+  EXPECT_EQ(picture("cpu,360mb;cuda:0,*", Order::kAuto), "0uuu0uuuu00");
+  EXPECT_EQ(picture("cuda:0,150mb;cpu,*", Order::kContiguous), "000uuuuuuuu");
+  EXPECT_EQ(picture("cuda:1,5gb;cpu,*", Order::kAuto), "11111111111")
+      << "the string does not name the compute device";
+}
+
+// 100 MB on cuda:0 hold two layers or what is loose, but then 50 MB have no
+// place.
+TEST(PlannerTest, WhatCannotBeCopiedAheadGivesWayToTheCaps) {
+  std::vector<Block> blocks = EqualBlocks(2, MiB(50), 1);
+  Block loose;
+  loose.name = "embed";
+  loose.bytes = MiB(40);
+  blocks.push_back(loose);
+  const Plan plan = MustPlan("cuda:0,100mb;cuda:1,40mb", blocks,
+                             {{DeviceId("cuda", 0), GiB(1), GiB(1), Bytes(0)},
+                              {DeviceId("cuda", 1), GiB(1), GiB(1), Bytes(0)},
+                              {DeviceId("cpu"), GiB(1), Bytes(0), Bytes(0)}});
+  EXPECT_EQ(Picture(plan), "001");
+}
+
 TEST(PlannerTest, KeepsGroupsTogetherAndSplitsOnlyTheBoundary) {
   const auto blocks = EqualBlocks(40, MiB(100), 4);
   for (const Order order :
