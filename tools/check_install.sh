@@ -17,7 +17,7 @@ done
 listing() { find "$site" -maxdepth 1 -mindepth 1 -printf '%f\n' | sort; }
 before=$(listing)
 unset PYTHONPATH
-"$work/env/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps "$root"
+"$work/env/bin/python" "$root/install.py"  # what ComfyUI-Manager runs: that pip command
 cd "$work"
 "$work/env/bin/distorch" --version
 "$work/env/bin/python" - << 'PYTHON'
