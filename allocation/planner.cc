@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,6 +20,7 @@ namespace distorch {
 namespace {
 
 using planner_internal::Candidates;
+using planner_internal::DeviceNames;
 using planner_internal::HostIndex;
 using planner_internal::Layout;
 using planner_internal::LayoutContiguous;
@@ -73,16 +75,25 @@ class Planner {
 absl::Status Planner::CheckTable() const {
   absl::flat_hash_set<DeviceId> seen;
   for (const Device& device : table_) {
-    if (seen.insert(device.id).second) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the table of devices has ", device.id.ToString(), " twice"));
+    const std::string name = device.id.ToString();
+    if (!seen.insert(device.id).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the table of devices has ", name, " twice"));
+    }
+    if (std::min({device.total, device.free, device.reserve}) < Bytes(0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the table of devices has a negative size for ", name));
+    }
+    if (!std::isfinite(device.link_gbps) || device.link_gbps < 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the table of devices has no bandwidth for the link of ", name,
+          " but ", device.link_gbps, "; expected GB/s, 0 if not known"));
+    }
   }
   if (compute_.IsHost() || seen.contains(compute_)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "there is no compute device ", compute_.ToString(), "; expected one of ",
-      absl::StrJoin(table_, ", ", [](std::string* out, const Device& device) {
-        out->append(device.id.ToString());
-      })));
+  return absl::InvalidArgumentError(
+      absl::StrCat("there is no compute device ", compute_.ToString(),
+                   "; expected one of ", DeviceNames(table_)));
 }
 
 absl::Status Planner::ChooseCompute(const DeviceId& compute) {
@@ -316,6 +327,13 @@ void Planner::AddNotes(Plan* plan) const {
       plan->notes.push_back(absl::StrCat("the entries leave ",
                                          FormatBytes(share.used),
                                          " of the model: it goes to ", device));
+    }
+    if (share.device.IsHost() && shares_.host_share &&
+        share.used > *shares_.host_share) {
+      plan->notes.push_back(
+          absl::StrCat("the entries leave ", FormatBytes(share.used),
+                       " of the model: ", device, ", asked for ",
+                       FormatBytes(*shares_.host_share), ", takes all of it"));
     }
   }
 }

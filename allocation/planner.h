@@ -23,9 +23,10 @@
 //   (pinned blocks) and nothing else.
 // - Percentages alone are ratios: each device gets at most its share, rounded
 //   down to whole blocks, and cpu (or the last device) gets what rounding
-//   leaves. Beside other amounts a percentage is a cap.
-// - Without `*` what the caps leave goes to cpu, with a note; but an entry for
-//   cpu that is a size or a share of memory is a cap as any other.
+//   leaves. Beside other amounts a percentage is a cap, but for that of cpu.
+// - Without `*` what the caps leave goes to cpu, with a note, also beyond a
+//   percentage; but an entry for cpu that is a size or a share of memory is a
+//   cap as any other.
 #ifndef DISTORCH_ALLOCATION_PLANNER_H_
 #define DISTORCH_ALLOCATION_PLANNER_H_
 
@@ -42,7 +43,8 @@ namespace distorch {
 // checked.
 //
 // InvalidArgument: no compute device, a device that is not in the table or is
-// there twice, two blocks of one name, a negative size. ResourceExhausted: no
+// there twice, two blocks of one name, a negative size, a link's bandwidth that
+// is negative or no number. ResourceExhausted: no
 // plan keeps every cap; `failure`, if given, receives the message's parts.
 //
 // Time: proportional to the blocks for each device at worst; 10,000 blocks on

@@ -128,7 +128,8 @@ void Resolver::operator()(const EntryList& list) {
 }
 
 // `*`; else, of percentages alone, cpu or the last one (what rounding to whole
-// blocks leaves goes there); else the host.
+// blocks leaves goes there); else the host, beyond its percentage if it has
+// one, but within a size or a share of its memory.
 void Resolver::ChooseRest(const EntryList& list, bool all_percent) {
   size_t last = 0;
   for (size_t i = 0; i < list.entries.size(); ++i) {
@@ -146,6 +147,10 @@ void Resolver::ChooseRest(const EntryList& list, bool all_percent) {
   }
   for (size_t i = 0; i < list.entries.size(); ++i) {
     if (!list.entries[i].device.IsHost()) continue;
+    if (std::holds_alternative<ModelShare>(list.entries[i].amount)) {
+      shares_.host_share = shares_.devices[i].asked;
+      return RestOn(i);
+    }
     shares_.rest = i;  // within its own cap
     return;
   }
@@ -224,11 +229,9 @@ void Resolver::operator()(const VirtualVram& form) {
 absl::Status CheckTable(const Shares& shares, absl::Span<const Device> table) {
   for (const DeviceShare& share : shares.devices) {
     if (share.device.IsHost() || Find(table, share.device) != nullptr) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        "there is no device ", share.device.ToString(), "; expected one of ",
-        absl::StrJoin(table, ", ", [](std::string* out, const Device& row) {
-          out->append(row.id.ToString());
-        })));
+    return absl::InvalidArgumentError(
+        absl::StrCat("there is no device ", share.device.ToString(),
+                     "; expected one of ", DeviceNames(table)));
   }
   return absl::OkStatus();
 }
@@ -282,6 +285,13 @@ size_t HostIndex(absl::Span<const Device> table, Shares* shares) {
   host.cap = host.available;
   shares->devices.push_back(std::move(host));
   return shares->devices.size() - 1;
+}
+
+std::string DeviceNames(absl::Span<const Device> table) {
+  std::vector<std::string> names;
+  for (const Device& row : table) names.push_back(row.id.ToString());
+  if (Find(table, DeviceId("cpu")) == nullptr) names.emplace_back("cpu");
+  return absl::StrJoin(names, ", ");
 }
 
 std::vector<Candidate> Candidates(const Shares& shares) {

@@ -5,6 +5,7 @@
 #define DISTORCH_ALLOCATION_SHARES_H_
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,8 @@ struct Shares {
   size_t rest = 0;
   // What the rest device cannot hold goes to the host, where there is no `*`.
   bool overflow_to_host = false;
+  // The percentage of the host, where it takes the rest all the same.
+  std::optional<Bytes> host_share;
   std::vector<std::string> notes;
 };
 
@@ -46,6 +49,10 @@ size_t HostIndex(absl::Span<const Device> table, Shares* shares);
 
 // Free memory less the reserve; Max() if the table does not know the device.
 Bytes Available(absl::Span<const Device> table, const DeviceId& device);
+
+// "cuda:0, cuda:1, cpu": the devices of the table, and the host, which is
+// always there.
+std::string DeviceNames(absl::Span<const Device> table);
 
 std::vector<Candidate> Candidates(const Shares& shares);
 

@@ -124,6 +124,7 @@ def parse(
         AllocationError: the string is wrong.
     """
     names = [d if isinstance(d, str) else d.device for d in devices or ()]
+    _check_text(text)
     outcome = core().parse_spec(text, names, list(kinds))
     if isinstance(outcome, core().Spec):
         return outcome
@@ -137,6 +138,22 @@ def parse(
         expected=outcome.expected,
         caret=outcome.caret,
     )
+
+
+def _check_text(text: str) -> None:
+    """Refuse what is no text: half of a surrogate pair, from a broken file or bytes of another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = text[: error.start].encode(errors="replace").decode()
+        raise AllocationError(
+            f"allocation string: a character that is no text at offset {error.start}; "
+            f"expected letters, digits and , ; : . % * #\n  {shown}?\n  {' ' * len(shown)}^",
+            offset=error.start,
+            fragment="?",
+            expected="letters, digits and , ; : . % * #",
+            caret=f"  {shown}?\n  {' ' * len(shown)}^",
+        ) from None
 
 
 def format_spec(spec: Spec) -> str:

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 #include <string>
@@ -101,6 +102,18 @@ TEST(PlannerTest, WithoutRestTheHostTakesItWithANote) {
   EXPECT_THAT(plan.notes,
               ElementsAre("the entries leave 1000 MB of the model: it goes to "
                           "cpu"));
+}
+
+TEST(PlannerTest, WithoutRestTheHostTakesItBeyondItsPercentage) {
+  const auto blocks = EqualBlocks(30, MiB(100));
+  const Plan plan = MustPlan("cuda:0,1gb;cpu,50%", blocks, TwoGpusAndHost());
+  EXPECT_EQ(Megabytes(plan), (Totals{{"cuda:0", 1000}, {"cpu", 2000}}));
+  EXPECT_THAT(plan.notes,
+              ElementsAre("the entries leave 1.95 GB of the model: cpu, asked "
+                          "for 1.46 GB, takes all of it"));
+  const Plan less = MustPlan("cuda:0,2gb;cpu,50%", blocks, TwoGpusAndHost());
+  EXPECT_EQ(Megabytes(less), (Totals{{"cuda:0", 2000}, {"cpu", 1000}}));
+  EXPECT_TRUE(less.notes.empty());
 }
 
 TEST(PlannerTest, OrderSaysHowThePartsLie) {
@@ -502,6 +515,17 @@ TEST(PlannerTest, RefusesWrongInput) {
   blocks[1].bytes = Bytes(-1);
   EXPECT_EQ(message(TryPlan("cpu,*", blocks, devices)),
             "block 'b1' has a negative size");
+  std::vector<Device> table = TwoGpusAndHost();
+  table[1].reserve = Bytes(-1);
+  EXPECT_EQ(TryPlan("auto", blocks, table).status().message(),
+            "the table of devices has a negative size for cuda:1");
+  table = TwoGpusAndHost();
+  table[1].link_gbps = std::nan("");
+  EXPECT_EQ(TryPlan("auto", blocks, table).status().message(),
+            "the table of devices has no bandwidth for the link of cuda:1 but "
+            "nan; expected GB/s, 0 if not known");
+  EXPECT_EQ(TryPlan("auto", blocks, {}).status().message(),
+            "there is no compute device cuda:0; expected one of cpu");
   blocks[0].bytes = blocks[1].bytes = Bytes::Max();
   EXPECT_EQ(message(TryPlan("cpu,*", blocks, devices)),
             "the model has 2^63 bytes or more");

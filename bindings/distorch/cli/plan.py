@@ -104,8 +104,8 @@ def _step(
 ) -> allocation.Step | None:
     if args.step_seconds is None:
         return None
-    if not args.step_seconds > 0:
-        raise InputError("--step-seconds must be above 0")
+    if not 0 < args.step_seconds < float("inf"):
+        raise InputError("--step-seconds must be a number of seconds, above 0")
     if args.activations < 0:
         raise InputError("--activations must be a number of bytes, 0 or more")
     return allocation.predict_step(plan, devices, args.step_seconds, args.activations)
@@ -157,15 +157,18 @@ def blocks_of_file(path: Path) -> list[allocation.Block]:
     try:
         header = read_header(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(_named(path, error)) from error
     return allocation.blocks_of_tensors((t.name, t.end - t.begin) for t in header.tensors)
 
 
 def _read(path: str, make: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        # With or without a byte order mark, which some editors write.
+        rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(_named(path, error)) from error
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected a list, found {type(rows).__name__}")
     made = []
@@ -179,13 +182,28 @@ def _read(path: str, make: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
     return made
 
 
+def _named(path: str | Path, error: OSError | ValueError) -> str:
+    """Say what is wrong with a file, its name once."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return reason if reason.startswith(str(path)) else f"{path}: {reason}"
+
+
 def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
     value = row.get(key)
     if value is None and not required:
         return ""
     if not isinstance(value, str):
         raise ValueError(f'"{key}" must be a string')
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f'"{key}" has half of a surrogate pair in it: {value!a}')
     return value
+
+
+def _flag(row: Mapping[str, Any], key: str) -> bool:
+    value = row.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f'"{key}" must be true or false')
+    return bool(value)
 
 
 def _size(row: Mapping[str, Any], key: str, *, required: bool = False) -> int:
@@ -201,6 +219,8 @@ def _size(row: Mapping[str, Any], key: str, *, required: bool = False) -> int:
 
 def _block(row: Mapping[str, Any]) -> allocation.Block:
     pinned = row.get("pinned")
+    if pinned is not None and not isinstance(pinned, (bool, str)):
+        raise ValueError('"pinned" must be true, false or the reason as a string')
     reason = "pinned" if pinned is True else "" if pinned is False else _text(row, "pinned")
     return allocation.Block(
         _text(row, "name", required=True),
@@ -208,13 +228,14 @@ def _block(row: Mapping[str, Any]) -> allocation.Block:
         group=_text(row, "group"),
         pinned=reason,
         tied=_text(row, "tied"),
-        patched=bool(row.get("patched", False)),
+        patched=_flag(row, "patched"),
     )
 
 
 def _device(row: Mapping[str, Any]) -> allocation.Device:
-    link = row.get("link_gbps") or 0.0
-    if isinstance(link, bool) or not isinstance(link, (int, float)) or link < 0:
+    link = row.get("link_gbps")
+    link = 0.0 if link is None else link
+    if isinstance(link, bool) or not isinstance(link, (int, float)) or not 0 <= link < 1e15:
         raise ValueError('"link_gbps" must be a number of GB/s, 0 or more')
     return allocation.Device(
         _text(row, "device", required=True),

@@ -129,6 +129,17 @@ def test_strict_and_order_are_options(plan):
         ([{"name": "a", "bytes": -1}], DEVICES, "cuda:0", '"bytes" must be a number of bytes'),
         ([{"name": "a", "bytes": True}], DEVICES, "cuda:0", '"bytes" must be a number of bytes'),
         ([{"name": "a", "bytes": 1, "tied": 3}], DEVICES, "cuda:0", '"tied" must be a string'),
+        (
+            [{"name": "a", "bytes": 1, "pinned": 3}],
+            DEVICES,
+            "cuda:0",
+            '"pinned" must be true, false',
+        ),
+        ([{"name": "a", "bytes": 1, "patched": "no"}], DEVICES, "cuda:0", '"patched" must be true'),
+        ([{"name": "\ud800", "bytes": 1}], DEVICES, "cuda:0", '"name" has half of a surrogate'),
+        ([], [{**DEVICES[0], "link_gbps": float("nan")}], "cuda:0", '"link_gbps" must be a number'),
+        ([], [{**DEVICES[0], "link_gbps": float("inf")}], "cuda:0", '"link_gbps" must be a number'),
+        ([], [], "cuda:5", "there is no compute device cuda:5; expected one of cpu"),
         ([], [{"device": "x y", "total": 1, "free": 1}], "cpu", "not the name of a device: 'x y'"),
         ([], [{**DEVICES[0], "link_gbps": -1}], "cuda:0", '"link_gbps" must be a number of GB/s'),
         ([], DEVICES, "cuda:5", "there is no compute device cuda:5"),
@@ -140,6 +151,45 @@ def test_wrong_input_is_status_2(plan, blocks, devices, compute, message):
     status, out = plan("cpu,*", blocks, devices, compute)
     assert status == 2
     assert message in out["error"]["message"]
+
+
+def test_a_string_that_is_no_text_is_an_error_with_its_place(plan):
+    status, out = plan("cuda:0,1gb\udcff;cpu,*", equal(2))
+    assert status == 2
+    assert out["error"]["offset"] == 10
+    assert out["error"]["message"].endswith("\n  cuda:0,1gb?\n            ^")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[" * 100_000, "blocks.json: nested too deeply"),
+        ("{", "blocks.json: Expecting property name"),
+        ("\ufeff[]", None),
+    ],
+)
+def test_files_are_read_or_refused(tmp_path, capsys, text, expected):
+    path = tmp_path / "blocks.json"
+    path.write_text(text, encoding="utf-8")
+    table = write(tmp_path / "d.json", DEVICES)
+    status = main(["plan", "--blocks", str(path), "--devices", table, "--alloc", "cpu,*", "--json"])
+    out = json.loads(capsys.readouterr().out)
+    if expected is None:
+        assert (status, out["placement"]) == (0, {})
+    else:
+        assert status == 2
+        assert expected in out["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nowhere.safetensors"], ["--blocks", "nowhere.safetensors"]]
+)
+def test_a_file_that_is_not_there_is_named_once(tmp_path, capsys, arguments):
+    table = write(tmp_path / "d.json", DEVICES)
+    assert main(["plan", *arguments, "--devices", table, "--alloc", "cpu,*"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("nowhere.safetensors") == 1
+    assert "No such file or directory" in said
 
 
 def test_without_json_the_tables_and_a_plain_error(tmp_path, capsys):
@@ -244,7 +294,8 @@ def test_a_step_is_predicted_with_the_way_of_each_donor(plan):
     assert shown["step"]["seconds"] == pytest.approx(6000 / 1024 / 25.5)
     _, shown = plan("cuda:0,50%;cpu,*", grouped(40), DEVICES, "cuda:0", "--step-seconds", "0.1")
     assert shown["step"] == {"seconds": 0.0, "modes": {"cpu": "stream"}}
-    assert plan("cpu,*", grouped(4), DEVICES, "cpu", "--step-seconds", "0")[0] == 2
+    for seconds in ("0", "nan", "inf"):
+        assert plan("cpu,*", grouped(4), DEVICES, "cpu", "--step-seconds", seconds)[0] == 2
 
 
 def test_the_predicted_step_in_words(tmp_path, capsys):
