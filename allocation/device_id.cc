@@ -8,8 +8,10 @@ namespace distorch {
 namespace {
 
 bool IsKind(std::string_view text) {
-  if (text.empty() || absl::ascii_isdigit(static_cast<unsigned char>(text[0])))
+  if (text.empty() ||
+      absl::ascii_isdigit(static_cast<unsigned char>(text[0]))) {
     return false;
+  }
   for (const char c : text) {
     if (!absl::ascii_isalnum(static_cast<unsigned char>(c)) && c != '_') {
       return false;

@@ -40,11 +40,11 @@ absl::uint128 Unsigned(Bytes bytes) {
 
 class Spreader {
  public:
-  Spreader(const Units& units, const Layout& base, size_t rest, size_t compute)
+  Spreader(const Units& units, Layout base, size_t rest, size_t compute)
       : units_(units),
         rest_(static_cast<uint32_t>(rest)),
         compute_(static_cast<uint32_t>(compute)),
-        layout_(base) {}
+        layout_(std::move(base)) {}
 
   Layout Run(absl::Span<const size_t> among);
 

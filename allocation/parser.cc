@@ -140,7 +140,7 @@ bool Parser::ConsumeFull(bool has_expert, Spec* spec) {
     if (!ConsumeVirtualVram(&form)) return false;
   }
   if (!scanner_.AtEnd()) return FailHere("the end", "nothing more");
-  if (form.donors.empty()) form.donors.push_back(DeviceId("cpu"));
+  if (form.donors.empty()) form.donors.emplace_back("cpu");
   if (!has_expert) spec->form = std::move(form);
   return true;
 }

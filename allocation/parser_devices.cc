@@ -112,7 +112,7 @@ std::string Parser::ExpectedDevices() const {
     names.push_back(device.ToString());
     host = host || device.IsHost();
   }
-  if (!host) names.push_back("cpu");
+  if (!host) names.emplace_back("cpu");
   return absl::StrCat("one of ", absl::StrJoin(names, ", "));
 }
 

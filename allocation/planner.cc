@@ -10,24 +10,24 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "allocation/failures.h"
 #include "allocation/layout.h"
-#include "allocation/printer.h"
 #include "allocation/shares.h"
 #include "allocation/units.h"
 
 namespace distorch {
 namespace {
 
-using planner_internal::Candidates;
 using planner_internal::DeviceNames;
 using planner_internal::HostIndex;
 using planner_internal::Layout;
 using planner_internal::LayoutContiguous;
 using planner_internal::LayoutSpread;
 using planner_internal::LooseFirst;
+using planner_internal::PinnedDoNotFit;
 using planner_internal::Repack;
 using planner_internal::ResolveShares;
+using planner_internal::RestDoesNotFit;
 using planner_internal::Shares;
 using planner_internal::Units;
 
@@ -48,13 +48,15 @@ class Planner {
   absl::Status ChooseCompute(const DeviceId& compute);
   absl::Status CheckTable() const;
   absl::Status PlacePinned();
-  absl::Status PinnedDoNotFit(Bytes cap);
   void LayOut();
   Layout Ordered(Layout contiguous) const;
   Layout SpreadSharedWithHost(Layout contiguous) const;
   absl::Status FitRest();
-  absl::Status NothingFits(const Layout& layout);
-  std::string Remedy(Bytes missing) const;
+  absl::Status NothingFits() {
+    return Fail(
+        RestDoesNotFit(units_, table_, layout_.room[shares_.rest], &shares_));
+  }
+  absl::Status Fail(PlanFailure failure);
   Plan Collect();
   void AddNotes(Plan* plan) const;
 
@@ -119,7 +121,7 @@ absl::Status Planner::PlacePinned() {
   if (units_.pinned_bytes > room) {
     const bool is_ratio = shares_.overflow_to_host;
     if (!is_ratio || units_.pinned_bytes > share.available) {
-      return PinnedDoNotFit(share.cap);
+      return Fail(PinnedDoNotFit(units_, blocks_, &shares_));
     }
     shares_.notes.push_back(
         absl::StrCat("what must stay on ", share.device.ToString(), " (",
@@ -129,37 +131,6 @@ absl::Status Planner::PlacePinned() {
   }
   room -= units_.pinned_bytes;
   return absl::OkStatus();
-}
-
-absl::Status Planner::PinnedDoNotFit(Bytes cap) {
-  constexpr size_t kShown = 8;
-  const std::string device = compute_.ToString();
-  std::vector<std::string> names;
-  size_t count = 0;
-  std::vector<bool> is_pinned(units_.atom_bytes.size());
-  for (const uint32_t atom : units_.pinned) is_pinned[atom] = true;
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    if (!is_pinned[units_.atom_of_block[i]]) continue;
-    if (++count > kShown) continue;
-    names.push_back(absl::StrCat(blocks_[i].name, " (",
-                                 FormatBytes(blocks_[i].bytes), ")"));
-  }
-  if (count > kShown) {
-    names.push_back(absl::StrCat("and ", count - kShown, " more"));
-  }
-  DeviceShare& share = shares_.devices[shares_.compute];
-  share.asked = std::max(share.asked, units_.pinned_bytes);
-  failure_.problem =
-      absl::StrCat("blocks that must stay on ", device, " need ",
-                   FormatBytes(units_.pinned_bytes), ", it may hold ",
-                   FormatBytes(cap), ": ", absl::StrJoin(names, ", "));
-  failure_.candidates = Candidates(shares_);
-  failure_.remedy = share.available < units_.pinned_bytes
-                        ? absl::StrCat("free memory on ", device,
-                                       " or compute on another device")
-                        : absl::StrCat("give ", device, " at least ",
-                                       FormatExactSize(units_.pinned_bytes));
-  return absl::ResourceExhaustedError(failure_.Message());
 }
 
 // Passes 4 and 5. What is in no layer group comes first where that leaves every
@@ -221,7 +192,7 @@ absl::Status Planner::FitRest() {
         share.device.ToString(), " has ", FormatBytes(share.available),
         " free, its share is ", FormatBytes(share.asked),
         ": what does not fit there goes to cpu"));
-    if (options_.strict) return NothingFits(layout_);
+    if (options_.strict) return NothingFits();
     shares_.devices[rest].is_rest = false;
     shares_.rest = HostIndex(table_, &shares_);
     shares_.devices[shares_.rest].is_rest = true;
@@ -234,50 +205,16 @@ absl::Status Planner::FitRest() {
     layout_ = LayoutContiguous(units_, room_, rest);
     if (layout_.room[rest] >= Bytes(0)) return absl::OkStatus();
   }
-  if (!Repack(units_, rest, &layout_)) return NothingFits(layout_);
+  if (!Repack(units_, rest, &layout_)) return NothingFits();
   shares_.notes.push_back(
       "the caps leave little room: some blocks were placed singly to keep "
       "every one");
   return absl::OkStatus();
 }
 
-absl::Status Planner::NothingFits(const Layout& layout) {
-  const Bytes missing = Bytes(0) - layout.room[shares_.rest];
-  failure_.problem =
-      absl::StrCat("the model (", FormatBytes(units_.model_bytes),
-                   ") does not fit: ", FormatBytes(missing), " has no place");
-  DeviceShare& rest = shares_.devices[shares_.rest];
-  rest.asked = std::max(rest.asked, rest.cap + missing);
-  failure_.candidates = Candidates(shares_);
-  failure_.remedy = Remedy(missing);
+absl::Status Planner::Fail(PlanFailure failure) {
+  failure_ = std::move(failure);
   return absl::ResourceExhaustedError(failure_.Message());
-}
-
-std::string Planner::Remedy(Bytes missing) const {
-  const DeviceShare& rest = shares_.devices[shares_.rest];
-  const std::string device = rest.device.ToString();
-  if (!rest.device.IsHost()) {
-    return absl::StrCat("give ", device, " at most ",
-                        FormatExactSize(rest.available),
-                        " and let cpu take the rest: cpu,*");
-  }
-  if (!rest.is_rest && rest.cap < rest.available) {
-    return "let cpu take the rest: cpu,*";
-  }
-  const Device* roomiest = nullptr;
-  for (const Device& row : table_) {
-    if (row.id.IsHost()) continue;
-    const Bytes free = row.free - row.reserve;
-    if (roomiest == nullptr || free > roomiest->free - roomiest->reserve) {
-      roomiest = &row;
-    }
-  }
-  if (roomiest != nullptr && roomiest->free - roomiest->reserve >= missing) {
-    return absl::StrCat("give ", roomiest->id.ToString(), ", which has ",
-                        FormatBytes(roomiest->free - roomiest->reserve),
-                        " free, ", FormatBytes(missing), " more");
-  }
-  return absl::StrCat("free ", FormatBytes(missing), " of host memory");
 }
 
 // Pass 7.

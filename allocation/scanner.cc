@@ -23,7 +23,7 @@ bool ContinuesCharacter(char c) {
 
 // value * 10 + digit, checked before it is multiplied.
 bool AppendDigit(char digit, uint64_t* value) {
-  const uint64_t add = static_cast<uint64_t>(digit - '0');
+  const auto add = static_cast<uint64_t>(digit - '0');
   if (*value > (std::numeric_limits<uint64_t>::max() - add) / 10) return false;
   *value = *value * 10 + add;
   return true;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
@@ -69,7 +70,7 @@ void Apply(const Files& files, HostMemory& memory) {
 void ApplyVersion2(const std::string& root, std::string group,
                    HostMemory& memory) {
   while (true) {
-    const std::string folder = root + "/sys/fs/cgroup" + group;
+    const std::string folder = absl::StrCat(root, "/sys/fs/cgroup", group);
     Apply({folder + "/memory.max", folder + "/memory.current", "inactive_file ",
            folder + "/memory.stat"},
           memory);
@@ -114,7 +115,8 @@ HostMemory ReadHostMemory(const std::string& root) {
       ApplyVersion2(root, std::move(group), memory);
     } else if (parts[1] == "memory") {
       for (const std::string& base : {group, std::string()}) {
-        const std::string folder = root + "/sys/fs/cgroup/memory" + base;
+        const std::string folder =
+            absl::StrCat(root, "/sys/fs/cgroup/memory", base);
         Apply({folder + "/memory.limit_in_bytes",
                folder + "/memory.usage_in_bytes", "total_inactive_file ",
                folder + "/memory.stat"},

@@ -61,6 +61,7 @@ class StreamScheduler {
   // one slot.
   StreamScheduler(StreamBackend* backend, int groups, int slots);
 
+  ~StreamScheduler() = default;
   StreamScheduler(const StreamScheduler&) = delete;  // one user of the slots
   StreamScheduler& operator=(const StreamScheduler&) = delete;
 

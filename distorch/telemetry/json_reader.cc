@@ -41,7 +41,7 @@ size_t Utf8Length(const char* p, const char* end) {
   const auto byte = [p](size_t i) { return static_cast<uint8_t>(p[i]); };
   const auto tail = [&](size_t i) { return (byte(i) & 0xc0) == 0x80; };
   const uint8_t first = byte(0);
-  const size_t left = static_cast<size_t>(end - p);
+  const auto left = static_cast<size_t>(end - p);
   if (first >= 0xc2 && first <= 0xdf) return left >= 2 && tail(1) ? 2 : 0;
   if (first >= 0xe0 && first <= 0xef) {
     if (left < 3 || !tail(1) || !tail(2)) return 0;

@@ -2,8 +2,8 @@
 #include "distorch/telemetry/sampler.h"
 
 #include <pthread.h>
-#include <signal.h>
-#include <time.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): POSIX
+#include <time.h>    // NOLINT(modernize-deprecated-headers): POSIX
 
 #include <algorithm>
 #include <chrono>

@@ -14,7 +14,7 @@ namespace distorch {
 class ForkGuard {
  public:
   static ForkGuard& Get() {
-    static ForkGuard* guard = new ForkGuard;  // outlives every sampler
+    static auto* guard = new ForkGuard;  // outlives every sampler
     return *guard;
   }
 

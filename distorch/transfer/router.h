@@ -57,6 +57,7 @@ class Router {
                   std::int64_t sample_bytes = kSampleBytes,
                   std::int64_t chunk = StagedTransfer::kChunk);
 
+  ~Router() = default;
   Router(const Router&) = delete;  // owns pinned buffers
   Router& operator=(const Router&) = delete;
 

@@ -34,6 +34,7 @@ std::vector<std::string> Holders(const std::vector<ManagedState>& models,
                      return At(a->bytes, device) > At(b->bytes, device);
                    });
   std::vector<std::string> names;
+  names.reserve(there.size());
   for (const ManagedState* model : there) {
     names.push_back(absl::StrCat(model->name, " (",
                                  FormatBytes(At(model->bytes, device)), ")"));

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "allocation/failures.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "allocation/printer.h"
+
+namespace distorch::planner_internal {
+namespace {
+
+// "embed (512 MB)" for the first blocks that must stay, and how many more.
+std::vector<std::string> PinnedNames(const Units& units,
+                                     absl::Span<const Block> blocks) {
+  constexpr size_t kShown = 8;
+  std::vector<std::string> names;
+  size_t count = 0;
+  std::vector<bool> is_pinned(units.atom_bytes.size());
+  for (const uint32_t atom : units.pinned) is_pinned[atom] = true;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (!is_pinned[units.atom_of_block[i]]) continue;
+    if (++count > kShown) continue;
+    names.push_back(
+        absl::StrCat(blocks[i].name, " (", FormatBytes(blocks[i].bytes), ")"));
+  }
+  if (count > kShown) {
+    names.push_back(absl::StrCat("and ", count - kShown, " more"));
+  }
+  return names;
+}
+
+Bytes RoomOf(const Device& row) { return row.free - row.reserve; }
+
+std::string Remedy(absl::Span<const Device> table, const DeviceShare& rest,
+                   Bytes missing) {
+  if (!rest.device.IsHost()) {
+    return absl::StrCat("give ", rest.device.ToString(), " at most ",
+                        FormatExactSize(rest.available),
+                        " and let cpu take the rest: cpu,*");
+  }
+  if (!rest.is_rest && rest.cap < rest.available) {
+    return "let cpu take the rest: cpu,*";
+  }
+  const Device* roomiest = nullptr;
+  for (const Device& row : table) {
+    if (row.id.IsHost()) continue;
+    if (roomiest == nullptr || RoomOf(row) > RoomOf(*roomiest)) roomiest = &row;
+  }
+  if (roomiest != nullptr && RoomOf(*roomiest) >= missing) {
+    return absl::StrCat("give ", roomiest->id.ToString(), ", which has ",
+                        FormatBytes(RoomOf(*roomiest)), " free, ",
+                        FormatBytes(missing), " more");
+  }
+  return absl::StrCat("free ", FormatBytes(missing), " of host memory");
+}
+
+}  // namespace
+
+PlanFailure PinnedDoNotFit(const Units& units, absl::Span<const Block> blocks,
+                           Shares* shares) {
+  DeviceShare& share = shares->devices[shares->compute];
+  share.asked = std::max(share.asked, units.pinned_bytes);
+  const std::string device = share.device.ToString();
+  PlanFailure failure;
+  failure.problem = absl::StrCat(
+      "blocks that must stay on ", device, " need ",
+      FormatBytes(units.pinned_bytes), ", it may hold ", FormatBytes(share.cap),
+      ": ", absl::StrJoin(PinnedNames(units, blocks), ", "));
+  failure.candidates = Candidates(*shares);
+  failure.remedy = share.available < units.pinned_bytes
+                       ? absl::StrCat("free memory on ", device,
+                                      " or compute on another device")
+                       : absl::StrCat("give ", device, " at least ",
+                                      FormatExactSize(units.pinned_bytes));
+  return failure;
+}
+
+PlanFailure RestDoesNotFit(const Units& units, absl::Span<const Device> table,
+                           Bytes room, Shares* shares) {
+  const Bytes missing = Bytes(0) - room;
+  DeviceShare& rest = shares->devices[shares->rest];
+  rest.asked = std::max(rest.asked, rest.cap + missing);
+  PlanFailure failure;
+  failure.problem =
+      absl::StrCat("the model (", FormatBytes(units.model_bytes),
+                   ") does not fit: ", FormatBytes(missing), " has no place");
+  failure.candidates = Candidates(*shares);
+  failure.remedy = Remedy(table, rest, missing);
+  return failure;
+}
+
+}  // namespace distorch::planner_internal
