@@ -206,7 +206,7 @@ absl::Status Planner::FitRest() {
     if (layout_.room[rest] >= Bytes(0)) return absl::OkStatus();
   }
   if (!Repack(units_, rest, &layout_)) return NothingFits();
-  shares_.notes.push_back(
+  shares_.notes.emplace_back(
       "the caps leave little room: some blocks were placed singly to keep "
       "every one");
   return absl::OkStatus();

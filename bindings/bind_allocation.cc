@@ -292,15 +292,18 @@ void BindAllocation(py::module_& module) {
   BindInputs(module);
   BindSpec(module);
   BindPlan(module);
-  module.def("format_bytes",
-             [](int64_t bytes) { return FormatBytes(Bytes(bytes)); });
-  module.def("group_names", [](const std::vector<std::string>& names) {
-    return GroupNames(names);
-  });
-  module.def("text_encoder_head", [](const std::string& block) {
-    return TextEncoderHeadReason(block);
-  });
-  module.def("blocks_of_tensors", &BlocksShim);
+  module.def(
+      "format_bytes", [](int64_t bytes) { return FormatBytes(Bytes(bytes)); },
+      py::arg("bytes"));
+  module.def(
+      "group_names",
+      [](const std::vector<std::string>& names) { return GroupNames(names); },
+      py::arg("names"));
+  module.def(
+      "text_encoder_head",
+      [](const std::string& block) { return TextEncoderHeadReason(block); },
+      py::arg("block"));
+  module.def("blocks_of_tensors", &BlocksShim, py::arg("tensors"));
 }
 
 }  // namespace distorch::bindings

@@ -59,9 +59,12 @@ py::dict ReportShim(const std::vector<State>& states,
 }  // namespace
 
 void BindUnload(py::module_& module) {
-  module.def("choose_ejected", [](const std::vector<State>& states) {
-    return ChooseEjected(ToStates(states));
-  });
+  module.def(
+      "choose_ejected",
+      [](const std::vector<State>& states) {
+        return ChooseEjected(ToStates(states));
+      },
+      py::arg("states"));
   module.def("eject_report", &ReportShim, py::arg("states"), py::arg("ejected"),
              py::arg("before"), py::arg("after"));
 }

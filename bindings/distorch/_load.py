@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the two compiled parts of the package and explains a failure.
 
-`core()` gives `distorch._C` (no torch needed); `load_operators()` registers `torch.ops.distorch.*` once per process.
+`core()` gives `distorch._C` (no torch needed), and so does `_load.C`, with types (`_C.pyi`); `load_operators()` registers
+`torch.ops.distorch.*` once per process.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ import functools
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distorch import _C
+
+    C = _C
 
 _ABI_VERSION = 1  # bindings/ops/library.cc
 
@@ -46,6 +52,16 @@ def core() -> Any:
     except ImportError as error:
         raise _explain("C++ core (_C)", error) from error
     return _C
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Give `C`, the core, from its first use on."""
+        if name != "C":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()["C"] = core()
+        return globals()["C"]
 
 
 @functools.cache

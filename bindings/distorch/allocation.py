@@ -14,19 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from distorch._load import core
+from distorch import _load
 
 if TYPE_CHECKING:
-    Block = Any
-    Device = Any
-    Options = Any
-    Plan = Any
-    Spec = Any
+    from distorch._C import Block, Device, Options, Plan, Spec
 else:
-    _C = core()
-    Block, Device, Options, Plan, Spec = _C.Block, _C.Device, _C.Options, _C.Plan, _C.Spec
+    Block, Device, Options = _load.C.Block, _load.C.Device, _load.C.Options
+    Plan, Spec = _load.C.Plan, _load.C.Spec
 
 __all__ = [
     "AllocationError",
@@ -125,8 +121,8 @@ def parse(
     """
     names = [d if isinstance(d, str) else d.device for d in devices or ()]
     _check_text(text)
-    outcome = core().parse_spec(text, names, list(kinds))
-    if isinstance(outcome, core().Spec):
+    outcome = _load.C.parse_spec(text, names, list(kinds))
+    if isinstance(outcome, Spec):
         return outcome
     # C++ counts bytes, Python characters. Both appear in the message.
     offset = len(text.encode()[: outcome.offset].decode(errors="ignore"))
@@ -183,10 +179,8 @@ def make_plan(
     """
     if isinstance(spec, str):
         spec = parse(spec, devices)
-    outcome = core().plan_blocks(
-        spec, list(blocks), list(devices), compute, options or core().Options()
-    )
-    if isinstance(outcome, core().Plan):
+    outcome = _load.C.plan_blocks(spec, list(blocks), list(devices), compute, options or Options())
+    if isinstance(outcome, Plan):
         return outcome
     if not outcome.does_not_fit:
         raise AllocationError(outcome.message)
@@ -248,7 +242,7 @@ def predict_step(
         link, wanted = links.get(donor, 0.0), plan.modes.get(donor, "auto")
         crossing = float(2 * runs * activations)
         rows.append((donor, float(sizes[donor]), len(groups), link, crossing, can, wanted))
-    predicted, chosen = core().choose_modes(seconds, max(1, len(where)), slots, rows)
+    predicted, chosen = _load.C.choose_modes(seconds, max(1, len(where)), slots, rows)
     return Step(
         seconds=float(predicted),
         modes={row[0]: choice[0] for row, choice in zip(rows, chosen, strict=True)},
@@ -258,19 +252,19 @@ def predict_step(
 
 def group_names(names: Sequence[str]) -> list[str]:
     """Return the layer group of each block by its name: the outermost repeated `prefix.N`, or ''."""
-    return list(core().group_names(list(names)))
+    return list(_load.C.group_names(list(names)))
 
 
 def text_encoder_head(name: str) -> str:
     """Return why a block of a text encoder must stay on the compute device, or '' if it need not."""
-    return str(core().text_encoder_head(name))
+    return str(_load.C.text_encoder_head(name))
 
 
 def blocks_of_tensors(tensors: Iterable[tuple[str, int]]) -> list[Block]:
     """Return the blocks of a file's tensors (name, bytes): one a module, grouped, embeddings pinned."""
-    return list(core().blocks_of_tensors(list(tensors)))
+    return list(_load.C.blocks_of_tensors(list(tensors)))
 
 
 def format_bytes(count: int) -> str:
     """Return a size as people read it: '2.50 GB', '512 MB'."""
-    return str(core().format_bytes(count))
+    return str(_load.C.format_bytes(count))

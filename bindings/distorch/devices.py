@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from distorch._load import core
+from distorch import _load
 
 # Kinds that torch or an add-on of it may bring. Others are found through the PrivateUse1 name.
 KNOWN_KINDS = ("cuda", "xpu", "npu", "mlu", "hpu", "musa", "corex", "mps")
@@ -138,7 +138,7 @@ def _has_context(kind: str, index: int) -> bool:
 
 
 def _cpu() -> DeviceInfo:
-    total, available = core().host_memory()
+    total, available = _load.C.host_memory()
     return DeviceInfo("cpu", "cpu", 0, "host memory", int(total), int(available))
 
 
@@ -150,7 +150,7 @@ def by_cuda_index(devices: Iterable[Any]) -> dict[int, Any]:
     """
     devices = list(devices)
     by_index = {d.index: d for d in devices}
-    slots = {i: by_index[n] for i, n in enumerate(core().visible_nvml_indices(devices))}
+    slots = {i: by_index[n] for i, n in enumerate(_load.C.visible_nvml_indices(devices))}
     if len(devices) < 2 or not is_initialized("cuda"):
         return slots
     by_uuid = {d.uuid: d for d in devices}
@@ -163,7 +163,7 @@ def by_cuda_index(devices: Iterable[Any]) -> dict[int, Any]:
 
 def _nvml() -> dict[int, Any]:
     """Return NVML's devices by CUDA's index; empty without a driver."""
-    return by_cuda_index(core().nvml_devices()[0])
+    return by_cuda_index(_load.C.nvml_devices()[0])
 
 
 def _memory(kind: str, index: int, module: ModuleType | None) -> tuple[int, int]:

@@ -21,8 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from distorch import caches, devices
-from distorch._load import core
+from distorch import _load, caches, devices
 
 log = logging.getLogger("distorch")
 
@@ -165,7 +164,7 @@ class Registry:
     def _carry_out(self, models: list[_Held], chosen: list[ManagedModel]) -> EjectReport:
         ids = {m.id for m in chosen}
         states = [(m.id, m.name, m.id in ids, m.bytes_per_device()) for m in models]
-        order = core().choose_ejected(states)
+        order = _load.C.choose_ejected(states)
         touched = {device for state in states if state[2] for device in state[3]}
         before = self._bytes_now(touched)
         failures = []
@@ -182,7 +181,7 @@ class Registry:
             self._clear(touched)
         except Exception as error:
             failures.append(f"clearing caches: {error}")
-        data = core().eject_report(states, order, before, self._bytes_now(touched))
+        data = _load.C.eject_report(states, order, before, self._bytes_now(touched))
         rows = tuple(
             DeviceFreed(d["device"], d["before"], d["after"], d["freed"], tuple(d["holders"]))
             for d in data["devices"]

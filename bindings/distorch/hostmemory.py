@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from distorch._load import core
+from distorch import _load
 
 
 def total_bytes() -> int:
     """Return the host's memory, or the limit of this process's container."""
-    return int(core().host_memory()[0])
+    return int(_load.C.host_memory()[0])
 
 
 def available_bytes() -> int:
     """Return what can be used without swapping; file pages that can be dropped count as available."""
-    return int(core().host_memory()[1])
+    return int(_load.C.host_memory()[1])

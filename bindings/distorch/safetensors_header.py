@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from distorch._load import core
+from distorch import _load
 
 
 class SafetensorsError(ValueError):
@@ -43,7 +43,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         SafetensorsError: it is no safetensors file.
         OSError: it cannot be opened or read.
     """
-    tensors, second, third = core().read_safetensors_header(os.fspath(path))
-    if tensors is None:
-        raise OSError(second) if third else SafetensorsError(second)
-    return Header([TensorInfo(*t) for t in tensors], dict(second), int(third))
+    answer = _load.C.read_safetensors_header(os.fspath(path))
+    if answer[0] is None:
+        _, message, unreadable = answer
+        raise OSError(message) if unreadable else SafetensorsError(message)
+    tensors, metadata, header_bytes = answer
+    return Header([TensorInfo(*t) for t in tensors], metadata, header_bytes)

@@ -13,7 +13,7 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch import caches, devices, snapshots
+from distorch import _load, caches, devices, snapshots
 from distorch._load import core
 
 MIB = 1 << 20
@@ -163,7 +163,7 @@ def cuda_machine(monkeypatch, gpus: list, visible: str | None) -> None:
         visible_nvml_indices=core().visible_nvml_indices,
         host_memory=core().host_memory,
     )
-    monkeypatch.setattr(devices, "core", lambda: binary)
+    monkeypatch.setattr(_load, "C", binary)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
