@@ -32,7 +32,7 @@ examples:
 The best source that answers is used: the pack's own history, ComfyUI's /system_stats, NVML, nvidia-smi. A server that
 is down or slow costs a gap. Only the first of these sees a spike between two samples; see docs/monitoring.md.
 
-Exit status: 0; 1 where no look succeeded; 2 where the input is wrong or the log cannot be written.
+Exit status: 0; 1 where no look succeeded, or none had the devices named; 2 where the input is wrong or the log cannot be written.
 """
 
 
@@ -140,7 +140,7 @@ def _wait(
     """Return when the time is over or the event is set; meanwhile draw the live view and the plot."""
     deadline = None if args.length is None else time.monotonic() + args.length
     next_plot = time.monotonic() + _PLOT_EVERY
-    told = False
+    told = checked = False
     with contextlib.ExitStack() as stack:
         if outputs.live is not None:
             from rich.live import Live
@@ -153,9 +153,24 @@ def _wait(
             if monitor.sink_errors and not told:
                 told = True  # at once: a full disk may be made room on
                 sys.stderr.write(f"distorch monitor: {monitor.last_sink_error}\n")
+            if monitor.taken and not checked:
+                checked = True
+                sys.stderr.write(_absent(args, monitor))
             if args.plot is not None and time.monotonic() >= next_plot:
                 next_plot = time.monotonic() + _PLOT_EVERY
                 _write_plot(args, outputs)
+
+
+def _absent(args: argparse.Namespace, monitor: BackgroundMonitor) -> str:
+    """Return a line about devices that --devices names and nobody tells of, or ""."""
+    from distorch.cli.monitor_outputs import chosen
+
+    newest = monitor.samples()[-1]
+    names = chosen(args).absent(newest)
+    if not names:
+        return ""
+    there = ", ".join(d.device for d in newest.devices)
+    return f"distorch monitor: --devices: there is no {', '.join(names)}; there are {there}\n"
 
 
 def _write_plot(args: argparse.Namespace, outputs: Outputs) -> str:
@@ -185,8 +200,11 @@ def _finish(args: argparse.Namespace, monitor: BackgroundMonitor, outputs: Outpu
     if monitor.taken == 0:
         reason = monitor.last_gap.reason if monitor.last_gap else "no look was finished"
         wrong.append(f"no sample: {reason}")
+    found = outputs.statistics.result()
+    if monitor.taken and not found.devices:
+        wrong.append(f"no sample of {args.devices}")
     outputs.close()
-    terminal.say(outputs.statistics.result().text())
+    terminal.say(found.text())
     if outputs.notes:
         terminal.say("\n" + "\n".join(outputs.notes) + "\n")
     for words in wrong:

@@ -48,7 +48,7 @@ def open_outputs(args: argparse.Namespace) -> Outputs:
         raise InputError("--keep must be at least 1")
     if args.plot is not None and not args.plot.parent.is_dir():
         raise InputError(f"--plot: there is no folder {args.plot.parent}")
-    outputs = Outputs(StatisticsSink(_chosen(args)), Timeline(_chosen(args)))
+    outputs = Outputs(StatisticsSink(chosen(args)), Timeline(chosen(args)))
     with contextlib.ExitStack() as undo:  # an error below closes what was opened
         log = _open_log(args)
         if log is not None:
@@ -69,13 +69,13 @@ def open_outputs(args: argparse.Namespace) -> Outputs:
 
 def _open_view(args: argparse.Namespace, outputs: Outputs) -> None:
     if not args.plain and sys.stdout.isatty() and importlib.util.find_spec("rich"):
-        outputs.live = LiveView(_chosen(args), [*outputs.notes, "Ctrl-C ends it"])
+        outputs.live = LiveView(chosen(args), [*outputs.notes, "Ctrl-C ends it"])
         outputs.sinks.append(outputs.live)
         return
     speaker = outputs.speaker = Speaker(sys.stdout)
     for note in outputs.notes:
         speaker.write(f"{note}\n")
-    outputs.sinks.append(PlainView(lambda line: speaker.write(f"{line}\n"), _chosen(args)))
+    outputs.sinks.append(PlainView(lambda line: speaker.write(f"{line}\n"), chosen(args)))
 
 
 def _open_exporter(host: str, port: int) -> PrometheusSink:
@@ -85,7 +85,8 @@ def _open_exporter(host: str, port: int) -> PrometheusSink:
         raise InputError(f"--prometheus {host}:{port}: {error.strerror or error}") from None
 
 
-def _chosen(args: argparse.Namespace, first: bool = False) -> Chosen:
+def chosen(args: argparse.Namespace, first: bool = False) -> Chosen:
+    """Return the devices of --devices. Raises InputError."""
     words = args.devices or ("first" if first else "all")
     if words in ("first", "all"):
         return Chosen(every=words == "all")
@@ -109,10 +110,10 @@ def _open_log(args: argparse.Namespace) -> LogSink | None:
     form: Callable[[Event], str]
     header = ""
     if args.csv:
-        form = csv = Csv(_chosen(args))
+        form = csv = Csv(chosen(args))
         header = csv.header
     elif args.jsonl:
-        form = JsonLines(_chosen(args))
+        form = JsonLines(chosen(args))
     else:
-        form = Lines(_chosen(args, first=True), named=args.devices not in (None, "first"))
+        form = Lines(chosen(args, first=True), named=args.devices not in (None, "first"))
     return LogSink(LogFile(path, header=header, limit=args.rotate, keep=args.keep), form)

@@ -10,9 +10,10 @@ import uuid
 from collections import deque
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
+
+from distorch.monitor.http_json import split_address
 
 # A queued prompt is validated before it is answered, which imports and reads files on a cold server.
 _QUEUE_SECONDS = 60.0
@@ -38,11 +39,7 @@ class RefusedError(ServerError):
 
 def base_address(url: str) -> str:
     """Return `url` with its scheme and without a slash at its end. Raises ValueError."""
-    full = url if "://" in url else f"http://{url}"
-    parts = urlsplit(full)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"{url!r} is no address; expected one such as http://127.0.0.1:8188")
-    return full.rstrip("/")
+    return split_address(url).geturl().rstrip("/")
 
 
 class Client:

@@ -33,7 +33,8 @@ def _scene_lines(result: RunResult) -> list[str]:
     for scene in result.scenes:
         counts[scene.outcome.status.value] = counts.get(scene.outcome.status.value, 0) + 1
     many = ", ".join(f"{n} {status}" for status, n in counts.items())
-    lines = [f"{len(result.scenes)} scenes in {result.ended - result.started:.0f} s: {many}"]
+    scenes = f"{len(result.scenes)} scene{'s' * (len(result.scenes) != 1)}"
+    lines = [f"{scenes} in {result.ended - result.started:.0f} s: {many}"]
     for scene in result.scenes:
         if scene.outcome.status not in (Status.SUCCESS, Status.NOT_RUN):
             words = scene.outcome.message

@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 MAX_BYTES = 16 * 1024 * 1024
 
@@ -59,15 +59,26 @@ def remaining(deadline: float) -> float:
     return left
 
 
+def split_address(url: str) -> SplitResult:
+    """Return the parts of a server's address, http:// where no scheme is given. Raises ValueError."""
+    wrong = ValueError(f"{url!r} is no address; expected one such as http://127.0.0.1:8188")
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port out of range, brackets that do not match
+        raise wrong from None
+    if not usable or parts.query or parts.fragment:
+        raise wrong
+    return parts
+
+
 class JsonClient:
     """Fetches JSON below one address. `get` may be called from one thread at a time, `close` from any."""
 
     def __init__(self, url: str, timeout: float = 2.0) -> None:
         """Raises ValueError for an address that is none."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no address; expected one such as http://127.0.0.1:8188")
-        self.host = parts.hostname
+        parts = split_address(url)
+        self.host = parts.hostname or ""
         self._name = f"[{self.host}]" if ":" in self.host else self.host
         self.timeout = timeout
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None

@@ -43,6 +43,10 @@ class Chosen:
             self._names = frozenset({sample.devices[0].device})
         return [d for d in sample.devices if d.device in self._names]
 
+    def absent(self, sample: Sample) -> list[str]:
+        """Return the names that a sample does not have."""
+        return sorted((self._names or frozenset()) - {d.device for d in sample.devices})
+
 
 class Lines:
     """The seed form: `12:34:56,Used=8123MB,Free=16453MB`, or, `named`, with the device, and its peak where known."""

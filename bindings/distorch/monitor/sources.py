@@ -126,10 +126,15 @@ class HistorySource:
             interval = answers.number(answers.mapping(answer).get("interval")) or 1.0
             if now - self._seen_at > max(_STALE, 3 * interval):
                 raise AnswerError(f"no new sample for {now - self._seen_at:.0f} s")
-            fresh, first_look = [samples[-1][1]], False
+            fresh, first_look = [_seen(samples[-1][1])], False
         devices = _merge(fresh[-1:] if first_look else fresh)
         models, queue = self._extras.read(pack=True)
         return Reading(taken, devices, models, answers.runs(answer), queue)
+
+
+def _seen(devices: tuple[DeviceSample, ...]) -> tuple[DeviceSample, ...]:
+    """Return a sample that was given before: its peaks were told, and are of a time before this look."""
+    return tuple(d if d.peak is None else replace(d, peak=d.used) for d in devices)
 
 
 def _merge(samples: Sequence[tuple[DeviceSample, ...]]) -> tuple[DeviceSample, ...]:

@@ -106,6 +106,11 @@ def test_wrong_arguments(workflow, capsys, arguments, words) -> None:
     assert words in capsys.readouterr().err
 
 
+def test_a_port_that_is_none(workflow, capsys) -> None:
+    assert cli.main(["e2e", str(workflow), "--url", "127.0.0.1:99999"]) == 2
+    assert "'127.0.0.1:99999' is no address" in capsys.readouterr().err
+
+
 def test_wrong_address(workflow, capsys) -> None:
     assert cli.main(["e2e", str(workflow), "--url", "ftp://host"]) == 2
     assert (

@@ -230,6 +230,28 @@ def test_two_monitors_on_one_log(server, tmp_path) -> None:
     assert read_logs([tmp_path / "x.log"]).bad_lines == 0
 
 
+def test_a_device_that_is_not_there_is_named(server, tmp_path) -> None:
+    words = ("--interval", "50ms", "--devices", "cuda:1,cuda:7")
+    with started(server, tmp_path, *words) as process:
+        assert process.stderr is not None  # told at once, not after the run
+        assert process.stderr.readline() == (
+            "distorch monitor: --devices: there is no cuda:7; there are cuda:0, cuda:1\n"
+        )
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "=== VRAM Usage Statistics ===\nPeak VRAM: 2048 MB" in out
+    status, out, err = run(
+        server, tmp_path, "--for", "1500ms", "--interval", "50ms", "--devices", "cuda:7"
+    )
+    assert status == 1
+    assert "no samples\n" in out
+    assert err.splitlines() == [
+        "distorch monitor: --devices: there is no cuda:7; there are cuda:0, cuda:1",
+        "distorch monitor: no sample of cuda:7",
+    ]
+
+
 def test_prometheus_and_a_port_that_is_taken(server, tmp_path) -> None:
     with started(server, tmp_path, "--interval", "50ms", "--prometheus", "0") as process:
         assert process.stdout is not None
