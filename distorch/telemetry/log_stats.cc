@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -16,8 +15,6 @@ namespace distorch {
 namespace {
 
 constexpr double kDay = 86400;
-constexpr size_t kShortSteps = 6000;  // ten minutes, in tenths of a second
-constexpr double kMaxStep = 100 * 10 * kDay;  // 100 days: bounds the table
 
 }  // namespace
 
@@ -230,7 +227,6 @@ LogStats::Device* LogStats::Find(std::string_view name) {
   if (devices_.size() >= kMaxDevices) return nullptr;
   last_device_ = devices_.size();
   devices_.emplace_back().name = std::string(name);
-  devices_.back().short_steps.resize(kShortSteps);
   return &devices_.back();
 }
 
@@ -247,40 +243,7 @@ void LogStats::Step(const LogLine& line, Device* device) {
     ++clock_changes_;
     return;
   }
-  const double tenths = std::min(std::floor(step * 10 + 0.5), kMaxStep);
-  if (tenths < kShortSteps) {
-    ++device->short_steps[static_cast<size_t>(tenths)];
-  } else {
-    ++device->long_steps[static_cast<uint32_t>(tenths)];
-  }
-}
-
-void LogStats::Gaps(const Device& device, LogDeviceStats* out) {
-  std::vector<std::pair<uint32_t, uint64_t>> steps;
-  for (uint32_t i = 0; i < device.short_steps.size(); ++i) {
-    if (device.short_steps[i] > 0) steps.emplace_back(i, device.short_steps[i]);
-  }
-  const size_t sorted = steps.size();
-  steps.insert(steps.end(), device.long_steps.begin(), device.long_steps.end());
-  std::sort(steps.begin() + static_cast<std::ptrdiff_t>(sorted), steps.end());
-  uint64_t total = 0;
-  for (const auto& step : steps) total += step.second;
-  uint64_t seen = 0;
-  for (const auto& [tenths, count] : steps) {
-    seen += count;
-    if (seen * 2 >= total) {
-      out->interval = tenths / 10.0;
-      break;
-    }
-  }
-  // Times in whole seconds are off by up to one: hence the second condition.
-  const double limit = std::max(2.5 * out->interval, out->interval + 1.5);
-  for (const auto& [tenths, count] : steps) {
-    if (tenths / 10.0 <= limit) continue;
-    out->gaps += count;
-    out->gap_seconds += tenths / 10.0 * static_cast<double>(count);
-    out->longest_gap = tenths / 10.0;
-  }
+  device->steps.Add(step);
 }
 
 std::vector<LogDeviceStats> LogStats::Devices() const {
@@ -301,7 +264,11 @@ std::vector<LogDeviceStats> LogStats::Devices() const {
                                        AtRank(device, n / 2 + 1)) /
                    2;
     stats.p95 = AtRank(device, n - n / 20);  // ceil(0.95 n)
-    Gaps(device, &stats);
+    const StepTable::Gaps gaps = device.steps.Find();
+    stats.interval = gaps.interval;
+    stats.gaps = gaps.count;
+    stats.gap_seconds = gaps.seconds;
+    stats.longest_gap = gaps.longest;
     found.push_back(std::move(stats));
   }
   return found;

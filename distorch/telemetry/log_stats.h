@@ -25,6 +25,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "distorch/telemetry/log_line.h"
+#include "distorch/telemetry/step_table.h"
 
 namespace distorch {
 
@@ -41,8 +42,8 @@ struct LogDeviceStats {
   double peak_time = 0;         // of the first sample at the peak, seconds
   bool peak_since_1970 = true;  // false: `peak_time` is since midnight
   double interval = 0;          // median seconds between samples; 0: one sample
-  // Steps over 2.5 intervals and over 1.5 s more than one. A time of day that
-  // falls by more than 12 h is the next day; by less, the clock was set.
+  // As step_table.h has them. A time of day that falls by more than 12 h is
+  // the next day; by less, the clock was set.
   uint64_t gaps = 0;
   double gap_seconds = 0;  // of all gaps together
   double longest_gap = 0;  // seconds
@@ -110,8 +111,7 @@ class LogStats {
   struct Device {
     std::string name;
     std::vector<std::unique_ptr<Page>> counts;  // of `used`, by MB
-    std::vector<uint64_t> short_steps;          // by tenths of a second
-    absl::flat_hash_map<uint32_t, uint64_t> long_steps;
+    StepTable steps;
     uint64_t samples = 0;
     uint64_t sum = 0;
     uint64_t largest = 0;
@@ -139,7 +139,6 @@ class LogStats {
   void Step(const LogLine& line, Device* device);
   uint64_t* Counter(uint64_t megabytes, Device* device);
   static uint64_t AtRank(const Device& device, uint64_t rank);
-  static void Gaps(const Device& device, LogDeviceStats* out);
 
   LogLineParser parser_;
   LogLine parsed_;
