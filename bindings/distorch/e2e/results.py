@@ -67,6 +67,11 @@ class SceneResult:
         """Whether it ended as it should, whatever memory did."""
         return self.outcome.status is Status.SUCCESS
 
+    @property
+    def worked(self) -> bool:
+        """Whether its memory at rest is that after work: it was neither refused nor taken whole from the cache."""
+        return bool(self.rest and self.prompt_id) and self.cache != ALL
+
     def to_json(self, first: Mapping[str, int]) -> dict[str, Any]:
         """The JSON of a scene; `first` is the memory at rest after the first one."""
         found = {k: v for k, v in asdict(self).items() if k not in ("outcome", "epoch")}
@@ -100,7 +105,7 @@ class RunResult:
     @property
     def baseline(self) -> dict[str, int]:
         """Memory at rest after the first scene that has it."""
-        return next((s.rest for s in self.scenes if s.rest), {})
+        return next((s.rest for s in self.scenes if s.rest and s.prompt_id), {})
 
     @property
     def exit_status(self) -> int:

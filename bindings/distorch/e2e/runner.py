@@ -226,11 +226,9 @@ class Run:
     def _sum_up(self) -> None:
         """Bring statistics and drift up to the last scene."""
         self.result.statistics = self._memory.statistics.result()
-        epochs = [s.epoch for s in self.result.scenes if s.rest and s.cache != ALL]
+        epochs = [s.epoch for s in self.result.scenes if s.worked]
         longest = max(set(epochs), key=epochs.count, default=0)
-        counted = [
-            s for s in self.result.scenes if s.rest and s.cache != ALL and s.epoch == longest
-        ]
+        counted = [s for s in self.result.scenes if s.worked and s.epoch == longest]
         self.result.drift = []
         for device in dict.fromkeys(d for s in counted for d in s.rest):
             least = self._options.drift_ram if device == "cpu" else self._options.drift

@@ -164,6 +164,19 @@ def test_a_clean_workflow_is_clean(e2e, server) -> None:
     assert {f["verdict"] for f in ended.drift.values()} == {"clean"}
 
 
+def test_refused_scenes_are_no_proof_that_memory_comes_back(e2e, server) -> None:
+    error = {"error": {"type": "missing_node_type", "message": "Node 'X' not found."}}
+    server.plays = [Play(refuse=error)]
+    ended = e2e("--repeat", "10")
+    assert ended.statuses == ["validation error"] * 10
+    assert ended.drift == {}
+    assert "clean" not in ended.out
+    server.plays = [Play(refuse=error), *[Play(leak={"sim:1": 16 * MB})] * 10]
+    ended = e2e("--repeat", "11")
+    assert ended.drift["sim:1"]["scenes"] == 10
+    assert ended.scenes[1]["rise"]["sim:1"] == 0  # the first that worked
+
+
 def test_cached_scenes_do_not_dilute_the_slope(e2e, server) -> None:
     leak = Play(leak={"sim:0": 10 * MB})
     server.plays = [p for _ in range(10) for p in (leak, Play(cached="all"))]
