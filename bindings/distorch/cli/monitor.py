@@ -40,68 +40,80 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `distorch monitor`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    where = parser.add_argument_group("what is watched")
-    where.add_argument(
+    _add_source(parser.add_argument_group("what is watched"))
+    _add_time(parser.add_argument_group("when"))
+    _add_log(parser.add_argument_group("the log"))
+    _add_other(parser.add_argument_group("other output"))
+
+
+def _add_source(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--url", default=DEFAULT_URL, help=f"ComfyUI's address (default: {DEFAULT_URL})"
     )
-    where.add_argument(
+    group.add_argument(
         "--no-server",
         action="store_true",
         help="ask no server: this machine's GPUs by NVML or nvidia-smi",
     )
-    where.add_argument(
+    group.add_argument(
         "--devices",
         metavar="LIST",
         help='"all", "first", or names such as cuda:0,cuda:1 (default: the first device in a log of lines, '
         "all everywhere else)",
     )
-    when = parser.add_argument_group("when")
-    when.add_argument(
+
+
+def _add_time(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--interval",
         type=duration,
         default=5.0,
         metavar="TIME",
         help="between two looks (default: 5s)",
     )
-    when.add_argument(
+    group.add_argument(
         "--for", dest="length", type=duration, metavar="TIME", help="stop after this time"
     )
-    when.add_argument(
+    group.add_argument(
         "--timeout",
         type=duration,
         default=2.0,
         metavar="TIME",
         help="for each question to the server",
     )
-    log = parser.add_argument_group("the log")
-    log.add_argument(
+
+
+def _add_log(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--log", type=Path, metavar="FILE", help="append to this file, a line for each sample"
     )
-    form = log.add_mutually_exclusive_group()
+    form = group.add_mutually_exclusive_group()
     form.add_argument(
         "--csv", action="store_true", help="comma-separated (default file: vram-usage.csv)"
     )
     form.add_argument(
         "--jsonl", action="store_true", help="JSON lines (default file: vram-usage.jsonl)"
     )
-    log.add_argument(
+    group.add_argument(
         "--rotate",
         type=size,
         default=64 * 2**20,
         metavar="SIZE",
         help="rotate at this size (64MB); 0: never",
     )
-    log.add_argument("--keep", type=int, default=5, metavar="N", help="rotated files to keep (5)")
-    other = parser.add_argument_group("other output")
-    other.add_argument("--plot", type=Path, metavar="FILE.svg", help="a picture of the run")
-    other.add_argument(
+    group.add_argument("--keep", type=int, default=5, metavar="N", help="rotated files to keep (5)")
+
+
+def _add_other(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--plot", type=Path, metavar="FILE.svg", help="a picture of the run")
+    group.add_argument(
         "--prometheus",
         type=address,
         metavar="[HOST:]PORT",
         help="serve /metrics (host: 127.0.0.1)",
     )
-    other.add_argument("--plain", action="store_true", help="lines instead of the live view")
-    other.add_argument(
+    group.add_argument("--plain", action="store_true", help="lines instead of the live view")
+    group.add_argument(
         "--quiet", action="store_true", help="neither: only the statistics at the end"
     )
 
