@@ -14,8 +14,8 @@ import torch
 from . import current_device, lifecycle, shards
 from .non_dynamic import require_non_dynamic
 from .patcher import attach, become_ours, check_class
-from .placed import HOST
 from .request import Request
+from .weights import HOST
 
 log = logging.getLogger("DisTorch")
 

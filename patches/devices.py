@@ -17,6 +17,7 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 
+from .names import name_of
 from .seam import FunctionSeam
 
 
@@ -86,13 +87,6 @@ def _of_the_kind(current: torch.device) -> list[torch.device]:
     if current.index is None or count is None:
         return [current]
     return [torch.device(current.type, i) for i in range(count())]
-
-
-def name_of(device: torch.device) -> str:
-    """As DisTorch writes it: "cuda:0" also for a device without an index."""
-    if device.index is None and device.type not in ("cpu", "mps"):
-        return f"{device.type}:0"
-    return str(device)
 
 
 def _by_index(name: str) -> tuple[str, int]:

@@ -29,6 +29,7 @@ from distorch import hostmemory
 
 from . import lifecycle
 from .adopt import FLAG, find_patcher
+from .names import name_of
 from .shards import DonorShard
 
 log = logging.getLogger("DisTorch")
@@ -214,7 +215,7 @@ def eject_from(device: str) -> list[str]:
     gone = []
     for entry in list(mm.current_loaded_models):
         model = entry.model.model if entry.model is not None else None
-        if model is None or _name(entry.device) != device or is_kept(model):
+        if model is None or name_of(entry.device) != device or is_kept(model):
             continue
         gone.append(type(model).__name__)
         unload(entry)
@@ -233,11 +234,6 @@ def unload(entry: Any) -> None:
         return
     entry.model_unload()
     mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
-
-
-def _name(device: Any) -> str:
-    bare = device.index is None and device.type not in ("cpu", "mps")
-    return f"{device.type}:0" if bare else str(device)
 
 
 def relieve() -> list[str]:

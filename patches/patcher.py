@@ -20,7 +20,8 @@ import torch
 from distorch import placements
 
 from . import shards
-from .placed import Placed, name_of
+from .names import name_of
+from .placed import Placed
 from .request import Request
 from .shards import tell
 
@@ -228,7 +229,7 @@ def _announce(patcher: Any, placed: Placed) -> None:
     log.info("%s", placed.plan.tables())
     sizes = placed.bytes_per_device()
     text = ", ".join(f"{size / 2**20:.2f} MB on {device}" for device, size in sorted(sizes.items()))
-    log.info("%s: %s; %d weights patched", placed.name, text, len(placed.patched))
+    log.info("%s: %s; %d weights patched", placed.name, text, len(placed.weights.patched))
     if placed.runner is not None:
         log.info("%s: %s", placed.name, placed.runner.describe())
     tell(patcher.model, placed, "placed")

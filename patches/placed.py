@@ -2,44 +2,33 @@
 """Where the blocks of one ComfyUI model lie: plans, moves, patches, verifies, gives back.
 
 A `Placed` hangs on the inner model and is shared by all its patchers. It keeps every tensor as it
-was found (the host copy): giving back is a pointer change, and unloading copies nothing. Patched
-weights are computed on the compute device at full precision and then go to their own.
+was found (the host copy): giving back is a pointer change, and unloading copies nothing.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from distorch import allocation, placements
-from distorch.engine.parts import alias
 from distorch.engine.slabs import slab_of
 from distorch.inventory import block_costs
 
-from . import progress, runner
+from . import placed_report, progress, runner
 from .blocks import Block, Cell, find_blocks, tensor_devices
+from .names import name_of
+from .weights import HOST, Weights, unpin
 
 log = logging.getLogger("DisTorch")
-
-HOST = torch.device("cpu")
-_LOW_PRECISION = torch.float8_e4m3fn
-_Backup = collections.namedtuple("Dimension", ["weight", "inplace_update"])
 
 
 class PlacementError(RuntimeError):
     """The blocks are not where the plan wants them; the message names the first."""
-
-
-def name_of(device: torch.device) -> str:
-    """As the planner writes it."""
-    bare = device.index is None and device.type not in ("cpu", "mps")
-    return f"{device.type}:0" if bare else str(device)
 
 
 class Placed:
@@ -54,7 +43,7 @@ class Placed:
         self.plan: Any = None
         self.loaded = False
         self.touched = False  # tensors may lie elsewhere than where they were found
-        self.patched: dict[str, tuple[Any, ...]] = {}
+        self.weights = Weights(compute, low_precision=not request.high_precision_loras)
         self.spilled: set[str] = set()
         self.shards: dict[str, Any] = {}
         self.keys = {c.key for b in self.blocks for c in b.cells if not c.buffer}
@@ -107,7 +96,7 @@ class Placed:
         self.plan = allocation.make_plan(spec, blocks, devices, name_of(self.compute), options)
 
     def _is_patched(self, block: Block) -> bool:
-        return any(cell.key in self.patched for cell in block.cells)
+        return any(cell.key in self.weights.patched for cell in block.cells)
 
     def planned_bytes(self, device: str) -> int:
         """Bytes that the plan gives a device."""
@@ -132,23 +121,20 @@ class Placed:
         """Where the block belongs now: its place in the plan, or the host if it had to leave."""
         return "cpu" if block.name in self.spilled else self.plan.placement[block.name]
 
-    # Placing
-
     def load(self, patcher: Any) -> None:
         """Brings every block to its target, patching those whose patches changed since."""
         self._forced = bool(getattr(patcher, "force_cast_weights", False))
         self._wrappers = {k: list(v) for k, v in patcher.weight_wrapper_patches.items()}
-        now = {k: _signature(p) for k, p in patcher.patches.items() if k in self.keys}
-        changed = {k for k in {*now, *self.patched} if not _same(now.get(k), self.patched.get(k))}
+        now, changed = self.weights.compare(patcher, self.keys)
         self.touched = True
         try:
             with torch.inference_mode():
                 for block in progress.shown(self.name, self.blocks):
                     self._bring(patcher, block, changed)
-        except BaseException:  # broken off: what these tensors hold is known to nobody
-            self.patched.update(dict.fromkeys(changed, _UNKNOWN))
+        except BaseException:
+            self.weights.broken_off(changed)
             raise
-        self.patched = now
+        self.weights.patched = now
         self.loaded = True
         self.verify()
 
@@ -181,53 +167,9 @@ class Placed:
             make = cell.key in changed or not self.loaded
             if make or tensor_devices(cell.current) != {device}:
                 self.stop_running()
-                _unpin(patcher, cell)
-                (self._make if make else self._move)(patcher, cell, device)
+                unpin(patcher, cell)
+                (self.weights.make if make else self.weights.move)(patcher, cell, device)
         self._set_cast(block, device)
-
-    def _make(self, patcher: Any, cell: Cell, device: torch.device) -> None:
-        """The cell's tensor from its host copy, patched if it has patches."""
-        if cell.buffer or cell.key not in patcher.patches:
-            patcher.backup.pop(cell.key, None)
-            cell.put(cell.host_copy_on(device))
-        else:
-            self._patch(patcher, cell, device)
-
-    def _move(self, patcher: Any, cell: Cell, device: torch.device) -> None:
-        if cell.key not in self.patched:
-            cell.put(cell.host_copy_on(device))
-        elif device == HOST:
-            self._to_host(cell)
-        else:
-            self._patch(patcher, cell, device)
-
-    def _to_host(self, cell: Cell) -> None:
-        patched = cell.key in self.patched
-        cell.put(self._stored(cell.current.to(HOST), HOST) if patched else cell.host_copy_on(HOST))
-
-    def _patch(self, patcher: Any, cell: Cell, device: torch.device) -> None:
-        """Patches by the core's own function, at full precision, on the compute device."""
-        deferred = hasattr(cell.original, "tensor_type")  # GGUF attaches the patch to the tensor
-        where = device if deferred else self.compute
-        if deferred:  # not to the tensor that has to be there without it, too
-            cell.put(alias(cell.original))
-        else:
-            cell.put(cell.original if cell.dtype is None else cell.host_copy_on(where))
-        patcher.backup[cell.key] = _Backup(cell.original, False)
-        in_place, patcher.weight_inplace_update = patcher.weight_inplace_update, False
-        try:
-            patcher.patch_weight_to_device(cell.key, device_to=where)
-        finally:
-            patcher.weight_inplace_update = in_place
-        made = cell.current
-        cell.put(self._stored(made if made.device == device else made.to(device=device), device))
-
-    def _stored(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """What is kept of a patched weight: fp8 on the host when the user chose low precision."""
-        shrink = not self.request.high_precision_loras and device == HOST
-        if shrink and tensor.is_floating_point() and tensor.element_size() > 1 and tensor.ndim > 1:
-            return tensor.to(_LOW_PRECISION)
-        return tensor
 
     def _set_cast(self, block: Block, device: torch.device) -> None:
         """Makes the layer fetch its weights at each call when they lie elsewhere."""
@@ -291,7 +233,7 @@ class Placed:
     def _spill_block(self, block: Block) -> int:
         self.spilled.add(block.name)
         for cell in block.cells:
-            self._to_host(cell)
+            self.weights.to_host(cell)
         self._set_cast(block, HOST)
         return block.bytes
 
@@ -324,14 +266,12 @@ class Placed:
             self.pinner = None
         for block in self.blocks:
             for cell in block.cells:
-                _unpin(patcher, cell)
+                unpin(patcher, cell)
                 cell.put(cell.original)
                 patcher.backup.pop(cell.key, None)
-        self.patched.clear()
+        self.weights.patched.clear()
         self.spilled.clear()
         self.loaded = self.touched = False
-
-    # Reporting
 
     def placement(self) -> dict[str, str]:
         """Block → device, read back from the tensors."""
@@ -356,76 +296,4 @@ class Placed:
 
     def report(self, state: str) -> placements.Placement:
         """What `distorch.placements()` shows."""
-        plan = self.plan
-        return placements.Placement(
-            key=self.key,
-            name=self.name,
-            file=self.request.file,
-            compute=name_of(self.compute),
-            requested=self.request.text,
-            state=state,
-            blocks=self.placement(),
-            bytes_per_device=self.bytes_per_device(),
-            reasons={b.name: b.pinned for b in self.blocks if b.pinned},
-            notes=tuple(plan.notes) if plan else (),
-            plan=_json(plan),
-            patched=len(self.patched),
-            spilled=sum(self.by_name[name].bytes for name in self.spilled),
-            **self._running(),
-        )
-
-    def _running(self) -> dict[str, Any]:
-        """How it runs, as far as that is known."""
-        engine = self.runner.engine if self.runner is not None else None
-        if engine is None:
-            return {"streaming": self.running}
-        decision = engine.decision
-        return {
-            "streaming": self.runner.describe(),
-            "streamed_bytes": engine.bytes_per_step,
-            "staging_bytes": engine.staging_bytes,
-            "migrated": {donor: len(names) for donor, names in engine.migrated.items()},
-            "groups": {
-                **dict.fromkeys(engine.streamed, "streamed"),
-                **{name: "migrated" for names in engine.migrated.values() for name in names},
-            },
-            "compute_step_s": decision.compute_seconds if decision else None,
-            "predicted_step_s": (decision.step_seconds or None) if decision else None,
-        }
-
-
-def _json(plan: Any) -> str:
-    if plan is None:
-        return ""
-    text = plan.to_json()
-    return text if isinstance(text, str) else json.dumps(text)
-
-
-def _unpin(patcher: Any, cell: Cell) -> None:
-    """Before a pinned host tensor is replaced: its registration would outlive it."""
-    if cell.key in getattr(patcher, "pinned", ()):
-        patcher.unpin_weight(cell.key)
-
-
-#: Equal to no patches at all.
-_UNKNOWN: tuple[Any, ...] = (object(),)
-
-
-def _signature(patches: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
-    return tuple(part for patch in patches for part in patch)
-
-
-def _same(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
-    """Equal numbers and the very same objects: comparing tensors would read them."""
-    if one is None or other is None or len(one) != len(other):
-        return one is other
-    return all(
-        a is b or (isinstance(a, (int, float, tuple)) and type(a) is type(b) and _equal(a, b))
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, tuple):
-        return _same(a, b)
-    return bool(a == b)
+        return placed_report.report(self, state)

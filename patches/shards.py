@@ -21,7 +21,8 @@ import torch
 from distorch import allocation, placements
 
 from . import devices, lifecycle
-from .placed import Placed, name_of
+from .names import name_of
+from .placed import Placed
 from .settings import reserve_bytes, settings
 
 log = logging.getLogger("DisTorch")

@@ -27,7 +27,7 @@ from distorch import devices as device_table
 
 from . import keep
 from .adopt import find_patcher
-from .placed import name_of
+from .names import name_of
 from .seam import FunctionSeam
 from .shards import DonorShard
 
