@@ -3,8 +3,9 @@
 
 ComfyUI's front end writes each choice into `user/default/comfy.settings.json` by itself. That file is what is read
 here, whenever it has changed: so the choices hold after a restart, before any page is open, and without a route that
-could be called from elsewhere. Where ComfyUI runs with several users, that of user "default" counts: a server's memory
-is not one user's matter. A value of a wrong type or out of its range is passed over with a warning.
+could be called from elsewhere. With `--multi-user` each user has such a file, but the server is one: for each setting
+the choice that was made last counts, whoever made it; after a restart, that of the file written last. A value of a
+wrong type or out of its range is passed over with a warning.
 
 `web/lib/settings.js` shows the same table in the browser; a test compares the two.
 """
@@ -16,12 +17,13 @@ import json
 import logging
 import pathlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 log = logging.getLogger("DisTorch")
 
 PREFIX = "DisTorch."
+FILE = "comfy.settings.json"
 FILE_LIMIT = 16 * 2**20  # bytes; a settings file is a few KB
 LOOK_SECONDS = 1.0
 
@@ -58,14 +60,24 @@ CHOICES: dict[str, Choice] = {
 }
 
 
+@dataclasses.dataclass
+class _File:
+    """One user's choices as they were read, and when each of them was made, by a count."""
+
+    mark: tuple[int, int] = (0, 0)
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    since: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
 class Settings:
     """The choices now, and who is told when they change. Thread safe."""
 
-    def __init__(self, path: Callable[[], pathlib.Path]) -> None:
-        """`path` gives the file; it may be missing."""
-        self._path = path
+    def __init__(self, paths: Callable[[], Iterable[pathlib.Path]]) -> None:
+        """`paths` gives the files, one a user; they may be missing."""
+        self._paths = paths
         self._values = {name: choice.default for name, choice in CHOICES.items()}
-        self._seen: tuple[int, int] | None = None
+        self._files: dict[pathlib.Path, _File] = {}
+        self._count = 0
         self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -85,42 +97,39 @@ class Settings:
             self._tell([listener])
 
     def look(self) -> bool:
-        """Read the file if it has changed; returns whether a choice did."""
+        """Read the files that have changed; returns whether a choice did."""
         with self._lock:
-            try:
-                status = self._path().stat()
-                mark = (status.st_mtime_ns, status.st_size)
-            except OSError:
-                mark = (0, 0)
-            if mark == self._seen:
-                return False
-            found = self._read() if mark != (0, 0) else {}
-            if found is None:  # ComfyUI is writing it: the next look reads it
-                return False
-            self._seen = mark
-            values = {name: self._pick(name, found) for name in CHOICES}
+            marks = {path: _mark(path) for path in self._paths()}
+            for path in sorted(marks, key=lambda path: marks[path]):
+                self._follow(path, marks[path])
+            self._files = {path: file for path, file in self._files.items() if path in marks}
+            values = {name: self._last(name) for name in CHOICES}
             if values == self._values:
                 return False
             self._values = values
             self._tell(self._listeners)
             return True
 
-    def _read(self) -> Mapping[str, Any] | None:
-        try:
-            with self._path().open("rb") as file:
-                found = json.loads(file.read(FILE_LIMIT))
-        except (OSError, ValueError, RecursionError):
-            return None
-        return found if isinstance(found, dict) else {}
+    def _follow(self, path: pathlib.Path, mark: tuple[int, int]) -> None:
+        file = self._files.setdefault(path, _File())
+        if mark == file.mark:
+            return
+        found = _read(path) if mark != (0, 0) else {}
+        if found is None:  # ComfyUI is writing it: the next look reads it
+            return
+        values = {name: found[PREFIX + name] for name in CHOICES if _is_chosen(name, found)}
+        for name in values.keys() | file.values.keys():
+            if name not in file.values or values.get(name) != file.values[name]:
+                self._count += 1
+                file.since[name] = self._count
+        file.mark, file.values = mark, values
 
-    def _pick(self, name: str, found: Mapping[str, Any]) -> Any:
-        choice, value = CHOICES[name], found.get(PREFIX + name)
-        if value is None:
-            return choice.default
-        if choice.accepts(value):
-            return value
-        log.warning("setting %s%s cannot be %.60r: %r is used", PREFIX, name, value, choice.default)
-        return choice.default
+    def _last(self, name: str) -> Any:
+        """The choice that was made last; the default where there is none."""
+        made = [file for file in self._files.values() if name in file.values]
+        if not made:
+            return CHOICES[name].default
+        return max(made, key=lambda file: file.since[name]).values[name]
 
     def _tell(self, listeners: list[Callable[[Mapping[str, Any]], None]]) -> None:
         for listener in listeners:
@@ -144,16 +153,58 @@ class Settings:
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except Exception:  # the thread must live: later choices count as well
+                log.exception("the settings could not be read")
 
 
-def _file() -> pathlib.Path:
+def _mark(path: pathlib.Path) -> tuple[int, int]:
+    """Changes with the file; (0, 0) where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
+
+
+def _read(path: pathlib.Path) -> Mapping[str, Any] | None:
+    try:
+        with path.open("rb") as file:
+            found = json.loads(file.read(FILE_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_chosen(name: str, found: Mapping[str, Any]) -> bool:
+    """Whether a file holds a choice; one that cannot be is reported."""
+    value = found.get(PREFIX + name)
+    if value is None or CHOICES[name].accepts(value):
+        return value is not None
+    log.warning("setting %s%s cannot be %.60r: it is passed over", PREFIX, name, value)
+    return False
+
+
+def _files() -> list[pathlib.Path]:
+    """ComfyUI's settings files: one, or with `--multi-user` one for each user."""
     import folder_paths
 
-    return pathlib.Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
+    folder = pathlib.Path(folder_paths.get_user_directory())
+    if not _has_users():
+        return [folder / "default" / FILE]
+    return [path for path in folder.glob(f"*/{FILE}") if not path.parent.name.startswith("__")]
 
 
-settings = Settings(_file)
+def _has_users() -> bool:
+    try:
+        from comfy.cli_args import args
+    except ImportError:
+        return False
+    return bool(getattr(args, "multi_user", False))
+
+
+settings = Settings(_files)
 
 
 def reserve_bytes() -> int:

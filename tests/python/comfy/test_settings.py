@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import pathlib
 import time
+import urllib.request
 from typing import Any
 
 import pytest
@@ -91,5 +92,38 @@ def test_choices_hold_after_a_restart_without_a_page(
             "_cleanup = next(m for n, m in sys.modules.items() if n.endswith('patches.cleanup'))\n"
             "result = _cleanup.cpu_threshold"
         ) == pytest.approx(0.77)
+    finally:
+        server.stop()
+
+
+def as_user(server: ComfyServer, user: str, path: str, body: object) -> Any:
+    """POST as the front end of one of several users does it."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "comfy-user": user},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
+
+
+def test_with_several_users_the_choice_made_last_counts(tmp_path: pathlib.Path) -> None:
+    found = versions(dynamic=False)
+    if not found:
+        pytest.skip("COMFYUI_PATH is not set")
+    server = ComfyServer(found[0], tmp_path, arguments=["--multi-user"])
+    try:
+        ann, bob = (as_user(server, "", "/users", {"username": name}) for name in ("ann", "bob"))
+        for user, gigabytes in ((ann, 2), (bob, 3), (ann, 4)):
+            as_user(server, user, "/settings/DisTorch.reserve_gb", gigabytes)
+            for _ in range(100):
+                if server.evaluate(NOW)["reserve_gb"] == gigabytes:
+                    break
+                time.sleep(0.1)
+            assert server.evaluate(NOW)["reserve_gb"] == gigabytes
+        as_user(server, bob, "/settings/Comfy.ColorPalette", "light")
+        time.sleep(2.5)  # two looks
+        assert server.evaluate(NOW)["reserve_gb"] == 4
     finally:
         server.stop()

@@ -9,6 +9,8 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
+import types
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ def file(tmp_path: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture
 def chosen(module: Any, file: pathlib.Path) -> Any:
-    return module.Settings(lambda: file)
+    return module.Settings(lambda: [file])
 
 
 def write(file: pathlib.Path, **choices: Any) -> None:
@@ -103,6 +105,42 @@ def test_a_file_of_another_form_sets_nothing(chosen: Any, file: pathlib.Path) ->
     file.write_text("[1, 2]")
     assert chosen.look() is False
     assert chosen["strict"] is False
+
+
+def test_of_several_users_the_choice_made_last_counts(module: Any, tmp_path: pathlib.Path) -> None:
+    ann, bob = tmp_path / "ann.json", tmp_path / "bob.json"
+    write(ann, reserve_gb=1, strict=True)
+    write(bob, reserve_gb=2)
+    os.utime(ann, ns=(5 * 10**9, 5 * 10**9))
+    chosen = module.Settings(lambda: [ann, bob])
+    assert chosen.look() is True
+    assert (chosen["reserve_gb"], chosen["strict"]) == (1, True), "written last"
+    write(bob, reserve_gb=3)
+    os.utime(bob, ns=(4 * 10**9, 4 * 10**9))
+    assert chosen.look() is True
+    assert chosen["reserve_gb"] == 3, "made last"
+    write(ann, reserve_gb=1, strict=True, theme="dark")
+    assert chosen.look() is False, "another matter of the other user's"
+    write(ann, strict=False, theme="dark")
+    assert chosen.look() is True
+    assert (chosen["reserve_gb"], chosen["strict"]) == (3, False)
+    bob.unlink()
+    assert chosen.look() is True
+    assert chosen["reserve_gb"] == 0
+
+
+def test_users_files_are_followed_where_comfyui_has_users(
+    module: Any, pack: Any, comfy: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = types.SimpleNamespace(multi_user=False)
+    monkeypatch.setitem(sys.modules, "comfy.cli_args", types.SimpleNamespace(args=arguments))
+    comfy.folders.get_user_directory = lambda: str(tmp_path)
+    for user in ("default", "ann_1", "bob_2", "__manager"):
+        (tmp_path / user).mkdir()
+        (tmp_path / user / module.FILE).write_text("{}")
+    assert [path.parent.name for path in module._files()] == ["default"]
+    arguments.multi_user = True
+    assert sorted(p.parent.name for p in module._files()) == ["ann_1", "bob_2", "default"]
 
 
 def test_a_listener_that_fails_keeps_nobody_from_the_news(
