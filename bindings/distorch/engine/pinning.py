@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pins slabs on the host for fast copies: in segments, below a cap, with a fallback.
 
+No tensor is pinned in part: CUDA refuses a copy of memory that is registered at one end only, and others copy single
+tensors of a slab.
+
 Memory that exists is registered with the driver (`cudaHostRegister`), which takes exactly its bytes; memory that torch
 allocates pinned is rounded up to a power of two. What cannot be registered stays pageable: its copies go through a
 small pinned buffer (`distorch.engine.bounce`).
@@ -11,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -104,21 +107,37 @@ class HostPinner:
         self._slabs: dict[int, torch.Tensor] = {}
         self._segments: dict[int, dict[int, int]] = {}  # by slab: address -> bytes
 
-    def pin(self, slab: torch.Tensor) -> list[tuple[int, int]]:
-        """Register a slab as far as it goes; returns its pinned parts as (begin, end) in bytes, rising."""
+    def pin(
+        self, slab: torch.Tensor, borders: Sequence[int] | None = None
+    ) -> list[tuple[int, int]]:
+        """Register a slab as far as it goes; returns its pinned parts as (begin, end) in bytes, rising.
+
+        `borders`: bytes, rising multiples of a page, where a segment may end besides the slab's end; default: anywhere.
+        """
         key, size = slab.data_ptr(), slab.nbytes
         if self._registrar is None or key % PAGE:
             return []
         if key not in self._slabs:
             self._slabs[key] = slab
-            self._segments[key] = self._register(key, aligned(size, PAGE))
+            self._segments[key] = self._register(key, self._cuts(aligned(size, PAGE), borders))
         return [(a - key, min(a - key + n, size)) for a, n in sorted(self._segments[key].items())]
 
-    def _register(self, start: int, size: int) -> dict[int, int]:
+    def _cuts(self, size: int, borders: Sequence[int] | None) -> list[tuple[int, int]]:
+        """Return segments as (begin, bytes): of the usual size, or up to the next border."""
+        ends = range(self.segment, size, self.segment) if borders is None else borders
+        result: list[tuple[int, int]] = []
+        begin = last = 0
+        for end in (*ends, size):
+            if end - begin > self.segment and last > begin:
+                result.append((begin, last - begin))
+                begin = last
+            last = end
+        return [*result, (begin, size - begin)] if size > begin else result
+
+    def _register(self, start: int, segments: Iterable[tuple[int, int]]) -> dict[int, int]:
         assert self._registrar is not None
         done: dict[int, int] = {}
-        for offset in range(0, size, self.segment):
-            part = min(self.segment, size - offset)
+        for offset, part in segments:
             if self.pinned + part > self.cap or HostPinner.total + part > self._everywhere:
                 self._warn(f"the cap of {self.cap} bytes for pinned memory is reached")
                 break

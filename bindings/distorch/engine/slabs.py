@@ -2,7 +2,8 @@
 """Slabs: the tensors of one layer group that lie on one device, one behind the other, so that they move in one copy.
 
 A slab is exactly as large as its tensors, each begun at a multiple of `ALIGNMENT`. On the host it begins at a page and
-owns whole pages, because memory is pinned by pages.
+owns whole pages, because memory is pinned by pages. Tensors of whole pages come first, so that a slab can be pinned up to
+where one of them ends.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def pack(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     torch.OutOfMemoryError when there is no room for the copy.
     """
     loose = [tensor for tensor in tensors if slab_of(tensor) is None]
+    loose.sort(key=lambda tensor: any(part.nbytes % PAGE for part in parts_of(tensor)))
     packed: dict[int, torch.Tensor] = {}
     if loose:
         offsets, size = layout(loose)
@@ -91,6 +93,18 @@ def slabs_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         assert slab is not None, "only packed tensors are streamed"
         found[id(slab)] = slab
     return list(found.values())
+
+
+def borders(slab: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Return where, in whole pages, one of these tensors begins in the slab: no tensor lies on both sides."""
+    first = slab.data_ptr()
+    starts = {
+        part.data_ptr() - first
+        for tensor in tensors
+        if slab_of(tensor) is slab
+        for part in parts_of(tensor)
+    }
+    return sorted(start for start in starts if start > 0 and start % PAGE == 0)
 
 
 @dataclass(frozen=True)

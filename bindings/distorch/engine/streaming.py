@@ -23,7 +23,7 @@ from distorch.devices import device_module
 from distorch.engine.bounce import BounceCopier
 from distorch.engine.parts import rebuilt
 from distorch.engine.pinning import HostPinner
-from distorch.engine.slabs import Run, layout, runs, views
+from distorch.engine.slabs import Run, borders, layout, runs, views
 
 _HOST = torch.device("cpu")
 
@@ -163,7 +163,9 @@ class Streamer:
         for run in group.runs:
             host = run.slab.device.type == "cpu"
             end = run.begin + run.size
-            pinned = self._pinner.pin(run.slab) if host else [(0, end)]
+            pinned = [(0, end)]
+            if host:
+                pinned = self._pinner.pin(run.slab, borders(run.slab, group.stored))
             for begin, stop, bounce in _cut(run.begin, end, pinned):
                 at = run.at + begin - run.begin
                 parts.append((run.slab[begin:stop], at, bounce and self._needs_bounce()))

@@ -128,6 +128,28 @@ def test_segments_end_at_the_cap_and_the_rest_is_said_once(
     assert pinner.pinned == 0
 
 
+def test_no_tensor_is_pinned_in_part() -> None:
+    """CUDA refuses a copy of memory that is registered at one end only."""
+    sizes = [100, 3 * PAGE, 2 * PAGE, 5000, PAGE, 6 * PAGE, 7]
+    packed = slabs.pack([torch.zeros(size, dtype=torch.uint8) for size in sizes])
+    (slab,) = slabs.slabs_of(packed)
+    places = [(t.data_ptr() - slab.data_ptr(), t.nbytes) for t in packed]
+    assert sorted(places)[:4] == [
+        (0, 3 * PAGE),
+        (3 * PAGE, 2 * PAGE),
+        (5 * PAGE, PAGE),
+        (6 * PAGE, 6 * PAGE),
+    ]
+    cuts = slabs.borders(slab, packed)
+    assert cuts == [3 * PAGE, 5 * PAGE, 6 * PAGE, 12 * PAGE]
+    for cap in range(16):
+        pinner = HostPinner(Driver(), cap=cap * PAGE, segment=4 * PAGE)
+        end = max((high for _, high in pinner.pin(slab, cuts)), default=0)
+        assert all(begin + size <= end or begin >= end for begin, size in places), cap
+        assert end in (0, 3 * PAGE, 6 * PAGE, 12 * PAGE, slab.nbytes)
+        pinner.close()
+
+
 def test_the_default_cap_is_that_of_all_models_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pinning, "default_cap", lambda: 5 * PAGE)
     one, two = HostPinner(Driver(), segment=PAGE), HostPinner(Driver(), segment=PAGE)
