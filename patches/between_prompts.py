@@ -135,12 +135,14 @@ class BetweenPrompts:
         if not self._unfinished:
             return
         jobs, self._unfinished = self._unfinished, []
-        after: dict[str, int] = {}
+        after: dict[str, int] | None = None
         with _told_in(*jobs):
             self._settle()
             after = self._measure()
         for job in jobs:
-            gone = {d: job.before.get(d, 0) - size for d, size in sorted(after.items())}
+            # A device that holds nothing any more may be missing from what was measured.
+            before = job.before if after is not None else {}
+            gone = {d: size - (after or {}).get(d, 0) for d, size in sorted(before.items())}
             job.freed = {device: size for device, size in gone.items() if size > 0}
             job.state = "failed" if job.error else "done"
             for listener in self.finished:

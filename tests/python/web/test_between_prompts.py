@@ -70,18 +70,24 @@ def worker(made: list[Worker], **more: Any) -> Worker:
 
 
 def test_a_job_runs_between_prompts_and_reports_what_it_freed(made: list[Worker]) -> None:
-    memory = {"cuda:0": 100, "cuda:1": 7}
+    memory = {"cuda:0": 100, "cuda:1": 7, "cuda:2": 5}
     w = worker(made, memory=memory)
     told: list[Any] = []
     w.jobs.finished.append(told.append)
-    job = w.jobs.post("eject", lambda: memory.update({"cuda:0": 30}) or {"unloaded": ["m"]})
+
+    def eject() -> dict[str, Any]:
+        memory["cuda:0"] = 30
+        del memory["cuda:2"]  # nothing of ours is left there
+        return {"unloaded": ["m"]}
+
+    job = w.jobs.post("eject", eject)
     assert w.jobs.report(job.ticket)["state"] == "queued"
     assert memory["cuda:0"] == 100, "nothing happens before the worker comes past"
     w.turn()
     report = w.jobs.report(job.ticket)
     assert report["state"] == "done"
-    assert report["freed"] == {"cuda:0": 70}
-    assert (report["freed_total"], report["details"]) == (70, {"unloaded": ["m"]})
+    assert report["freed"] == {"cuda:0": 70, "cuda:2": 5}
+    assert (report["freed_total"], report["details"]) == (75, {"unloaded": ["m"]})
     assert told == [job]
     assert w.jobs.report(99) is None
 
