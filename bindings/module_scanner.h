@@ -129,6 +129,12 @@ class ModuleScanner {
     std::vector<std::pair<pybind11::object, bool>> tensors;  // , is parameter
   };
 
+  // Stands between the parts of a signature; no address has this value.
+  static constexpr std::uint64_t kChildrenEnd = ~std::uint64_t{0};
+  static std::uint64_t AddressOf(const PyObject* object) {
+    return reinterpret_cast<std::uintptr_t>(object);
+  }
+
   Entry& entry(ModuleId id) { return entries_[static_cast<std::size_t>(id)]; }
   const Entry& entry(ModuleId id) const {
     return entries_[static_cast<std::size_t>(id)];
