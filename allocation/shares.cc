@@ -14,8 +14,8 @@ namespace {
 
 absl::Status CheckTable(const Shares& shares, absl::Span<const Device> table) {
   for (const DeviceShare& share : shares.devices) {
-    if (share.device.IsHost() || FindDevice(table, share.device) != nullptr)
-      continue;
+    if (share.device.IsHost()) continue;
+    if (FindDevice(table, share.device) != nullptr) continue;
     return absl::InvalidArgumentError(
         absl::StrCat("there is no device ", share.device.ToString(),
                      "; expected one of ", DeviceNames(table)));

@@ -8,7 +8,8 @@
 #   distorch_cc_benchmark(NAME parser_benchmark SRCS parser_benchmark.cc DEPS distorch::parser)
 #     makes a Google Benchmark binary in <build>/bench/, run by `make bench`.
 #   distorch_cc_fuzzer(NAME parser_fuzzer SRCS parser_fuzzer.cc DEPS distorch::parser)
-#     makes a libFuzzer binary in <build>/fuzz/ (only with DISTORCH_BUILD_FUZZERS).
+#     makes a libFuzzer binary in <build>/fuzz/ (only with DISTORCH_BUILD_FUZZERS), and the test parser_fuzzer_seeds, which
+#     runs the same function over the files of tests/corpus/parser_fuzzer.
 include_guard(GLOBAL)
 
 set(DISTORCH_WARNINGS
@@ -26,7 +27,7 @@ function(distorch_configure_target target scope)
       target_link_options(${target} PUBLIC -fsanitize=${DISTORCH_SANITIZE})
     endif()
     if(DISTORCH_COVERAGE)
-      target_compile_options(${target} PRIVATE --coverage -O0)
+      target_compile_options(${target} PRIVATE --coverage -O0 -fprofile-update=atomic)
       target_link_options(${target} PUBLIC --coverage)
     endif()
   endif()
@@ -75,6 +76,13 @@ endfunction()
 
 function(distorch_cc_fuzzer)
   cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
+  if(DISTORCH_BUILD_TESTS)
+    add_executable(${ARG_NAME}_seeds ${ARG_SRCS} ${PROJECT_SOURCE_DIR}/tests/support/fuzz/replay.cc)
+    distorch_configure_target(${ARG_NAME}_seeds PRIVATE)
+    target_link_libraries(${ARG_NAME}_seeds PRIVATE ${ARG_DEPS})
+    add_test(NAME ${ARG_NAME}_seeds COMMAND ${ARG_NAME}_seeds ${PROJECT_SOURCE_DIR}/tests/corpus/${ARG_NAME})
+    set_tests_properties(${ARG_NAME}_seeds PROPERTIES LABELS unit TIMEOUT 60)
+  endif()
   if(NOT DISTORCH_BUILD_FUZZERS)
     return()
   endif()
