@@ -94,7 +94,7 @@ def main(moment: bool = False) -> list[Row]:
             "scan: walk for unknown modules",
             unknown,
             "ms",
-            "in the background, at most 0.1 % of a core",
+            "in the background, at most 1 % of a core",
         ),
         ("plain walk of every object", plain, "ms", ""),
         ("sampler: one sample", sample, "us", "of a core; 0.1 % at one a second is 1000 us"),

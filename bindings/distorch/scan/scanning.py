@@ -26,8 +26,10 @@ from distorch.scan.memory import NOTICED_BYTES, memory_changed, memory_used
 from distorch.scan.names import Note, PendingLoads, Resolver, modules_in
 from distorch.scan.row import Row
 
-# A walk of the background takes at most this share of one core.
+# Walks of the background take at most this share of one core: those that come by themselves,
+# and those that are asked for. Python code stands still during a walk.
 WALK_SHARE = 0.001
+ASKED_SHARE = 0.01
 
 
 class Scanner:
@@ -56,6 +58,7 @@ class Scanner:
         self._made_at = (-1, -1)  # generation and number of notes of self._rows
         self._walked = False
         self._walk_wanted = threading.Event()
+        self._walk_urgent = threading.Event()
         self._users: list[Callable[[], Iterable[nn.Module]]] = []
         self._hooks: list[Any] = []
         self._thread: threading.Thread | None = None
@@ -94,7 +97,7 @@ class Scanner:
     def stop(self) -> None:
         """End the background walk and take the hooks out."""
         self._stop.set()
-        self._walk_wanted.set()
+        self.look_for_unknown(urgent=True)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -163,7 +166,7 @@ class Scanner:
                         load.matched = load.returned = True
             self.invalidate()
             if not load.matched:
-                self.look_for_unknown()
+                self.look_for_unknown(urgent=True)  # only soon can it be told whose it is
             return
         after = memory_used()
         if before is not None and memory_changed(before, after):
@@ -176,8 +179,13 @@ class Scanner:
         seen: float = self._core.seen(module)
         return seen >= start
 
-    def look_for_unknown(self) -> None:
-        """Have the background walk look for modules that no hook saw, now rather than later."""
+    def look_for_unknown(self, urgent: bool = False) -> None:
+        """Have the background walk look for modules that no hook saw, sooner rather than later.
+
+        `urgent`: within a second, whatever share of a core that takes.
+        """
+        if urgent:
+            self._walk_urgent.set()
         self._walk_wanted.set()
 
     def invalidate(self) -> None:
@@ -247,13 +255,14 @@ class Scanner:
 
     def _walk_forever(self) -> None:
         pause = self.walk_seconds
-        while not self._stop.is_set():
-            wanted = self._walk_wanted.wait(pause)
+        while True:
+            self._walk_wanted.wait(pause)
             self._walk_wanted.clear()
+            self._walk_urgent.clear()
             if self._stop.is_set():
                 return
             self.walk()
-            rest = self.last_walk_seconds / WALK_SHARE
-            pause = max(self.walk_seconds, rest)
-            if wanted:  # one that was asked for does not let the next come at once
-                self._stop.wait(min(1.0, rest))
+            cost = self.last_walk_seconds
+            self._stop.wait(min(1.0, cost / ASKED_SHARE))
+            self._walk_urgent.wait(cost / ASKED_SHARE)
+            pause = max(self.walk_seconds, cost / WALK_SHARE)

@@ -5,6 +5,7 @@ import copy
 import gc
 import io
 import pickle
+import threading
 import time
 
 import pytest
@@ -165,6 +166,28 @@ def test_background_walk_finds_an_unpickled_model():
             time.sleep(0.02)
         else:
             pytest.fail("the background walk did not find the model in 10 s")
+    finally:
+        made.stop()
+
+
+def test_walks_that_are_asked_for_take_a_bounded_share_of_a_core(monkeypatch):
+    made = Scanner(walk_seconds=3600)
+    walks = threading.Semaphore(0)
+
+    def walk() -> int:
+        made.last_walk_seconds = 0.05  # 1 % of a core is one in 5 s
+        walks.release()
+        return 0
+
+    monkeypatch.setattr(made, "walk", walk)
+    made.start()
+    try:
+        made.look_for_unknown()
+        assert walks.acquire(timeout=10)
+        made.look_for_unknown()
+        assert not walks.acquire(timeout=1.5)
+        made.look_for_unknown(urgent=True)
+        assert walks.acquire(timeout=3)
     finally:
         made.stop()
 
