@@ -60,8 +60,10 @@ class Placement:
     def _mode(self, block: str, device: str) -> str:
         if device == self.compute:
             return "resident"
-        inside = [g for g in self.groups if (block + ".").startswith((g + ".", g + " ("))]
-        return self.groups[inside[0]] if inside else "streamed"
+        name = block.partition(" (")[0]  # "(own)" and "(buffers)" are parts of a module
+        while name and name not in self.groups:
+            name = name.rpartition(".")[0]
+        return self.groups.get(name, "streamed")
 
     @property
     def total(self) -> int:

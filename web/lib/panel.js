@@ -217,6 +217,6 @@ function stepTimes(placement) {
   const predicted = placement.predicted_step_ms
   const measured = placement.measured_step_ms
   if (!predicted && !measured) return null
-  const text = (value) => (value ? `${value.toFixed(0)} ms` : 'not known')
+  const text = (value) => (value ? `${value.toFixed(value < 10 ? 1 : 0)} ms` : 'not known')
   return el('div', { class: 'dt-small' }, `a step: predicted ${text(predicted)}, measured ${text(measured)}`)
 }
