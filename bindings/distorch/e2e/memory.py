@@ -104,6 +104,7 @@ class MemoryWatch:
             open_sources(url),
             interval=interval,
             sinks=[self.keeper, OwnRuns(self.statistics, self._own), self.timeline, *sinks],
+            capacity=1,  # the sinks keep what is needed
         )
         self._start: dict[str, int] = {}
 

@@ -96,7 +96,8 @@ class SceneRun:
                 next_look = time.monotonic() + (
                     self._limits.look_alone if alone else self._limits.look
                 )
-        return await self._time_out()
+        # This program may have been stopped meanwhile (Ctrl-Z, a paused terminal), and the server not.
+        return await self._look() or await self._time_out()
 
     async def _look(self) -> Outcome | None:
         """Ask the server how the prompt stands; None: it goes on, or nobody answers for now."""

@@ -38,6 +38,11 @@ class Gpu:
     used: int
     free: int
 
+    @property
+    def taken(self) -> int:
+        """What cannot be had: with what the driver keeps for itself, which nvidia-smi leaves out of `used`."""
+        return max(self.used, self.total - self.free)
+
 
 def nvml_gpus() -> list[Gpu]:
     """Return the machine's GPUs. Raises AnswerError with NVML's reason."""
@@ -124,7 +129,7 @@ def by_cuda_index(
     else:
         ordered = [gpus[i] for i in _visible(gpus)]
     found = tuple(
-        DeviceSample(f"cuda:{i}", gpu.used, gpu.free, gpu.total, name=gpu.name)
+        DeviceSample(f"cuda:{i}", gpu.taken, gpu.free, gpu.total, name=gpu.name)
         for i, gpu in enumerate(ordered)
         if gpu is not None
     )

@@ -85,6 +85,24 @@ def test_a_signal_takes_the_prompt_off_the_server(
     assert (tmp_path / "run.svg").exists()
 
 
+def test_a_run_that_was_stopped_meanwhile_looks_before_it_calls_time(server, workflow) -> None:
+    """Ctrl-Z, and fg after the time limit: the scene was done long before."""
+    server.plays = [Play(seconds=0.3, steps=3)]
+    command = [sys.executable, "-m", "distorch", "e2e", str(workflow), "--url", server.url]
+    with subprocess.Popen(
+        [*command, "--settle", "0", "--timeout", "2"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: server._running is not None)
+        process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: server._running is None)
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, out
+    assert "1 scene in" in out
+    assert server.interrupts == []
+
+
 def test_a_hangup_that_nohup_ignores_ends_nothing(server, workflow) -> None:
     server.plays = [Play(seconds=1, steps=20)]
     command = ["nohup", sys.executable, "-m", "distorch", "e2e", str(workflow), "--url", server.url]

@@ -50,6 +50,12 @@ def test_without_the_driver_the_environment_decides(monkeypatch, value, expected
     assert order(gpus.by_cuda_index(EIGHT, no_driver)) == expected
 
 
+def test_what_the_driver_keeps_counts_as_used() -> None:
+    """As in CUDA's and NVML's figures; nvidia-smi tells of it apart."""
+    (found,) = gpus.by_cuda_index([Gpu(0, IDS[0], "card", 100, 10, 85)], lambda: [IDS[0]])
+    assert (found.used, found.free, found.total) == (15, 85, 100)
+
+
 def test_no_visible_device_is_an_error(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(AnswerError, match="CUDA_VISIBLE_DEVICES leaves no device"):
