@@ -44,6 +44,7 @@ class NodeEvents:
     def __init__(self, execution: Any, utils: Any, model_base: Any) -> None:
         """`execution`: ComfyUI's module of that name; `utils`: comfy.utils; and comfy.model_base."""
         self.listeners: list[NodeListener] = []
+        self._kinds = _Kinds(execution)
         self._seams = (
             FunctionSeam(execution, "get_output_data", self._around_node, "which node loads what"),
             FunctionSeam(
@@ -78,7 +79,7 @@ class NodeEvents:
         **kwargs: Any,
     ) -> Any:
         key = (str(prompt_id), str(unique_id))
-        self._tell("node_started", lambda: (*key, _kind(obj), dict(input_data_all or {})))
+        self._tell("node_started", lambda: (*key, self._kinds.of(obj), dict(input_data_all or {})))
         result = None
         try:
             result = await original(prompt_id, unique_id, obj, input_data_all, *args, **kwargs)
@@ -119,5 +120,23 @@ class NodeEvents:
                 log.exception("DisTorch: %s of %s failed", method, type(listener).__name__)
 
 
-def _kind(node: Any) -> str:
-    return node.__name__ if isinstance(node, type) else type(node).__name__
+class _Kinds:
+    """What workflows call a node's class; packs often give the class itself another name."""
+
+    def __init__(self, execution: Any) -> None:
+        self._execution = execution
+        self._names: dict[type, str] = {}
+        self._seen = 0  # entries of ComfyUI's table that `_names` has
+
+    def of(self, node: Any) -> str:
+        """Return the name of a node, or of its class."""
+        kind = node if isinstance(node, type) else type(node)
+        nodes = getattr(self._execution, "nodes", None)
+        table = getattr(nodes, "NODE_CLASS_MAPPINGS", {})
+        if len(table) != self._seen:
+            self._seen = len(table)
+            self._names = {c: name for name, c in reversed(table.items()) if isinstance(c, type)}
+            self._names |= {
+                c: name for name, c in table.items() if name == getattr(c, "__name__", "")
+            }
+        return self._names.get(kind, kind.__name__)

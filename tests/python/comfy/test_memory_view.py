@@ -310,12 +310,12 @@ def test_a_burst_inside_a_node_is_in_the_peaks(server: ComfyServer) -> None:
     (run,) = server.get(f"/distorch/history?prompt={result.prompt_id}")["runs"]
     peaks = {n["kind"]: n["peak"]["sim:0"] for n in run["nodes"]}
     # What was there before may go with the prompt that needed it.
-    assert 2**30 <= peaks["ProbeRun"] <= before + 2**30
-    assert peaks["ProbeSave"] < 2**30
-    assert run["peak"]["sim:0"] == peaks["ProbeRun"]
+    assert 2**30 <= peaks["DistorchTestRun"] <= before + 2**30
+    assert peaks["DistorchTestSave"] < 2**30
+    assert run["peak"]["sim:0"] == peaks["DistorchTestRun"]
 
     def sampled() -> bool:
         samples = server.get("/distorch/history?seconds=60")["samples"]
-        return max(s["devices"]["sim:0"]["peak"] for s in samples) == peaks["ProbeRun"]
+        return max(s["devices"]["sim:0"]["peak"] for s in samples) == peaks["DistorchTestRun"]
 
     wait_until(sampled, "the burst is in a sample")

@@ -149,3 +149,21 @@ def test_everything_is_given_back(comfy: ComfyUI, events: Any) -> None:
     comfy.utils.ProgressBar().update_absolute(1)
     assert listener.told == []
     assert not hasattr(comfy.execution.get_output_data, "__wrapped__")
+
+
+def test_a_node_is_called_as_workflows_call_it(comfy: ComfyUI) -> None:
+    class Loader:
+        pass
+
+    class KSampler:
+        pass
+
+    comfy.execution.nodes = SimpleNamespace(
+        NODE_CLASS_MAPPINGS={"Load it (pack)": Loader, "Same again": Loader, "Broken": None}
+    )
+    kinds = node_events._Kinds(comfy.execution)
+    assert kinds.of(Loader()) == kinds.of(Loader) == "Load it (pack)"
+    assert kinds.of(KSampler()) == "KSampler"  # not in the table
+    comfy.execution.nodes.NODE_CLASS_MAPPINGS |= {"Old name": KSampler, "KSampler": KSampler}
+    assert kinds.of(KSampler()) == "KSampler"
+    assert node_events._Kinds(SimpleNamespace()).of(Loader) == "Loader"
