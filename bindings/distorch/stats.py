@@ -60,7 +60,10 @@ class DeviceStatistics:
     def peak_clock(self) -> str:
         """The time of the peak as a person reads it, local."""
         if self.peak_since_1970:
-            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.peak_time))
+            try:
+                return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.peak_time))
+            except (OSError, OverflowError, ValueError):  # how far calendars go differs
+                return f"{self.peak_time:.0f} s after 1970 began"
         seconds = int(self.peak_time)
         return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
@@ -171,7 +174,9 @@ class LogStatistics:
             ]
             parts.append(_table("Nodes", self.nodes, rows))
         notes = self._notes()
-        return "\n\n".join(parts + ["\n".join(notes)] * bool(notes)) + "\n"
+        whole = "\n\n".join(parts + ["\n".join(notes)] * bool(notes)) + "\n"
+        # Names in a log may be anything, and a terminal obeys what it is given.
+        return "".join(c if c.isprintable() or c == "\n" else "?" for c in whole)
 
     def _notes(self) -> list[str]:
         notes = [f"No answer {count} times: {reason}" for reason, count in self.failures.items()]

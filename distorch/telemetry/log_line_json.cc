@@ -158,6 +158,9 @@ const char* LogLineParser::CheckJson(LogLine* out) const {
     out->kind = LogLineKind::kNode;
     out->seconds =
         (found_ & kEnded) != 0 ? std::max(0.0, ended_ - started_) : 0;
+    if (!(out->seconds < static_cast<double>(kMaxSeconds))) {
+      return "expected seconds since 1970 as \"started\" and \"ended\"";
+    }
   } else if ((found_ & kOther) == 0) {
     return "expected \"used\"";
   }

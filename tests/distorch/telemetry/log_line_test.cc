@@ -96,6 +96,16 @@ TEST(LogLineTest, ReadsTheOtherLinesOfJson) {
   }
 }
 
+TEST(LogLineTest, ANodeThatRanForLongerThanTimeIsABadLine) {
+  LogLineParser parser;
+  LogLine line;
+  EXPECT_STREQ(
+      parser.Parse(
+          R"({"time":1,"node":"3","kind":"K","started":1,"ended":1e308})",
+          &line),
+      "expected seconds since 1970 as \"started\" and \"ended\"");
+}
+
 TEST(LogLineTest, ReadsNumbersOfEveryLength) {
   LogLineParser parser;
   LogLine line;

@@ -10,6 +10,7 @@ import math
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,28 @@ def test_bytes_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
     assert found.bad_lines == 1
     json.dumps(found.as_json())
     assert io.StringIO(found.text()).read()
+
+
+def test_names_do_not_command_the_terminal(tmp_path: Path, capsys) -> None:
+    log = tmp_path / "x.jsonl"
+    log.write_text(
+        '{"time":1,"device":"\\u001b[31mred","used":5}\n{"time":1,"device":"cuda:0","used":5}\n'
+    )
+    assert main(["stats", str(log)]) == 0
+    out = capsys.readouterr().out
+    assert "(?[31mred)" in out
+    assert "\x1b" not in out
+
+
+def test_a_time_that_no_calendar_has(tmp_path: Path, monkeypatch) -> None:
+    log = tmp_path / "x.jsonl"
+    log.write_text('{"time":999999999999,"device":"cuda:0","used":5}\n')
+
+    def fails(_seconds: float) -> None:
+        raise OSError("[Errno 22] Invalid argument")  # Windows, from the year 3001
+
+    monkeypatch.setattr(time, "localtime", fails)
+    assert "Time of the peak: 999999999999 s after 1970 began" in read_logs([log]).text()
 
 
 def test_a_million_samples_in_a_fifth_of_a_second_and_little_memory(tmp_path: Path) -> None:
