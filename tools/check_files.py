@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks every tracked source for its licence line, trailing white space and the final new line."""
+"""Checks every tracked source for its licence line, trailing white space and the final new line.
+
+And that nothing is tracked that a tool leaves behind.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 ROOT = Path(__file__).resolve().parent.parent
 WITH_LICENCE = {".py", ".h", ".cc", ".cu", ".js", ".css", ".sh", ".cmake"}
 TEXT = WITH_LICENCE | {".md", ".txt", ".toml", ".json", ".yml"}
+LEFT_BEHIND = ("*.gcov", "*.gcda", "*.gcno", "crash-*", "leak-*", "*.orig", "*.rej", "*.log")
 
 
 def problems(path: Path) -> list[str]:
@@ -35,7 +39,12 @@ def main() -> int:
         command, cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     paths = [ROOT / name for name in names]
-    found = [p for path in paths if path.suffix in TEXT and path.is_file() for p in problems(path)]
+    found = [
+        f"{name}: left behind by a tool"
+        for name in names
+        if any(PurePath(name).match(pattern) for pattern in LEFT_BEHIND)
+    ]
+    found += [p for path in paths if path.suffix in TEXT and path.is_file() for p in problems(path)]
     sys.stdout.write("".join(line + "\n" for line in found))
     return 1 if found else 0
 
