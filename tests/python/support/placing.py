@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from distorch.inventory import Inventory, walk
+from distorch.patching import DiffPatch, LoraPatch, Patches
 
 DEVICES = ("sim:0", "sim:1", "sim:2", "cpu")
 
@@ -95,4 +96,19 @@ def spread(blocks: Inventory, devices: tuple[str, ...] = DEVICES) -> dict[str, s
     return {
         b.name: devices[0] if b.pinned or b.tied else devices[i % len(devices)]
         for i, b in enumerate(blocks.blocks)
+    }
+
+
+def lora(out: int, inner: int, rank: int = 4, seed: int = 3, strength: float = 0.7) -> LoraPatch:
+    g = torch.Generator().manual_seed(seed)
+    down, up = torch.randn(rank, inner, generator=g), torch.randn(out, rank, generator=g)
+    return LoraPatch(down, up, alpha=8.0, strength=strength)
+
+
+def some_patches() -> Patches:
+    return {
+        "layers.0.qkv.weight": [lora(96, 32)],
+        "layers.1.out.weight": [lora(32, 32, seed=4), lora(32, 32, rank=2, seed=5)],
+        "layers.2.mlp.0.weight": [DiffPatch(torch.full((64, 32), 0.25), 0.5)],
+        "layers.3.mlp.2.bias": [DiffPatch(torch.ones(32))],
     }
