@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from distorch.engine.choice import Decision
 from distorch.engine.executor import StreamedExecutor
-from distorch.engine.groups import GroupEngine, GroupSpec
+from distorch.engine.groups import GroupEngine
 from distorch.engine.pinning import HostPinner, Registrar
 from distorch.engine.slabs import ALIGNMENT
+from distorch.engine.specs import GroupSpec
 
 __all__ = [
     "ALIGNMENT",

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from distorch.engine.choice import Decision
-from distorch.engine.groups import GroupEngine, GroupSpec
+from distorch.engine.groups import GroupEngine
 from distorch.engine.pinning import HostPinner
+from distorch.engine.specs import GroupSpec
 from distorch.engine.travelling import resolve
 from distorch.inventory import ModelBlock, TensorRef
 from distorch.nested import map_tensors

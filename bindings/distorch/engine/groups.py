@@ -15,110 +15,23 @@ import logging
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from distorch._load import core
-from distorch.engine.cells import Cell
 from distorch.engine.choice import Decision, decide
+from distorch.engine.hooks import GroupHooks, touches
 from distorch.engine.migration import MigratedGroup, Migrator
-from distorch.engine.parts import parts_of, stored_bytes
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.profile import Profile
-from distorch.engine.slabs import pack, slab_of, slabs_of
-from distorch.engine.streaming import Streamer, StreamGroup, slots_for
-from distorch.engine.travelling import resolve
-from distorch.loans import refresh_flat_weights
-from distorch.nested import map_tensors
+from distorch.engine.slabs import slabs_of
+from distorch.engine.specs import ActiveGroup, GroupSpec, Store, pack_group, refresh
+from distorch.engine.streaming import Streamer, slots_for
 from distorch.placed import canonical
 
 log = logging.getLogger("distorch")
-
-# Takes over tensors: each Cell's place is to hold this tensor from now on.
-Store = Callable[[list[tuple[Any, torch.Tensor]]], None]
-
-
-class GroupSpec:
-    """A layer group with tensors elsewhere. Immutable; holds the module weakly.
-
-    Attributes:
-        name: its name in the model.
-        away: its tensors that are stored elsewhere than on the compute device; of `parts.can_rebuild`.
-        here: its others.
-        donor: the one device that stores all that could leave the compute device; "" when there is not one, and the
-            group can only be streamed.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        away: Iterable[Any],
-        here: Iterable[Any] = (),
-        donor: str = "",
-    ) -> None:
-        """Tensors are `distorch.inventory.TensorRef`s or Cells."""
-        self.name, self.donor = name, donor
-        self._module = weakref.ref(module)
-        self.away = tuple(ref if isinstance(ref, Cell) else Cell(ref) for ref in away)
-        self.here = tuple(ref if isinstance(ref, Cell) else Cell(ref) for ref in here)
-
-    @property
-    def module(self) -> nn.Module:
-        """The module; to be asked for only while the model lives."""
-        module = self._module()
-        assert module is not None, "the model is gone"
-        return module
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the tensors that are elsewhere."""
-        return sum(stored_bytes(ref.get()) for ref in self.away)
-
-    def children(self) -> list[GroupSpec]:
-        """Split into those children of the module that have tensors elsewhere; [] when there is no such child."""
-        parts = []
-        for name, child in self.module.named_children():
-            below = {id(module) for module in child.modules()}
-            away = [ref for ref in self.away if id(ref.module) in below]
-            here = [ref for ref in self.here if id(ref.module) in below]
-            if away:
-                parts.append(GroupSpec(f"{self.name}.{name}", child, away, here, self.donor))
-        return parts
-
-
-@dataclass
-class _Active:
-    """A group while the engine is attached."""
-
-    spec: GroupSpec
-    touched: bool = False  # a module inside was called
-    # The hooks that tell, until the group itself is called.
-    touches: list[Any] = field(default_factory=list)
-    in_step: bool = False
-    depth: int = 0
-    # Streamed: its index in the streamer; (table, name, stored tensor); what swaps them for those of a slot.
-    index: int = -1
-    cells: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
-    swap: Any = None
-    recurrent: list[weakref.ref[nn.Module]] = field(default_factory=list)
-    # Migrated:
-    migrator: Migrator | None = None
-    group: MigratedGroup | None = None
-
-    def forget_touches(self) -> None:
-        """It is known how the group is called."""
-        for handle in self.touches:
-            handle.remove()
-        self.touches.clear()
-
-
-def compiling() -> bool:
-    """Whether torch.compile is tracing: its graph has to take the weights as they are stored."""
-    return bool(torch.compiler.is_compiling())
 
 
 class GroupEngine:
@@ -183,7 +96,7 @@ class GroupEngine:
         self._resident = {n: weakref.ref(m) for n, m in (resident or {}).items()}
         self._specs = list(specs)
         self._called: set[str] = set()
-        self._groups: list[_Active] = []
+        self._groups: list[ActiveGroup] = []
         self._streamer: Streamer | None = None
         self._migrators: dict[str, Migrator] = {}
         self._handles: list[Any] = []
@@ -271,7 +184,7 @@ class GroupEngine:
         )
 
     def _attach(self) -> None:
-        self._groups = [_Active(spec) for spec in self._specs]
+        self._groups = [ActiveGroup(spec) for spec in self._specs]
         try:
             streams = [g for g in self._groups if not self._migrates(g.spec)]
             if streams:
@@ -284,10 +197,10 @@ class GroupEngine:
             raise
         self._hook()
 
-    def _make_streamer(self, groups: list[_Active]) -> None:
+    def _make_streamer(self, groups: list[ActiveGroup]) -> None:
         packed = []
         for index, group in enumerate(groups):
-            packed.append(self._pack(group))
+            packed.append(pack_group(group, self._store))
             group.index = index
         sources = {cell.get().device for group in groups for cell in group.spec.away}
         self.slots = self._slots_wanted or slots_for(sources)
@@ -302,29 +215,7 @@ class GroupEngine:
             group.swap = core().TensorSwap(group.cells, stream.views)
         self._streamer = streamer
 
-    def _pack(self, group: _Active) -> StreamGroup:
-        by_device: dict[torch.device, list[Cell]] = defaultdict(list)
-        for cell in group.spec.away:
-            by_device[cell.get().device].append(cell)
-        for cells in by_device.values():
-            before = [cell.get() for cell in cells]
-            with torch.inference_mode(False), torch.no_grad():
-                packed = pack(before)
-            moved = [
-                (cell, new)
-                for cell, old, new in zip(cells, before, packed, strict=True)
-                if new is not old
-            ]
-            if moved:
-                self._store(moved)
-        # As they lie in their slabs, so that neighbours move in one copy.
-        cells = sorted(group.spec.away, key=_address)
-        group.cells = [(cell.table, cell.name, cell.get()) for cell in cells]
-        modules = {cell.module for cell in cells}
-        group.recurrent = [weakref.ref(m) for m in modules if isinstance(m, nn.RNNBase)]
-        return StreamGroup(group.spec.name, [cell.get() for cell in cells])
-
-    def _make_migrated(self, group: _Active) -> None:
+    def _make_migrated(self, group: ActiveGroup) -> None:
         spec = group.spec
         if spec.donor not in self._migrators:
             self._migrators[spec.donor] = Migrator(torch.device(spec.donor), self.compute)
@@ -340,20 +231,21 @@ class GroupEngine:
                 module.register_forward_hook(leave, always_call=True),
             ]
 
+        hooks = GroupHooks(self)
         for group in self._groups:
             if group.spec.name not in self._called:
                 for module in {r.module for r in group.spec.away} - {group.spec.module}:
                     group.touches.append(
-                        module.register_forward_pre_hook(_touches(group), prepend=True)
+                        module.register_forward_pre_hook(touches(group), prepend=True)
                     )
             if group.index >= 0:
-                on(group.spec.module, *self._streamed_hooks(group))
+                on(group.spec.module, *hooks.streamed(group))
             else:
-                on(group.spec.module, *self._migrated_hooks(group))
+                on(group.spec.module, *hooks.migrated(group))
         for name, reference in self._resident.items():
             module = reference()
             if module is not None:
-                on(module, *self._resident_hooks(name))
+                on(module, *hooks.resident(name))
 
     # Steps
 
@@ -475,17 +367,17 @@ class GroupEngine:
         self.finish_step(failed=True)
         self.profile.forget()
 
-    def _put_back(self, group: _Active) -> None:
+    def _put_back(self, group: ActiveGroup) -> None:
         if group.migrator is not None and group.group is not None:
             group.migrator.put_back(group.group)
             return
         group.swap.leave()
         if group.recurrent:
-            _refresh(group)
+            refresh(group)
 
     # Hooks. `enter` returns None or (args, kwargs), `leave` None or the output.
 
-    def _starts_step(self, group: _Active) -> bool:
+    def _starts_step(self, group: ActiveGroup) -> bool:
         """Note that the group comes; whether the engine was rebuilt on that occasion."""
         if self.steps == 0 or (group.in_step and not self._in_pass):
             self._begin_step()
@@ -493,105 +385,6 @@ class GroupEngine:
                 return True
         group.in_step = True
         return False
-
-    def _again(self, group: _Active, args: Any, kwargs: Any) -> Any:
-        """Enter the group's successor after a rebuild: its `leave` is on the module already."""
-        for other in self._groups:
-            if other.spec.module is group.spec.module:
-                hooks = self._streamed_hooks if other.index >= 0 else self._migrated_hooks
-                return hooks(other)[0](other.spec.module, args, kwargs)
-        return None
-
-    def _streamed_hooks(self, group: _Active) -> tuple[Any, Any]:
-        mine = group.spec._module  # a copy of the model has the hooks too, and other tensors
-        swap = group.swap.enter
-
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if compiling() or mine() is not module:
-                return None
-            if group.depth:
-                group.depth += 1  # it calls itself: the weights are here
-                return None
-            if self._starts_step(group):
-                return self._again(group, args, kwargs)
-            streamer = self._streamer
-            assert streamer is not None
-            try:
-                slot = streamer.acquire(group.index)
-            except BaseException:
-                streamer.reset()
-                raise
-            if not swap(slot):  # somebody has replaced a tensor
-                streamer.release(group.index)
-                self.rebuild()
-                return self._again(group, args, kwargs)
-            group.depth = 1
-            if group.recurrent:
-                _refresh(group)
-            if self.profile.active:
-                self.profile.enter(group.spec.name, args, kwargs)
-            return _resolved(args, kwargs) if self._migrators else None
-
-        def leave(module: nn.Module, _args: Any, output: Any) -> None:
-            if mine() is not module:
-                return
-            if group.depth != 1:
-                group.depth = max(0, group.depth - 1)
-                return
-            group.depth = 0
-            if self.profile.active:
-                self.profile.leave(group.spec.name, output)
-            self._put_back(group)
-            if self._streamer is not None:
-                self._streamer.release(group.index)
-
-        return enter, leave
-
-    def _migrated_hooks(self, group: _Active) -> tuple[Any, Any]:
-        migrator, migrated = group.migrator, group.group
-        assert migrator is not None
-        assert migrated is not None
-
-        mine = group.spec._module
-
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if compiling() or mine() is not module:
-                return None
-            if group.depth:
-                group.depth += 1
-                return None
-            if self._starts_step(group):
-                return self._again(group, args, kwargs)
-            if self._may_migrate is not None and not self._may_migrate(args, kwargs):
-                return _resolved(args, kwargs)
-            moved = migrator.enter(migrated, args, kwargs)
-            group.depth = 1
-            return moved
-
-        def leave(module: nn.Module, _args: Any, output: Any) -> Any:
-            if mine() is not module:
-                return None
-            if group.depth != 1:
-                group.depth = max(0, group.depth - 1)
-                return None
-            group.depth = 0
-            return migrator.leave(migrated, output)
-
-        return enter, leave
-
-    def _resident_hooks(self, name: str) -> tuple[Any, Any]:
-        def enter(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if compiling():
-                return None
-            if self.profile.active:
-                self.profile.enter(name, args, kwargs)
-            return _resolved(args, kwargs) if self._migrators else None
-
-        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-            if self.profile.active and not compiling():
-                self.profile.leave(name, output)
-
-        return enter, leave
 
     # Tearing down
 
@@ -616,29 +409,3 @@ class GroupEngine:
         self._specs = []
         if self._own_pinner:
             self._pinner.close()
-
-
-def _refresh(group: _Active) -> None:
-    for reference in group.recurrent:
-        module = reference()
-        if module is not None:
-            refresh_flat_weights(module)
-
-
-def _address(cell: Cell) -> tuple[str, int, int]:
-    tensor = cell.get()
-    slab = slab_of(tensor)
-    assert slab is not None
-    return str(tensor.device), slab.data_ptr(), parts_of(tensor)[0].data_ptr()
-
-
-def _resolved(args: Any, kwargs: Any) -> Any:
-    return map_tensors(args, resolve), map_tensors(kwargs, resolve)
-
-
-def _touches(group: _Active) -> Any:
-    def touch(_module: nn.Module, _args: Any) -> None:
-        if group.depth == 0:
-            group.touched = True
-
-    return touch
