@@ -2,7 +2,7 @@
 // The charts, as SVG that stretches to its box. Each says its content in words as well.
 
 import { deviceColour, modelColour } from './colours.js'
-import { svg } from './dom.js'
+import { lazy, svg } from './dom.js'
 import { deviceTitle, formatBytes, modelsOn } from './format.js'
 
 /** What a device's bar consists of: {key, label, bytes, colour | className}. */
@@ -58,39 +58,36 @@ export function blockMode(block, placement) {
 
 /** The blocks of a placed model in its order, coloured by device; streamed ones hatched. */
 export function placementStrip(placement) {
-  const blocks = placement.blocks
-  const step = 1000 / Math.max(1, blocks.length)
   const counts = new Map()
-  for (const block of blocks) counts.set(block.device, (counts.get(block.device) ?? 0) + 1)
+  for (const block of placement.blocks) counts.set(block.device, (counts.get(block.device) ?? 0) + 1)
   const words = [...counts].map(([device, count]) => `${count} blocks on ${deviceTitle(device)}`)
+  const node = svg('svg', {
+    class: 'dt-strip',
+    viewBox: '0 0 1000 18',
+    preserveAspectRatio: 'none',
+    role: 'img',
+    'aria-label': `Placement of ${placement.name}: ${words.join(', ')}`
+  })
+  const same = placement.blocks.map((block) => `${block.name} ${block.device} ${blockMode(block, placement)}`)
+  return lazy(node, [placement.key, ...same].join('\n'), () => stripParts(placement))
+}
+
+function stripParts(placement) {
   const id = `dt-hatch-${placement.key}`
-  const node = svg(
-    'svg',
-    {
-      class: 'dt-strip',
-      viewBox: '0 0 1000 18',
-      preserveAspectRatio: 'none',
-      role: 'img',
-      'aria-label': `Placement of ${placement.name}: ${words.join(', ')}`
-    },
-    svg(
-      'defs',
-      {},
-      svg(
-        'pattern',
-        { id, width: 8, height: 8, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' },
-        svg('rect', { width: 3, height: 8, class: 'dt-hatch' })
-      )
-    )
+  const hatch = svg(
+    'pattern',
+    { id, width: 8, height: 8, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' },
+    svg('rect', { width: 3, height: 8, class: 'dt-hatch' })
   )
-  blocks.forEach((block, index) => {
+  const step = 1000 / Math.max(1, placement.blocks.length)
+  const parts = placement.blocks.map((block, index) => {
     const how = blockMode(block, placement)
     const title = svg('title', {}, `${block.name}: ${deviceTitle(block.device)}, ${how}`)
     const place = { x: index * step, y: 0, width: step + 1, height: 18 }
-    node.append(svg('rect', { ...place, fill: deviceColour(block.device), 'data-block': block.name, 'data-how': how }, title))
-    if (how === 'streamed') node.append(svg('rect', { ...place, fill: `url(#${id})`, class: 'dt-hatched' }))
+    const rect = svg('rect', { ...place, fill: deviceColour(block.device), 'data-block': block.name, 'data-how': how }, title)
+    return how === 'streamed' ? [rect, svg('rect', { ...place, fill: `url(#${id})`, class: 'dt-hatched' })] : [rect]
   })
-  return node
+  return [svg('defs', {}, hatch), ...parts.flat()]
 }
 
 /** Used memory of a device over time, with its peak and average. */

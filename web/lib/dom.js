@@ -85,6 +85,26 @@ function alike(one, other) {
   return one.nodeName === other.nodeName && keyOf(one) === keyOf(other)
 }
 
+const contents = new WeakMap() // element -> {same, build}: see lazy()
+
+/**
+ * Leaves the content of `node` to `build`, which is called only where an element with other words in `same` is shown: for
+ * pictures of thousands of parts that seldom change. `node` must be given to update(), itself or in another element.
+ */
+export function lazy(node, same, build) {
+  contents.set(node, { same, build })
+  node.setAttribute('data-lazy', '')
+  return node
+}
+
+function complete(node) {
+  if (node.nodeType !== Node.ELEMENT_NODE) return
+  for (const one of [node, ...node.querySelectorAll('[data-lazy]')]) {
+    const content = contents.get(one)
+    if (content && !one.hasChildNodes()) one.append(...content.build())
+  }
+}
+
 function updateChildren(node, wanted) {
   const keyed = new Map([...node.childNodes].map((child) => [keyOf(child), child]))
   let at = node.firstChild
@@ -92,6 +112,7 @@ function updateChildren(node, wanted) {
     const key = keyOf(fresh)
     const found = key === undefined ? at : keyed.get(key)
     if (!found || !alike(found, fresh)) {
+      complete(fresh)
       node.insertBefore(fresh, at)
       continue
     }
@@ -117,5 +138,12 @@ function updateOne(node, fresh) {
   for (const name of handlers.get(node) ?? []) node[name] = null
   for (const name of handlers.get(fresh) ?? []) setHandler(node, name, fresh[name])
   if (node.nodeName === 'INPUT') node.checked = fresh.checked
+  const content = contents.get(fresh)
+  if (content) {
+    const same = contents.get(node)?.same === content.same
+    contents.set(node, content)
+    if (same) return
+    fresh.append(...content.build())
+  }
   updateChildren(node, [...fresh.childNodes])
 }

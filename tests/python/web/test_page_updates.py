@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from chromium import Page
 from on_page import ROWS, drawn, on_page
-from stand_in import StandIn
+from stand_in import StandIn, StandInBackend
 
 STATUS = "document.querySelector('.dt-status').innerText"
 
@@ -69,6 +69,41 @@ def test_rows_come_go_and_change_places() -> None:
         await page.wait_for(f"{ROWS} === 0")
 
     on_page(check)
+
+
+def test_a_strip_is_drawn_again_only_when_a_block_moves() -> None:
+    backend = StandInBackend()
+    placed = backend.placements()["placements"]
+    backend.placements = lambda: {"placements": placed}
+
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for("document.querySelectorAll('.dt-strip [data-block]').length === 40")
+        await page.evaluate("""
+          window.drawn = 0
+          new MutationObserver((changes) => { window.drawn += changes.length })
+            .observe(document.querySelector('.dt-strip'), { childList: true, subtree: true, attributes: true })
+        """)
+        placed[0]["measured_step_ms"] = 7.25
+        await server.push()
+        await page.wait_for(
+            "document.querySelector('.dt-placement').innerText.includes('measured 7.3 ms')"
+        )
+        assert await page.evaluate("drawn") == 0
+        placed[0]["blocks"][0] = {"name": "blocks.0", "device": "cpu", "how": "streamed"}
+        await server.push()
+        await page.wait_for(
+            "document.querySelector('[data-block=\"blocks.0\"]').dataset.how === 'streamed'"
+        )
+        assert await page.evaluate("document.querySelectorAll('.dt-hatched').length") == 9
+        assert (
+            await page.evaluate("document.querySelectorAll('.dt-strip [data-block]').length") == 40
+        )
+        title = await page.evaluate(
+            "document.querySelector('[data-block=\"blocks.0\"] title').textContent"
+        )
+        assert title == "blocks.0: RAM, streamed"
+
+    on_page(check, backend)
 
 
 def test_an_answer_that_is_late_does_not_undo_what_came_after_it() -> None:
