@@ -167,22 +167,20 @@ def _wait(
                 sys.stderr.write(f"distorch monitor: {monitor.last_sink_error}\n")
             if monitor.taken and not checked:
                 checked = True
-                sys.stderr.write(_absent(args, monitor))
+                if absent := _absent(args, monitor):
+                    sys.stderr.write(f"distorch monitor: --devices: there is no {absent}\n")
             if args.plot is not None and time.monotonic() >= next_plot:
                 next_plot = time.monotonic() + _PLOT_EVERY
                 _write_plot(args, outputs)
 
 
 def _absent(args: argparse.Namespace, monitor: BackgroundMonitor) -> str:
-    """Return a line about devices that --devices names and nobody tells of, or ""."""
+    """Return which devices of --devices nobody tells of, and which there are; "" where all are told of."""
     from distorch.cli.monitor_outputs import chosen
 
     newest = monitor.samples()[-1]
-    names = chosen(args).absent(newest)
-    if not names:
-        return ""
-    there = ", ".join(d.device for d in newest.devices)
-    return f"distorch monitor: --devices: there is no {', '.join(names)}; there are {there}\n"
+    names = ", ".join(chosen(args).absent(newest))
+    return f"{names}; there are {', '.join(d.device for d in newest.devices)}" if names else ""
 
 
 def _write_plot(args: argparse.Namespace, outputs: Outputs) -> str:
@@ -214,7 +212,7 @@ def _finish(args: argparse.Namespace, monitor: BackgroundMonitor, outputs: Outpu
         wrong.append(f"no sample: {reason}")
     found = outputs.statistics.result()
     if monitor.taken and not found.devices:
-        wrong.append(f"no sample of {args.devices}")
+        wrong.append(f"no sample of {_absent(args, monitor) or args.devices}")
     outputs.close()
     terminal.say(found.text())
     if outputs.notes:

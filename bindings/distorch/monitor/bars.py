@@ -113,10 +113,10 @@ def bar(used: float, peak: float, length: int = BAR, stale: bool = False) -> Any
     from rich.text import Text
 
     filled = round(min(max(used, 0.0), 1.0) * length)
-    mark = min(max(round(min(max(peak, 0.0), 1.0) * length) - 1, 0), length - 1)
+    mark = round(min(max(peak, 0.0), 1.0) * length) - 1  # -1: nothing to mark
     colour = "grey50" if stale else "red" if used > 0.95 else "yellow" if used > 0.85 else "green"
     text = Text("█" * filled, style=colour)
     text.append("░" * (length - filled), style="grey50")
-    if mark >= filled:
+    if mark >= filled and mark >= 0:
         text = Text.assemble(text[:mark], ("|", "bold red"), text[mark + 1 :])
     return text

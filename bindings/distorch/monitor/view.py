@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from distorch.monitor.bars import BAR, DeviceBars, Row
+from distorch.monitor.bars import BAR, DeviceBars, Row, amount
 from distorch.monitor.lines import Chosen, clock, megabytes
 from distorch.monitor.recorder import ClockJump, Event, Mark
 from distorch.monitor.sample import DeviceSample, Gap, ModelSample, NodeRun, PromptRun, Sample
 from distorch.monitor.sinks import Timeline
 
-_GB = 2**30
 _TOP_MODELS = 8
 
 
@@ -203,10 +202,12 @@ class _ModelLines:
         name = min(longest, max(options.max_width * 3 // 8, 12))
         for m in self._models:
             held = "  ".join(
-                f"{device} {size / _GB:.2f}" for device, size in m.bytes.items() if size
+                f"{device} {amount(size).removesuffix(' GB')}"
+                for device, size in m.bytes.items()
+                if size
             )
             words = m.name if len(m.name) <= name else m.name[: name - 1] + "…"
-            line = f"{words.ljust(name)}  {m.total / _GB:6.2f} GB  {held}  {m.type}"
+            line = f"{words.ljust(name)}  {amount(m.total):>8}  {held}  {m.type}"
             yield Text(line.rstrip(), no_wrap=True, overflow="ellipsis")
 
 

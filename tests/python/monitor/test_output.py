@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from distorch.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
-from distorch.monitor.bars import Row, sparkline, widths
+from distorch.monitor.bars import Row, bar, sparkline, widths
 from distorch.monitor.chart import Panel, Span, scale_of_data, scale_of_device
 from distorch.monitor.exporter import PrometheusSink
 from distorch.monitor.files import write_whole
@@ -260,7 +260,7 @@ def test_the_live_view_shows_bars_models_node_and_progress() -> None:
     assert "█" * 11 + "░" * 10 + "|" in text  # 9 of 24 GB in 30 characters, the peak at 18
     assert "▇▄" in text or "▆▄" in text
     assert "flux [bold]" in text  # a name is no markup
-    assert "10.00 GB" in text
+    assert "10.0 GB  cuda:0 9.0  cpu 1.0  diffusion" in text
     assert "KSampler (node 3), 1 of 4 nodes" in text
     assert "log: x.log" in text
     view.take(gap(10))
@@ -299,9 +299,16 @@ def test_a_narrow_terminal_still_shows_whole_bars_and_the_newest_looks(width: in
     if width >= 60:
         assert device.endswith("▁▅")
     (model,) = (line for line in lines if line.startswith("wan2.2"))
-    assert "12.00 GB" in model
+    assert "12.0 GB" in model
     if width >= 60:
-        assert "cuda:0 12.00" in model
+        assert "cuda:0 12.0" in model
+
+
+def test_a_device_that_holds_nothing_has_no_mark_of_a_peak() -> None:
+    assert str(bar(0.0, 0.0, 8)) == "░" * 8
+    assert str(bar(0.0, 0.01, 8)) == "░" * 8
+    assert str(bar(0.25, 1.0, 8)) == "██░░░░░|"
+    assert str(bar(2.0, 2.0, 8)) == "████████"
 
 
 def test_small_devices_are_told_in_mb() -> None:
