@@ -13,7 +13,7 @@ constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
 
 TEST(BytesTest, UnitsAreBinary) {
   EXPECT_EQ(KiB(1), Bytes(1024));
-  EXPECT_EQ(MiB(3), Bytes(3 * 1048576));
+  EXPECT_EQ(MiB(3), Bytes(int64_t{3} * 1048576));
   EXPECT_EQ(GiB(2) + MiB(512), Bytes(2684354560));
   EXPECT_LT(GiB(1) - GiB(2), Bytes(0));
 }
@@ -22,7 +22,7 @@ TEST(BytesTest, FormatsLikeTheExamplesOfTheHeader) {
   const struct {
     Bytes amount;
     std::string text;
-  } kCases[] = {
+  } cases[] = {
       {Bytes(0), "0 B"},
       {Bytes(17), "17 B"},
       {Bytes(1023), "1023 B"},
@@ -39,7 +39,7 @@ TEST(BytesTest, FormatsLikeTheExamplesOfTheHeader) {
       {Bytes::Max(), "8589934592.00 GB"},
       {Bytes(kMin), "-8589934592.00 GB"},
   };
-  for (const auto& test : kCases) {
+  for (const auto& test : cases) {
     EXPECT_EQ(FormatBytes(test.amount), test.text) << test.amount;
   }
   EXPECT_EQ(FormatGB(MiB(512)), "0.50");

@@ -17,12 +17,12 @@ TEST(DeviceIdTest, ReadsWhatItPrints) {
   const struct {
     std::string_view text;
     std::string printed;
-  } kCases[] = {
+  } cases[] = {
       {"cuda:0", "cuda:0"}, {"cuda", "cuda:0"},     {"CUDA:1", "cuda:1"},
       {"cpu", "cpu"},       {"cpu:0", "cpu"},       {"mps", "mps"},
       {"sim:12", "sim:12"}, {"my_npu", "my_npu:0"}, {"cuda:9999", "cuda:9999"},
   };
-  for (const auto& test : kCases) {
+  for (const auto& test : cases) {
     const std::optional<DeviceId> device = DeviceId::FromString(test.text);
     ASSERT_TRUE(device.has_value()) << test.text;
     EXPECT_EQ(device->ToString(), test.printed);

@@ -58,7 +58,7 @@ inline Plan MustPlan(std::string_view text, const std::vector<Block>& blocks,
                      PlanOptions options = {}) {
   absl::StatusOr<Plan> plan = TryPlan(text, blocks, devices, compute, options);
   EXPECT_TRUE(plan.ok()) << text << ": " << plan.status();
-  if (!plan.ok()) return Plan();
+  if (!plan.ok()) return {};
   const absl::Status kept = CheckInvariants(*plan, blocks);
   EXPECT_TRUE(kept.ok()) << text << ": " << kept;
   return *std::move(plan);

@@ -11,7 +11,6 @@ namespace distorch {
 namespace {
 
 using testing::ElementsAre;
-using testing::HasSubstr;
 using testing::IsEmpty;
 
 struct FakeDriver {

@@ -323,8 +323,9 @@ TEST(StreamSchedulerTest, NoSlotIsReadEarlyOrOverwrittenEarly) {
     for (int step = 0; step < 4; ++step) {
       if (pick(0, 3) == 0) std::shuffle(order.begin(), order.end(), random);
       std::vector<int> run = order;
-      if (pick(0, 3) == 0)
+      if (pick(0, 3) == 0) {
         run.resize(static_cast<std::size_t>(pick(0, groups)));
+      }
       machine.backend.fail_copies = pick(0, 4) == 0 ? pick(1, 6) : 0;
       machine.scheduler.BeginStep();
       for (const int group : run) {

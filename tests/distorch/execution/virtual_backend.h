@@ -36,7 +36,8 @@ class VirtualBackend : public StreamBackend {
     double& link = link_free_[sources_[index]];
     // `ready`: of a copy into it that nobody awaited, from another source.
     const double begin = std::max({link, state.used_until, state.ready});
-    if (begin < state.reading_until) violations.push_back("overwritten early");
+    if (begin < state.reading_until)
+      violations.emplace_back("overwritten early");
     link = begin + copy_seconds_[index];
     state.group = group;
     state.ready = link;
@@ -62,8 +63,8 @@ class VirtualBackend : public StreamBackend {
   void Compute(int group, int slot, double seconds) {
     if (slot >= 0) {
       State& state = slots_[static_cast<std::size_t>(slot)];
-      if (state.group != group) violations.push_back("wrong group in slot");
-      if (now_ < state.ready) violations.push_back("read before the copy");
+      if (state.group != group) violations.emplace_back("wrong group in slot");
+      if (now_ < state.ready) violations.emplace_back("read before the copy");
       state.reading_until = now_ + seconds;
     }
     now_ += seconds;
