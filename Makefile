@@ -12,7 +12,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build deps system demo test test-cpp test-python bench lint format coverage fuzz doctor clean
+.PHONY: help build deps system demo test test-cpp test-python bench lint format coverage tidy fuzz doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -63,8 +63,15 @@ format: $(DEPS_STAMP)  ## rewrite the sources in the project's format
 	@git ls-files --cached --others --exclude-standard '*.h' '*.cc' '*.cu' | xargs -r $(BIN)/clang-format -i
 
 coverage: $(DEPS_STAMP)  ## line and branch coverage of the C++ code that needs no torch
+	@tools/system_packages.sh coverage
+	@if [ -d build/coverage ]; then find build/coverage -name '*.gcda' -delete; fi
 	@cmake --workflow --preset coverage
-	@gcovr --root . --filter allocation/ --filter distorch/ build/coverage --print-summary
+	@gcovr --root . --filter allocation/ --filter distorch/ --exclude-throw-branches --exclude-unreachable-branches \
+	  --print-summary build/coverage
+
+tidy: $(DEPS_STAMP)  ## clang-tidy on the C++ code that needs no torch, and clang's thread-safety analysis
+	@tools/system_packages.sh tidy
+	@cmake --workflow --preset tidy
 
 fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60)
 	@tools/system_packages.sh fuzz

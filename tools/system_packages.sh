@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Checks for what Debian or Ubuntu must provide; installs it where the user is root, else says how to get it.
-# system_packages.sh [test|fuzz]: what the build needs, and what those targets need beside it.
+# system_packages.sh [test|fuzz|coverage|tidy]: what the build needs, and what those targets need beside it.
 set -euo pipefail
 
 missing=()
@@ -29,6 +29,11 @@ case "${1:-}" in
   fuzz)
     need clang command -v clang++
     need libclang-rt-dev fuzzer_runtime
+    ;;
+  coverage) need gcovr command -v gcovr ;;
+  tidy)
+    need clang command -v clang++
+    need clang-tidy command -v clang-tidy
     ;;
 esac
 
