@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 
 def mappings() -> tuple[dict[str, type], dict[str, str]]:
     """Node classes and display names by id; installs the seams that the nodes need."""
-    import pathlib
-
     import folder_paths
     import nodes as core
 
@@ -22,10 +22,16 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     memory_view.install().actions.jobs.finished.insert(0, unload.add_details)
     settings.install()
     old_names.install(__name__.rpartition(".")[0])
-    paths = map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes"))
-    folders = [p.name for path in paths if path.is_dir() for p in path.iterdir() if p.is_dir()]
+    folders = other_folders(map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes")))
     classes = table.node_classes(core.NODE_CLASS_MAPPINGS, folders)
     return classes, {node_id: title(node_id, cls) for node_id, cls in classes.items()}
+
+
+def other_folders(paths: Iterable[pathlib.Path]) -> list[str]:
+    """Names of the other packs' folders: ours may have taken the place, and the name, of ComfyUI-MultiGPU's."""
+    own = pathlib.Path(__file__).resolve().parent.parent
+    found = [folder for path in paths if path.is_dir() for folder in path.iterdir()]
+    return [folder.name for folder in found if folder.is_dir() and folder.resolve() != own]
 
 
 def title(node_id: str, cls: Any) -> str:

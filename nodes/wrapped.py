@@ -26,14 +26,11 @@ class Family:
     device: str = "compute_device"
     text_encoder: bool = False
     core_device: bool = False  # the core's own "device" input becomes ours; the core gets "default"
-    legacy: bool = False
 
 
 MODEL = Family()
 CLIP = Family("device", text_encoder=True, core_device=True)
 CLIP_WITHOUT_DEVICE = Family("device", text_encoder=True)
-LEGACY_MODEL = Family("device", legacy=True)
-LEGACY_CLIP = Family("device", text_encoder=True, legacy=True)
 
 
 def device_input(name: str | None = None) -> tuple[list[str], dict[str, Any]]:
@@ -129,9 +126,7 @@ def multigpu(node: type, node_id: str, family: Family) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            inputs = _inputs(node)
-            inputs["optional"]["device"] = device_input()
-            return inputs
+            return _with(_inputs(node), {"device": device_input()})
 
         def override(self, device: str | None = None, **inputs: Any) -> tuple[Any, ...]:
             if family.core_device:
@@ -156,19 +151,7 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            inputs = _inputs(node)
-            inputs["optional"].update(
-                {
-                    family.device: device_input(),
-                    "virtual_vram_gb": gigabytes(4.0),
-                    "donor_device": device_input("cpu"),
-                    "expert_mode_allocations": text(),
-                    "eject_models": switch(eject_default),
-                    "keep_loaded": switch(True),
-                    "execution_mode": execution_mode(),
-                }
-            )
-            return inputs
+            return _with(_inputs(node), _placement_widgets(family))
 
         def override(
             self,
@@ -209,17 +192,7 @@ def legacy(node: type, node_id: str, family: Family) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            inputs = _inputs(node)
-            inputs["optional"].update(
-                {
-                    "device": device_input(),
-                    "virtual_vram_gb": gigabytes(4.0, 24.0),
-                    "use_other_vram": switch(False),
-                    "expert_mode_allocations": text(),
-                    "keep_loaded": switch(True),
-                }
-            )
-            return inputs
+            return _with(_inputs(node), _legacy_widgets())
 
         def override(
             self,
@@ -242,6 +215,34 @@ def legacy(node: type, node_id: str, family: Family) -> type:
             return loading.load(node, node_id, request, inputs, text_encoder=family.text_encoder)
 
     return _named(LegacyNode, node_id)
+
+
+def _placement_widgets(family: Family) -> dict[str, Any]:
+    return {
+        family.device: device_input(),
+        "virtual_vram_gb": gigabytes(4.0),
+        "donor_device": device_input("cpu"),
+        "expert_mode_allocations": text(),
+        "eject_models": switch(not family.text_encoder),
+        "keep_loaded": switch(True),
+        "execution_mode": execution_mode(),
+    }
+
+
+def _legacy_widgets() -> dict[str, Any]:
+    return {
+        "device": device_input(),
+        "virtual_vram_gb": gigabytes(4.0, 24.0),
+        "use_other_vram": switch(False),
+        "expert_mode_allocations": text(),
+        "keep_loaded": switch(True),
+    }
+
+
+def _with(inputs: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Ours behind the core's; one of the same name keeps its place."""
+    inputs["optional"].update(more)
+    return inputs
 
 
 def _inputs(node: type) -> dict[str, Any]:

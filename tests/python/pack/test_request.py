@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 
 import pytest
 
@@ -48,3 +49,12 @@ def test_missing_devices_are_named_with_what_there_is(pack, caplog) -> None:
         "the workflow asks for device cuda:3, which is not here: cpu is used instead "
         "(there are: cpu, sim:0, sim:1, sim:2)",
     ]
+
+
+def test_our_own_folder_is_not_taken_for_the_predecessor(pack, tmp_path) -> None:
+    nodes = pack.load("nodes")
+    own = pathlib.Path(nodes.__file__).resolve().parent.parent
+    (tmp_path / "ComfyUI-MultiGPU").symlink_to(own)
+    (tmp_path / "ComfyUI-GGUF").mkdir()
+    (tmp_path / "notes.py").touch()
+    assert nodes.other_folders([tmp_path, tmp_path / "missing"]) == ["ComfyUI-GGUF"]
