@@ -66,14 +66,22 @@ def spec_text(compute: str, expert: str, virtual_vram_gb: float, donors: list[st
     """
     expert = expert.strip()
     if expert.startswith("#"):  # the predecessor's stored form without an expert part
-        allocation.parse(expert, kinds={name.partition(":")[0] for name in devices.names()})
-        return expert
+        return _stored_form(expert, compute)
     if expert:
         return f"{_without_missing(expert, compute)}#{compute}"
     donors = [donor for donor in donors if donor != compute]
     if virtual_vram_gb > 0 and donors:
         return f"#{compute};{virtual_vram_gb:g};{','.join(donors)}"
     return f"{compute},*#{compute}"
+
+
+def _stored_form(expert: str, compute: str) -> str:
+    """ "#cuda:0;4.0;cuda:1,cpu": its amount and donors; the compute device is the widget's."""
+    spec = allocation.parse(expert, kinds={name.partition(":")[0] for name in devices.names()})
+    _, amount, named = str(spec).split(";")  # as it is written in full
+    donors = [available(name, default="cpu") for name in named.split(",")]
+    donors = [name for name in dict.fromkeys(donors) if name != compute]
+    return f"#{compute};{amount};{','.join(donors)}" if donors else f"{compute},*#{compute}"
 
 
 def _without_missing(expert: str, compute: str) -> str:
@@ -88,10 +96,18 @@ def _without_missing(expert: str, compute: str) -> str:
         "; ".join(lost),
         ", ".join(there),
     )
-    kept = [entry for entry in entries if entry not in lost]
-    if not kept or any("*" in entry for entry in lost):
-        kept.append(f"{compute},*")
-    return ";".join(kept)
+    return ";".join(_with_room([entry for entry in entries if entry not in lost], compute))
+
+
+def _with_room(kept: list[str], compute: str) -> list[str]:
+    """The entries, one of which takes what the lost ones would have held: the compute device if it is free to."""
+    amounts = [entry.partition(",")[2].partition(",")[0].strip() for entry in kept]
+    ratios = kept and all(amount.endswith("%") for amount in amounts)
+    if ratios or "*" in amounts:
+        return kept
+    if all(_canonical(entry.partition(",")[0]) != compute for entry in kept):
+        return [*kept, f"{compute},*"]
+    return [*(e for e in kept if _canonical(e.partition(",")[0]) != "cpu"), "cpu,*"]
 
 
 def _canonical(device: str) -> str:

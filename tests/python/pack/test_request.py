@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from distorch.allocation import AllocationError
+from distorch.allocation import AllocationError, parse
 
 
 @pytest.mark.parametrize(
@@ -19,16 +19,26 @@ from distorch.allocation import AllocationError
         ("  ", 2.5, ["sim:1", "cpu"], "#sim:0;2.5;sim:1,cpu"),
         ("", 4.0, ["sim:0"], "sim:0,*#sim:0"),  # the compute device is no donor
         ("", 0.0, ["cpu"], "sim:0,*#sim:0"),
-        ("#sim:0;4;cpu", 1.0, ["sim:1"], "#sim:0;4;cpu"),
+        ("#sim:0;4;cpu", 1.0, ["sim:1"], "#sim:0;4gb;cpu"),
+        ("#sim:0", 1.0, ["sim:1"], "#sim:0;0b;cpu"),
         ("0.8", 4.0, ["cpu"], "0.8#sim:0"),
         ("auto,reserve=1gb", 4.0, ["cpu"], "auto,reserve=1gb#sim:0"),
         ("cuda:7,2gb;sim:1,2gb;sim:0,*", 4.0, ["cpu"], "sim:1,2gb;sim:0,*#sim:0"),
         ("sim:1,2gb;cuda:7,*", 4.0, ["cpu"], "sim:1,2gb;sim:0,*#sim:0"),
         ("cuda:7,50%", 4.0, ["cpu"], "sim:0,*#sim:0"),
+        ("sim:0,2gb;cuda:7,*", 4.0, ["cpu"], "sim:0,2gb;cpu,*#sim:0"),
+        ("SIM,2gb;cuda:7,8gb;cpu,4gb", 4.0, ["cpu"], "SIM,2gb;cpu,*#sim:0"),
+        ("cuda:7,8gb;cpu,4gb", 4.0, ["cpu"], "cpu,4gb;sim:0,*#sim:0"),
+        ("sim:0,25%;cuda:7,75%", 4.0, ["cpu"], "sim:0,25%#sim:0"),
+        ("sim:0,25%,mode=stream;cuda:7,75%", 4.0, ["cpu"], "sim:0,25%,mode=stream#sim:0"),
+        ("#cuda:7;4;SIM:1,cuda:8", 4.0, ["cpu"], "#sim:0;4gb;sim:1,cpu"),
+        ("#sim:1;4;sim:0", 4.0, ["cpu"], "sim:0,*#sim:0"),
     ],
 )
 def test_spec_text(pack, expert, gigabytes, donors, text) -> None:
-    assert pack.load("patches.request").spec_text("sim:0", expert, gigabytes, donors) == text
+    made = pack.load("patches.request").spec_text("sim:0", expert, gigabytes, donors)
+    assert made == text
+    parse(made, ["cpu", "sim:0", "sim:1", "sim:2"])
 
 
 def test_a_wrong_string_points_to_its_fault(pack) -> None:
