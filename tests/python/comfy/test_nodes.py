@@ -191,6 +191,45 @@ def test_hook_loras_act_as_in_the_core(comfy: ComfyServer) -> None:
     assert torch.equal(without, comfy.run(plain).values["wan"])  # the hook left nothing behind
 
 
+def controlled(loader: str, **inputs: object) -> Workflow:
+    """Samples a checkpoint under a ControlNet."""
+    w = Workflow()
+    model = w.add("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")
+    prompt = w.add("CLIPTextEncode", clip=w.output(model, 1), text="a hint")
+    control = w.add(loader, control_net_name="controlnet.safetensors", **inputs)
+    image = w.add("EmptyImage", width=64, height=64, batch_size=1, color=0x808080)
+    prompt = w.add(
+        "ControlNetApply", conditioning=prompt, control_net=control, image=image, strength=1.0
+    )
+    return w.save(w.sample(model, prompt, w.latent(1, 4, 8, 8)), "latent")
+
+
+def test_a_controlnet_is_placed_beside_a_model_of_the_core(comfy: ComfyServer) -> None:
+    expected = comfy.run(controlled("ControlNetLoader")).values["latent"]
+    comfy.free()
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,10mb;cpu,5mb;sim:0,*"}
+    result = comfy.run(controlled("ControlNetLoaderDisTorch2MultiGPU", **inputs)).values["latent"]
+    assert torch.equal(result, expected)
+    now = state(comfy)
+    sizes = now.placed("ControlNet")["bytes"]
+    assert 9 * 2**20 < sizes["sim:1"] == now.allocated["sim:1"] <= 10 * 2**20
+    kinds = {row[1]: row[0] for row in now.loaded}
+    assert kinds["ControlNet"] == "DisTorchModelPatcher"
+    assert kinds["BaseModel"] == (
+        "ModelPatcherDynamic" if comfy.version.dynamic else "ModelPatcher"
+    )
+
+
+def test_what_holds_no_model_is_left_to_the_core_with_an_error(comfy: ComfyServer) -> None:
+    w = Workflow()
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,10mb;sim:0,*"}
+    loader = "ControlNetLoaderDisTorch2MultiGPU"
+    control = w.add(loader, control_net_name="lora.safetensors", **inputs)
+    w.save(w.add("DistorchTestRun", value=control, code="value = type(value).__name__"), "name")
+    assert comfy.run(w).values["name"] == "ControlLora"
+    assert "the ControlLora in lora.safetensors holds no model whose blocks can be" in comfy.log()
+
+
 def test_low_precision_stores_patched_host_blocks_in_eight_bits(comfy: ComfyServer) -> None:
     w = Workflow()
     model = w.add(

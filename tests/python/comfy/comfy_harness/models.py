@@ -7,6 +7,7 @@ Sizes in float32 unless said: `flux` 5.6 MB (hidden 128, ComfyUI 0.25 and later)
 
 from __future__ import annotations
 
+import itertools
 import math
 import pathlib
 
@@ -140,6 +141,19 @@ def sd15_unet_shapes(prefix: str = "model.diffusion_model.", channels: int = 320
     return shapes
 
 
+def controlnet_shapes(channels: int = 320) -> Shapes:
+    """A ControlNet for that UNet: its first half, the layers of the hint, and its outputs."""
+    prefix = "control_model."
+    unet = sd15_unet_shapes(prefix, channels)
+    shapes = {k: v for k, v in unet.items() if not k.startswith((f"{prefix}out.", f"{prefix}outp"))}
+    widths = (3, 16, 16, 32, 32, 96, 96, 256, channels)
+    for i, (inner, out) in enumerate(itertools.pairwise(widths)):
+        _conv(shapes, f"{prefix}input_hint_block.{2 * i}", out, inner)
+    for name in ("zero_convs.0.0", "zero_convs.1.0", "middle_block_out.0"):
+        _conv(shapes, f"{prefix}{name}", channels, channels, 1)
+    return shapes
+
+
 def _resnet(shapes: Shapes, name: str, out: int, inner: int) -> None:
     _norm(shapes, f"{name}.in_layers.0", inner)
     _conv(shapes, f"{name}.in_layers.2", out, inner)
@@ -236,6 +250,10 @@ def write_all(models: pathlib.Path) -> None:
         ("vae/vae.safetensors", vae_shapes(), half),
         ("loras/wan.safetensors", lora_shapes(wan, wan_lora_keys()), torch.float32),
         ("loras/flux.safetensors", lora_shapes(flux, ["single_blocks.1.linear2"]), torch.float32),
+    ]
+    wanted += [  # behind the others: a file's place is its seed
+        ("controlnet/controlnet.safetensors", controlnet_shapes(), half),
+        ("controlnet/lora.safetensors", {"lora_controlnet": (1,)}, half),
     ]
     for seed, (name, shapes, dtype) in enumerate(wanted):
         if not (models / name).exists():
