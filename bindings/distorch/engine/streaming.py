@@ -27,6 +27,9 @@ from distorch.engine.slabs import Run, borders, layout, runs, views
 
 _HOST = torch.device("cpu")
 
+# Part of a slab; where it begins in a slot; whether it goes through the bounce buffer, None for another device's.
+_Part = tuple[torch.Tensor, int, bool | None]
+
 
 def slots_for(sources: Collection[Any]) -> int:
     """Return how many staging slots the links of these sources can make use of at once, beside the compute."""
@@ -79,16 +82,17 @@ class DeviceStreams:
             self._copies[source] = self.module.Stream(device=self.device)
         return self._copies[source]
 
-    def fill(self, slot: int, source: torch.device, copy: Callable[[], None]) -> None:
-        """Queue what `copy` queues, behind all that read or wrote the slot before."""
-        stream = self.copies(source)
+    def fill(self, slot: int, stream: Any, copy: Callable[[int, int], None], index: int) -> None:
+        """Queue what `copy(index, slot)` queues on a stream, behind all that read or wrote the slot before."""
         with self.module.stream(stream):
             stream.wait_event(self.used[slot])
-            if self._filled_on[slot] not in (None, stream):  # overwritten unread
-                stream.wait_event(self.ready[slot])
-            self._filled_on[slot] = stream
+            before = self._filled_on[slot]
+            if before is not stream:
+                if before is not None:  # overwritten unread
+                    stream.wait_event(self.ready[slot])
+                self._filled_on[slot] = stream
             try:
-                copy()
+                copy(index, slot)
             finally:  # also of a part: the next copy comes behind it
                 self.ready[slot].record(stream)
 
@@ -125,17 +129,18 @@ class Streamer:
         self._streams = DeviceStreams(compute, slots)
         self._bounce: BounceCopier | None = None
         self._pending: list[Future[None] | None] = [None] * slots
-        self._parts = [self._plan_parts(group) for group in self.groups]
-        self._sources = [_source(parts) for parts in self._parts]
+        planned = [self._plan_parts(group) for group in self.groups]
+        self._bounced = [any(bounce for *_, bounce in parts) for parts in planned]
+        self._copied_on = [self._stream_for(parts) for parts in planned]
         self._buffers: list[torch.Tensor] = []
         self._make_slots(slots)
-        # By group and slot: (from, to, whether through the bounce buffer). No views are made in a step.
+        # By group and slot: (from, to, as in _Part). No views are made in a step.
         self._copies = [
             [
                 [(source, b[at : at + source.nbytes], bounce) for source, at, bounce in parts]
                 for b in self._buffers
             ]
-            for parts in self._parts
+            for parts in planned
         ]
         # By weak reference: the garbage collector cannot look through a C++ object that holds its owner.
         me = weakref.ref(self)
@@ -157,9 +162,8 @@ class Streamer:
         """Copies started, of them ahead of use and on demand, and those overwritten unread."""
         return dict(self._scheduler.counters)
 
-    def _plan_parts(self, group: StreamGroup) -> list[tuple[torch.Tensor, int, bool]]:
-        """Return (part of a slab, where it begins in a slot, whether it goes through the bounce buffer)."""
-        parts: list[tuple[torch.Tensor, int, bool]] = []
+    def _plan_parts(self, group: StreamGroup) -> list[_Part]:
+        parts: list[_Part] = []
         for run in group.runs:
             host = run.slab.device.type == "cpu"
             end = run.begin + run.size
@@ -168,8 +172,20 @@ class Streamer:
                 pinned = self._pinner.pin(run.slab, borders(run.slab, group.stored))
             for begin, stop, bounce in _cut(run.begin, end, pinned):
                 at = run.at + begin - run.begin
-                parts.append((run.slab[begin:stop], at, bounce and self._needs_bounce()))
+                how = bounce and self._needs_bounce() if host else None
+                parts.append((run.slab[begin:stop], at, how))
         return parts
+
+    def _stream_for(self, parts: Sequence[_Part]) -> Any:
+        """Return the stream of where most of a group lies; the host's where a buffer is between."""
+        if self._streams.module is None:
+            return None
+        size: dict[torch.device, int] = defaultdict(int)
+        for part, _, bounce in parts:
+            size[part.device] += part.nbytes
+            if bounce:
+                return self._streams.copies(_HOST)
+        return self._streams.copies(max(size, key=size.__getitem__))
 
     def _needs_bounce(self) -> bool:
         return self._streams.module is not None and self.compute.type == "cuda"
@@ -200,13 +216,12 @@ class Streamer:
             self._copy(index, slot)
             return
         earlier = self._pending[slot]
-        if any(bounce for _, _, bounce in self._parts[index]) and self._bouncing():
+        if self._bounced[index] and self._bouncing():
             assert self._bounce is not None
             self._pending[slot] = self._bounce.submit(lambda: self._copy_on_stream(index, slot))
             return
-        if (
-            earlier is not None
-        ):  # into the same slot, for nobody any more: not to be queued behind this
+        if earlier is not None:
+            # Into the same slot, for nobody any more; not to be queued behind this one.
             earlier.exception()
             self._pending[slot] = None
         self._copy_on_stream(index, slot)
@@ -219,24 +234,24 @@ class Streamer:
                 )
             except RuntimeError:  # no pinned memory at all: the driver stages the copies
                 self._copies = [
-                    [[(a, b, False) for a, b, _ in copies] for copies in slots]
+                    [[(a, b, how and False) for a, b, how in copies] for copies in slots]
                     for slots in self._copies
                 ]
-                self._parts = [[(a, b, False) for a, b, _ in parts] for parts in self._parts]
+                self._bounced = [False] * len(self.groups)
                 return False
         return True
 
     def _copy_on_stream(self, index: int, slot: int) -> None:
-        self._streams.fill(slot, self._sources[index], lambda: self._copy(index, slot))
+        self._streams.fill(slot, self._copied_on[index], self._copy, index)
 
     def _copy(self, index: int, slot: int) -> None:
-        for source, target, through_bounce in self._copies[index][slot]:
-            if through_bounce and self._bounce is not None:
-                self._bounce.copy(target, source)
-            elif source.device.type == "cpu":
-                target.copy_(source, non_blocking=True)
-            else:
+        for source, target, bounce in self._copies[index][slot]:
+            if bounce is None:
                 transfer.copy(target, source)  # by the fastest way of this pair
+            elif bounce and self._bounce is not None:
+                self._bounce.copy(target, source)
+            else:
+                target.copy_(source, non_blocking=True)
 
     def _await_copy(self, slot: int) -> None:
         pending, self._pending[slot] = self._pending[slot], None
@@ -266,19 +281,8 @@ class Streamer:
             self._bounce = None
         self._buffers.clear()
         self._copies.clear()
-        self._parts.clear()
         for group in self.groups:
             group.views.clear()
-
-
-def _source(parts: Sequence[tuple[torch.Tensor, int, bool]]) -> torch.device:
-    """Return whose stream a group is copied on: the host's where a buffer is between, else where most of it lies."""
-    size: dict[torch.device, int] = defaultdict(int)
-    for part, _, bounce in parts:
-        if bounce:
-            return _HOST
-        size[part.device] += part.nbytes
-    return max(size, key=size.__getitem__)
 
 
 def _cut(begin: int, end: int, pinned: list[tuple[int, int]]) -> list[tuple[int, int, bool]]:

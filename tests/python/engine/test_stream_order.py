@@ -63,9 +63,9 @@ def streamer(
     ]
     Watched.gpu = gpu
     made = Watched(groups, HOST, slots, HostPinner(None))
-    made._sources = [torch.device(source) for source in sources]
+    made._copied_on = [made._streams.copies(torch.device(source)) for source in sources]
+    made._bounced = list(pageable) or [False] * len(sources)
     for index, through in enumerate(pageable):
-        made._parts[index] = [(a, b, through) for a, b, _ in made._parts[index]]
         made._copies[index] = [
             [(a, b, through) for a, b, _ in copies] for copies in made._copies[index]
         ]
