@@ -58,7 +58,8 @@ export class Panel {
   }
 
   render() {
-    const { devices, models, placements, error } = this.store
+    const { devices, models, error } = this.store
+    const placements = this.store.placements.filter((placement) => placement.blocks)
     update(this.status, error ? el('p', { class: 'dt-error' }, error) : null, lastReport(this.store.reports[0]))
     update(
       this.body,

@@ -24,7 +24,7 @@ export class Store extends EventTarget {
     this.error = ''
     this.watchers = 0
     this.stale = true
-    this.updates = 0 // that came by websocket
+    this.told = {} // what came by websocket since a refresh began
     this.ahead = 0 // seconds by which this machine's clock is before the server's
     api.addEventListener('distorch.update', (event) => this.receive(event.detail))
     api.addEventListener('distorch.sample', (event) => this.sample(event.detail))
@@ -58,8 +58,9 @@ export class Store extends EventTarget {
       this.stale = true
       return
     }
-    this.updates += 1
+    this.told = { ...this.told, ...state }
     this.apply(state)
+    if (this.placements.some((placement) => !placement.blocks)) this.wake(true) // told of before this page asked
   }
 
   /** The server's time, in seconds. */
@@ -67,10 +68,14 @@ export class Store extends EventTarget {
     return Date.now() / 1000 - this.ahead
   }
 
-  apply(state) {
+  apply(state, known = this.placements) {
     this.models = state.models ?? this.models
     this.devices = state.devices ?? this.devices
-    this.placements = state.placements ?? this.placements
+    if (state.placements) {
+      // Blocks come only when they have changed.
+      const blocks = new Map(known.map((placement) => [placement.key, placement.blocks]))
+      this.placements = state.placements.map((placement) => ({ ...placement, blocks: placement.blocks ?? blocks.get(placement.key) }))
+    }
     this.error = ''
     if (!this.sampled) {
       const used = Object.fromEntries(this.devices.map((d) => [d.device, d.total - d.free]))
@@ -111,7 +116,7 @@ export class Store extends EventTarget {
   /** Fetches everything once. */
   async refresh() {
     this.stale = false
-    const before = this.updates
+    this.told = {}
     try {
       const [models, devices, placements, history] = await Promise.all([
         this.get('/distorch/models'),
@@ -121,8 +126,7 @@ export class Store extends EventTarget {
       ])
       this.takeHistory(history)
       // What came by websocket meanwhile is newer than these answers.
-      if (this.updates === before) this.apply({ ...models, ...devices, ...placements })
-      else this.changed()
+      this.apply({ ...models, ...devices, ...placements, ...this.told }, placements.placements)
     } catch (error) {
       this.stale = true
       this.error = `The server did not answer: ${error.message}`

@@ -106,6 +106,30 @@ def test_a_strip_is_drawn_again_only_when_a_block_moves() -> None:
     on_page(check, backend)
 
 
+def test_an_update_without_blocks_leaves_them_and_one_of_an_unknown_placement_asks() -> None:
+    backend = StandInBackend()
+    placed = backend.placements()["placements"]
+    backend.placements = lambda: {"placements": placed}
+
+    async def check(page: Page, server: StandIn) -> None:
+        blocks = "document.querySelectorAll('.dt-strip [data-block]').length"
+        await page.wait_for(f"{blocks} === 40")
+        await page.wait_for("document.querySelector('.dt-run')")  # what was asked for is here
+        page.requests.clear()
+        short = {**placed[0], "measured_step_ms": 7.25}
+        del short["blocks"]
+        await server.send("distorch.update", {"placements": [short]})
+        text = "document.querySelector('.dt-placement').innerText"
+        await page.wait_for(f"{text}.includes('measured 7.3 ms')")
+        assert await page.evaluate(blocks) == 40
+        assert page.requests == []
+        placed.append({**placed[0], "key": 2})
+        await server.send("distorch.update", {"placements": [short, {**short, "key": 2}]})
+        await page.wait_for(f"{blocks} === 80")
+
+    on_page(check, backend)
+
+
 def test_an_answer_that_is_late_does_not_undo_what_came_after_it() -> None:
     async def check(page: Page, server: StandIn) -> None:
         await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")

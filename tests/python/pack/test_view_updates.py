@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What open pages are told, and that it is no more than what changed."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+def placement(key: int, **more: Any) -> dict[str, Any]:
+    blocks = [{"name": f"b{i}", "device": "cpu", "how": "streamed"} for i in range(3)]
+    return {"key": key, "blocks": blocks, "measured_step_ms": None, **more}
+
+
+class Page:
+    """The updates of a server with one open page."""
+
+    def __init__(self, pack: Any) -> None:
+        self.sent: list[tuple[str, Any]] = []
+        self.state: dict[str, Any] = {
+            "models": [{"id": 1, "last_used": 0.0}],
+            "devices": [{"device": "sim:0", "models": 0, "tensors": 0, "unused": 0, "free": 0}],
+            "placements": [placement(1), placement(2)],
+        }
+        server = SimpleNamespace(
+            sockets={"a": object()}, send_sync=lambda *message: self.sent.append(message)
+        )
+        self.server = server
+        self.updates = pack.load("patches.view_updates").Updates(
+            server, None, lambda: copy.deepcopy(self.state), lambda: None
+        )
+
+    def told(self) -> Any:
+        """What the next look sends; None for nothing."""
+        self.sent.clear()
+        return self.sent[0][1] if self.updates.push_update() else None
+
+
+@pytest.fixture
+def page(pack: Any) -> Page:
+    return Page(pack)
+
+
+def test_the_first_update_has_everything_and_the_next_nothing(page: Page) -> None:
+    assert page.told() == page.state
+    assert page.told() is None
+
+
+def test_only_the_parts_that_differ_are_told(page: Page) -> None:
+    page.told()
+    page.state["models"][0]["last_used"] = 5.0
+    assert page.told() == {"models": [{"id": 1, "last_used": 5.0}]}
+    page.state["devices"][0]["models"] = 2**20
+    assert list(page.told()) == ["devices"]
+
+
+def test_blocks_are_told_again_only_when_they_moved(page: Page) -> None:
+    page.told()
+    page.state["placements"][0]["measured_step_ms"] = 12.5
+    assert page.told() == {
+        "placements": [{"key": 1, "measured_step_ms": 12.5}, {"key": 2, "measured_step_ms": None}]
+    }
+    page.state["placements"][1]["blocks"][0]["device"] = "sim:1"
+    page.state["placements"].append(placement(3))
+    first, second, third = page.told()["placements"]
+    assert "blocks" not in first
+    assert second["blocks"][0]["device"] == "sim:1"
+    assert len(third["blocks"]) == 3
+    page.state["placements"].pop(0)
+    assert [p["key"] for p in page.told()["placements"]] == [2, 3]
+
+
+def test_nothing_is_worked_out_without_a_page(page: Page) -> None:
+    page.server.sockets.clear()
+    page.state = None  # type: ignore[assignment]
+    assert page.updates.push_update() is False
+    assert page.sent == []
