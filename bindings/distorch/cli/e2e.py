@@ -202,7 +202,9 @@ async def _supervise(run: Run) -> None:
         run.result.signal = number
         task.cancel()
 
-    with signals.first_signal(asyncio.get_running_loop(), stop):
+    loop = asyncio.get_running_loop()
+    # Not loop.add_signal_handler, which Windows does not have. The call wakes the loop.
+    with signals.first_signal(lambda number: loop.call_soon_threadsafe(stop, number)):
         try:
             await task
         except asyncio.CancelledError:

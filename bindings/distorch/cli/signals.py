@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+
+# Seconds: a terminal that is closed sends SIGHUP twice, by the kernel and by the shell.
+_TOGETHER = 0.3
 
 
 def ending() -> list[signal.Signals]:
@@ -24,46 +27,34 @@ def ending() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def stop_event() -> Iterator[threading.Event]:
-    """Turn the first of the signals into an event; a second one ends the process at once. In the main thread only."""
-    stopped = threading.Event()
+def first_signal(stop: Callable[[int], object]) -> Iterator[None]:
+    """Have `stop` called with the number of the first of the signals; a later one ends the process at once.
+
+    `stop` is called between two steps of the main thread, and must return soon. Elsewhere than in the main thread
+    nothing is done: whoever called has the signals.
+    """
+    came: list[float] = []
 
     def handle(number: int, _frame: object) -> None:
-        if stopped.is_set():
+        if not came:
+            came.append(time.monotonic())
+            stop(number)
+        elif time.monotonic() - came[0] > _TOGETHER:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        stopped.set()
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handle) for number in ending()}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def first_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[int], None]) -> Iterator[None]:
-    """Have `stop` called in the loop with the first of the signals; a second one ends the process at once.
-
-    Elsewhere than in the main thread it does nothing: whoever called has the signals.
-    """
-    numbers = ending() if threading.current_thread() is threading.main_thread() else []
-
-    def once(number: int) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        stop(number)
-
-    # Not loop.add_signal_handler, which Windows does not have. The call from the handler wakes the loop.
-    before = {
-        each: signal.signal(each, lambda number, _: loop.call_soon_threadsafe(once, number))
-        for each in numbers
-    }
+    main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.signal(each, handle) for each in ending()} if main else {}
     try:
         yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def stop_event() -> Iterator[threading.Event]:
+    """Turn the first of the signals into an event; as `first_signal` otherwise."""
+    stopped = threading.Event()
+    with first_signal(lambda _: stopped.set()):
+        yield stopped

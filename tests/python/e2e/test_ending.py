@@ -171,7 +171,7 @@ def test_a_prompt_that_waits_is_taken_out_of_the_queue(server, workflow) -> None
 def test_a_second_signal_ends_at_once(started, server) -> None:
     server.delay = 4.0  # nothing is answered for now: the clean end has to wait
     started.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    time.sleep(1)
     assert started.poll() is None
     started.send_signal(signal.SIGTERM)
     assert started.wait(2) == -signal.SIGTERM

@@ -340,6 +340,7 @@ def test_a_second_signal_ends_a_monitor_whose_terminal_is_paused(server, tmp_pat
         wait_for(lambda: lines_in(log) > 200)
         process.send_signal(signal.SIGTERM)
         wait_for(plot.exists)
+        time.sleep(0.5)  # two that come together are one
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == -signal.SIGTERM
     finally:
