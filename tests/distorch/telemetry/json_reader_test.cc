@@ -76,8 +76,8 @@ TEST(JsonReaderTest, SkipsAnyValue) {
 }
 
 TEST(JsonReaderTest, SkipsToItsDepthAndNoFurther) {
-  for (int over : {0, 1}) {
-    const auto depth = static_cast<size_t>(JsonReader::kMaxDepth + over);
+  for (const size_t over : {0u, 1u}) {
+    const auto depth = size_t{JsonReader::kMaxDepth} + over;
     std::string text = std::string(depth, '[') + std::string(depth, ']');
     JsonReader in(absl::MakeSpan(text));
     EXPECT_EQ(in.SkipValue(), over == 0) << in.status();

@@ -21,7 +21,6 @@ using testing::Ge;
 using testing::IsEmpty;
 using testing::Pair;
 using testing::SizeIs;
-using testing::UnorderedElementsAre;
 
 // A device of 1000 bytes whose allocator counts its peak until it is read.
 struct FakeDevice {
