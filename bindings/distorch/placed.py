@@ -186,9 +186,11 @@ class PlacedModel:
 
     def install(self) -> None:
         """Make the model run from where its blocks are. Raises PlacementError if a part of it is placed already."""
+        from distorch.inventory import walk
+
         check_free(self.inventory)
         _PLACED.update(block.module for block in self.inventory.blocks)
-        for module in self.model.modules():
+        for _, module in walk(self.model):
             if module._forward_pre_hooks:
                 self._hooks_before[module] = list(module._forward_pre_hooks)
 

@@ -146,6 +146,23 @@ def test_a_model_is_placed_once() -> None:
     everything_on(model, "sim:2").unload()
 
 
+def test_a_module_five_thousand_deep_is_placed() -> None:
+    model: nn.Module = nn.Linear(4, 4)
+    inner = model
+    for _ in range(5000):
+        outer = nn.Module()
+        outer.inner = model
+        model = outer
+    placed = everything_on(model, "sim:1")
+    assert inner.weight.device == torch.device("sim:1")
+    placed.unload()
+    assert inner.weight.device.type == "cpu"
+    while (
+        model is not inner
+    ):  # freed from the outside in: a chain of this length is too long for a recursion
+        model = model._modules.pop("inner")
+
+
 def test_an_unloaded_model_is_not_patched() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     placed = everything_on(model, "sim:1")
