@@ -148,7 +148,8 @@ TEST(ScanTest, IncrementalAnswerEqualsAScanFromScratchUnderChurn) {
       for (int i = below(4); i > 0; --i) {
         const int storage = 1 + below(60);
         record.tensors.push_back(Weight(static_cast<std::uint64_t>(storage),
-                                        storage * 10, storage % 2));
+                                        std::int64_t{storage} * 10,
+                                        storage % 2));
       }
       registry.Update(
           ids[static_cast<std::size_t>(below(static_cast<int>(ids.size())))],
