@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "allocation/planner.h"
 #include "tests/allocation/planner_testing.h"
 
@@ -166,7 +167,7 @@ TEST(PlannerTest, APartGoesOnBehindWhatAnEarlierDeviceTookOfAGroup) {
              {"q", 10}, {"up", 40}, {"down", 40}, {"norm", 1}}) {
       const std::string group = "layers." + std::to_string(layer);
       Block block;
-      block.name = group + "." + name;
+      block.name = absl::StrCat(group, ".", name);
       block.bytes = MiB(size);
       block.group = group;
       blocks.push_back(block);

@@ -36,8 +36,9 @@ class VirtualBackend : public StreamBackend {
     double& link = link_free_[sources_[index]];
     // `ready`: of a copy into it that nobody awaited, from another source.
     const double begin = std::max({link, state.used_until, state.ready});
-    if (begin < state.reading_until)
+    if (begin < state.reading_until) {
       violations.emplace_back("overwritten early");
+    }
     link = begin + copy_seconds_[index];
     state.group = group;
     state.ready = link;

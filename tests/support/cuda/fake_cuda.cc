@@ -71,7 +71,7 @@ FakeCuda::Stream& FakeCuda::StreamFor(void* handle) {
   if (handle == nullptr) return *default_streams_.at(std::max(current(), 0));
   const auto found = streams_.find(handle);
   if (found != streams_.end()) return *found->second;
-  violations.push_back("an unknown stream");
+  violations.emplace_back("an unknown stream");
   return *default_streams_.at(0);
 }
 
@@ -101,7 +101,7 @@ bool FakeCuda::RunOne() {
 int FakeCuda::Drain(const std::function<bool()>& done) {
   while (!done()) {
     if (RunOne()) continue;
-    violations.push_back("waiting for what never comes");
+    violations.emplace_back("waiting for what never comes");
     return kNotPermitted;
   }
   return 0;

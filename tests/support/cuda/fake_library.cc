@@ -19,7 +19,7 @@ struct Library {
 };
 
 Library& TheLibrary() {
-  static Library* const library = new Library;  // outlives every user
+  static auto* const library = new Library;  // outlives every user
   return *library;
 }
 

@@ -23,7 +23,7 @@ int FakeCuda::FlushNccl() {
                  each.peer == one.rank && each.bytes == one.bytes;
         });
     if (other == open.end()) {
-      violations.push_back("a send or receive without its other half");
+      violations.emplace_back("a send or receive without its other half");
       return kInvalidUsage;
     }
     const Posted& from = one.send ? one : *other;
@@ -32,7 +32,7 @@ int FakeCuda::FlushNccl() {
     auto arrived = std::make_shared<int>(0);
     auto moved = std::make_shared<bool>(false);
     const auto meet = [=, this, to_data = to.data, from_data = from.data,
-                       bytes = one.bytes](std::shared_ptr<bool> here) {
+                       bytes = one.bytes](const std::shared_ptr<bool>& here) {
       if (!*here) *here = (++*arrived, true);
       if (*arrived < 2) return false;
       if (!*moved) Move(to_data, to.rank, from_data, from.rank, bytes, 50);
@@ -80,7 +80,7 @@ NcclFunctions FakeCuda::Nccl() {
   };
   const auto post = [this](const char* name, Posted posted) {
     if (const int code = Enter(name)) return code;
-    if (!grouping_) violations.push_back("outside of a group");
+    if (!grouping_) violations.emplace_back("outside of a group");
     CheckDevice("a communicator's stream", streams_.at(posted.stream)->device);
     posted_.push_back(posted);
     return 0;
