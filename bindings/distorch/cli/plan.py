@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`distorch plan`: what would go where, without loading anything.
 
-Two forms: for a safetensors file, of which only the header is read, and for given data (--blocks), whose input,
+Two forms: for a model file (safetensors, GGUF, PyTorch), of which no weight is read, and for given data (--blocks), whose input,
 output and exit status (0, or 2 with {"error": ...}) are a stable interface; see docs/allocation-strings.md.
 """
 
@@ -35,7 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `distorch plan`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument("file", nargs="?", metavar="FILE.safetensors", help="the model")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="MODEL",
+        help="the model: safetensors, GGUF, ckpt, pt, pth or bin",
+    )
     parser.add_argument("--blocks", metavar="FILE.json", help="blocks instead of a model")
     parser.add_argument(
         "--devices", metavar="FILE.json", help="the table of devices (default: this machine's)"
@@ -127,7 +132,7 @@ def error_object(error: Exception) -> dict[str, Any]:
 
 def _plan(args: argparse.Namespace, devices: list[allocation.Device]) -> allocation.Plan:
     if (args.file is None) == (args.blocks is None):
-        raise InputError("give either FILE.safetensors or --blocks FILE.json")
+        raise InputError("give either a model file or --blocks FILE.json")
     spec = allocation.parse(args.alloc, devices)
     blocks = _read(args.blocks, _block) if args.blocks else blocks_of_file(Path(args.file))
     options = allocation.Options(order=args.order, strict=args.strict)
@@ -151,14 +156,14 @@ def _devices_here(compute: str) -> list[allocation.Device]:
 
 
 def blocks_of_file(path: Path) -> list[allocation.Block]:
-    """Return the blocks of a safetensors file from its header alone. Raises InputError."""
-    from distorch.safetensors_header import read_header
+    """Return the blocks of a model file, of which no weight is read. Raises InputError."""
+    from distorch.model_files import tensor_sizes
 
     try:
-        header = read_header(path)
+        sizes = tensor_sizes(path)
     except (OSError, ValueError) as error:
         raise InputError(_named(path, error)) from error
-    return allocation.blocks_of_tensors((t.name, t.end - t.begin) for t in header.tensors)
+    return allocation.blocks_of_tensors(sizes)
 
 
 def _read(path: str, make: Callable[[Mapping[str, Any]], Any]) -> list[Any]:

@@ -207,7 +207,7 @@ def test_without_json_the_tables_and_a_plain_error(tmp_path, capsys):
     assert printed.out == ""
     assert printed.err.startswith("distorch plan: allocation string: the string ends where")
     assert main(["plan", "--alloc", "auto"]) == 2
-    assert "give either FILE.safetensors or --blocks" in capsys.readouterr().err
+    assert "give either a model file or --blocks" in capsys.readouterr().err
     assert main(["plan", "--blocks", "nowhere.json", "--devices", "x", "--alloc", "auto"]) == 2
     assert "No such file" in capsys.readouterr().err
 

@@ -245,7 +245,9 @@ async def picture(page: Any, name: str) -> None:
     background = (
         "getComputedStyle(document.querySelector('.dt-panel')).getPropertyValue('--dt-back').trim()"
     )
-    await page.evaluate("app.graph.clear()")  # the picture is of our tab, not of ComfyUI's first workflow
+    await page.evaluate(
+        "app.graph.clear()"
+    )  # the picture is of our tab, not of ComfyUI's first workflow
     seen = {}
     for theme in ("light", "dark"):
         await page.evaluate(f"app.extensionManager.setting.set('Comfy.ColorPalette', '{theme}')")

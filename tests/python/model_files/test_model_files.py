@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import pickle
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import gguf_writer as gguf
 
+from distorch.cli import main
 from distorch.model_files import ENDINGS, tensor_sizes
 
 WEIGHTS = {"blocks.0.weight": torch.zeros(32, 64), "scale": torch.zeros(3, dtype=torch.float16)}
@@ -89,3 +91,18 @@ def test_other_files_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FileNotFoundError):
         tensor_sizes(tmp_path / "x.gguf")
     assert ".gguf" in ENDINGS
+
+
+def test_the_command_line_plans_every_format(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    tensors = {"blocks.0.weight": ((64, 32), gguf.Q8_0), "blocks.1.weight": ((64, 32), gguf.F32)}
+    gguf.write(tmp_path / "x.gguf", tensors, "flux")
+    torch.save(WEIGHTS, tmp_path / "x.ckpt")
+    for name, total in (("x.gguf", 64 * 34 + 64 * 32 * 4), ("x.ckpt", sum(SIZES.values()))):
+        arguments = ["plan", str(tmp_path / name), "--alloc", "cpu,*", "--compute", "cpu", "--json"]
+        assert main(arguments) == 0
+        assert json.loads(capsys.readouterr().out)["totals"] == {"cpu": total}
+    (tmp_path / "x.onnx").write_bytes(b"model")
+    assert main(["plan", str(tmp_path / "x.onnx"), "--alloc", "cpu,*"]) == 2
+    assert "x.onnx: no model file; known are .safetensors" in capsys.readouterr().err
