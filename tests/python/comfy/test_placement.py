@@ -322,12 +322,13 @@ def test_streamed_host_blocks_are_pinned_while_they_are_there(comfy: ComfyServer
     if comfy.version.number < (0, 8):
         pytest.skip("this ComfyUI pins nothing")
     comfy.evaluate(RECORD_PINS)
-    comfy.run(wan())
+    outside = "sim:1,6mb;cpu,*"  # on the compute device, such blocks would come first
+    comfy.run(wan(outside))
     placed = state(comfy).placed("WAN21")
     pinned = comfy.evaluate("result = sum(_mm._recorded_pins.values())")
     assert 0 < pinned < placed["bytes"]["cpu"]
     assert pinned == placed["bytes"]["cpu"] - comfy.evaluate(SLAB_BYTES)
-    comfy.run(wan(loras=(1.0,)))  # patched tensors are others: none may stay pinned
+    comfy.run(wan(outside, loras=(1.0,)))  # patched tensors are others: none may stay pinned
     now = comfy.evaluate("result = sorted(_mm._recorded_pins)")
     assert now == comfy.evaluate(HOST_POINTERS)
     comfy.free()
