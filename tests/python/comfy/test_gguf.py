@@ -51,6 +51,11 @@ def comfy(
     server.stop()
 
 
+@pytest.fixture(autouse=True)
+def _start_empty(comfy: ComfyServer) -> None:
+    comfy.free()
+
+
 def wan(loader: str, *, lora: float = 0.0, **inputs: object) -> Workflow:
     w = Workflow()
     model = w.add(loader, unet_name="wan.gguf", **inputs)
