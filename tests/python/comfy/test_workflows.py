@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from comfy_harness import ComfyServer, versions
+from comfy_harness import ComfyServer, versions, write_empty_files
 
 PREDECESSOR = pathlib.Path(os.environ.get("DISTORCH_PREDECESSOR_PATH", "/nowhere"))
 pytestmark = [
@@ -28,15 +28,6 @@ pytestmark = [
     ),
 ]
 
-# The folder in which ComfyUI looks for the file that an input names.
-FOLDERS = {
-    "unet_name": "diffusion_models",
-    "vae_name": "vae",
-    "clip_name": "text_encoders",
-    "clip_name1": "text_encoders",
-    "clip_name2": "text_encoders",
-    "ckpt_name": "checkpoints",
-}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 Node = tuple[str, str, str, dict[str, Any]]  # workflow, node id, class, inputs
 
@@ -92,19 +83,11 @@ def comfy(
     """A server with the GGUF pack, and an empty file for each that a workflow names."""
     base = tmp_path_factory.mktemp("workflows")
     for _, _, _, inputs in api_nodes():
-        write_files(base, inputs)
+        write_empty_files(base, inputs)
     gguf = pathlib.Path(os.environ["COMFYUI_GGUF_PATH"])
     server = ComfyServer(request.param, base, packs=[gguf])
     yield server
     server.stop()
-
-
-def write_files(base: pathlib.Path, inputs: dict[str, Any]) -> None:
-    for name, value in inputs.items():
-        if name in FOLDERS and isinstance(value, str):
-            path = base / "models" / FOLDERS[name] / value
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
 
 
 VALIDATE = """
@@ -155,7 +138,7 @@ def test_every_saved_node_validates_with_its_widgets_in_our_order(comfy: ComfySe
         if kind in known:
             assert linked == [], (workflow, node)
             inputs = with_widgets(known[kind], values)
-            write_files(comfy.base, inputs)
+            write_empty_files(comfy.base, inputs)
             nodes.append((workflow, node, kind, inputs))
     assert len(nodes) >= 35
     assert refused(comfy, nodes) == {}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from . import help_pages, models
 from .server import ComfyError, ComfyServer, Result, repository_root, versions
 from .state import State, reset_counters, state
-from .workflows import Workflow
+from .workflows import Workflow, write_empty_files
 
 __all__ = [
     "ComfyError",
@@ -20,4 +20,5 @@ __all__ = [
     "reset_counters",
     "state",
     "versions",
+    "write_empty_files",
 ]

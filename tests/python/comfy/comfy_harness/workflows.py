@@ -3,9 +3,30 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 Link = list  # [node id, output index]
+
+
+#: Where ComfyUI looks for the file that an input names.
+FOLDERS = {
+    "unet_name": "diffusion_models",
+    "vae_name": "vae",
+    "clip_name": "text_encoders",
+    "clip_name1": "text_encoders",
+    "clip_name2": "text_encoders",
+    "ckpt_name": "checkpoints",
+}
+
+
+def write_empty_files(base: pathlib.Path, inputs: dict[str, Any]) -> None:
+    """An empty file below `base`/models for each one that the inputs of a node name."""
+    for name, value in inputs.items():
+        if name in FOLDERS and isinstance(value, str):
+            path = base / "models" / FOLDERS[name] / value
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
 
 class Workflow(dict):
