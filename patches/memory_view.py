@@ -56,7 +56,7 @@ class MemoryView:
         self.updates = Updates(server, self._sampler, self._state, self.actions.jobs.nudge)
         self.actions.jobs.finished.append(self._job_finished)
         self.actions.changed.append(self.updates.wake)
-        self.recorder.listeners.append(self.updates.push_run)
+        self.recorder.listeners.append(self.updates.note_run)
         self.flag, self.eject = self.actions.flag, self.actions.eject
         self.free, self.clear_cache = self.actions.free, self.actions.clear_cache
         self.report = self.actions.jobs.report

@@ -34,6 +34,8 @@ class Updates:
         self._server, self._sampler, self._state, self._nudge = server, sampler, state, nudge
         self._sent: dict[str, Any] = {}
         self._shown: dict[str, Any] = {}
+        self._runs: dict[str, dict[str, Any]] = {}  # to be told, by prompt
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -65,6 +67,7 @@ class Updates:
                 self._sampler.push()
                 self.push_sample()
                 self.push_update()
+                self.push_runs()
             except Exception:
                 log.exception("DisTorch: the memory view could not be updated")
                 self._stop.wait(PAUSE_SECONDS)
@@ -90,10 +93,25 @@ class Updates:
         self._server.send_sync("distorch.update", update)
         return True
 
-    def push_run(self, run: dict[str, Any]) -> None:
-        """Send what a run has needed so far."""
-        if self._server.sockets:
+    def note_run(self, run: dict[str, Any]) -> None:
+        """Remember what a run has needed so far, for the next look; one that has ended is told at once.
+
+        Not told from here: a prompt of many quick nodes would send all of them again at each one's end.
+        """
+        with self._lock:
+            self._runs[run["prompt"]] = run
+        if run["status"] != "running":
+            self.wake()
+
+    def push_runs(self) -> int:
+        """Send the runs that have gone on since the last look; returns how many."""
+        with self._lock:
+            runs, self._runs = self._runs, {}
+        if not self._server.sockets:
+            return 0
+        for run in runs.values():
             self._server.send_sync("distorch.run", run)
+        return len(runs)
 
 
 def news(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

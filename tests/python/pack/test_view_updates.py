@@ -78,3 +78,20 @@ def test_nothing_is_worked_out_without_a_page(page: Page) -> None:
     page.state = None  # type: ignore[assignment]
     assert page.updates.push_update() is False
     assert page.sent == []
+
+
+def test_a_run_is_told_once_a_look_and_at_once_when_it_has_ended(page: Page) -> None:
+    for nodes in range(1, 501):
+        page.updates.note_run({"prompt": "a", "status": "running", "nodes": [{}] * nodes})
+    assert page.sent == []
+    assert not page.updates._wake.is_set()
+    page.updates.note_run({"prompt": "a", "status": "success", "nodes": [{}] * 500})
+    page.updates.note_run({"prompt": "b", "status": "running", "nodes": []})
+    assert page.updates._wake.is_set()
+    assert page.updates.push_runs() == 2
+    told = [(event, run["prompt"], run["status"]) for event, run in page.sent]
+    assert told == [("distorch.run", "a", "success"), ("distorch.run", "b", "running")]
+    assert page.updates.push_runs() == 0
+    page.server.sockets.clear()
+    page.updates.note_run({"prompt": "b", "status": "success", "nodes": []})
+    assert page.updates.push_runs() == 0
