@@ -7,6 +7,8 @@ traces the model and runs the traced graph as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from comfy_harness import ComfyServer, Workflow, reset_counters, state
@@ -38,6 +40,14 @@ def workflow(loader: str, *, compiled: bool, lora: float = 0.0, **inputs: object
     if compiled:
         model = w.add("DistorchTestRun", value=model, code=COMPILE)
     return w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_traced_stays(comfy: ComfyServer) -> Iterator[None]:
+    """torch.compile keeps what it traced, and with it the model, which the next tests would see."""
+    yield
+    comfy.evaluate("import torch._dynamo\ntorch._dynamo.reset()\ntorch.distorch_test_graphs = []")
+    comfy.free()
 
 
 PLACED = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,6mb;cpu,3mb;sim:0,*"}
