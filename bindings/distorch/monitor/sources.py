@@ -95,6 +95,7 @@ class HistorySource:
         self._client = client
         self._extras = _Extras(client)
         self._newest = -1.0  # the server's time of the newest sample seen
+        self._begin: float | None = None  # the server's time of the first one
         self._seen_at = 0.0  # our monotonic time when it was new
 
     def read(self) -> Reading:
@@ -117,7 +118,9 @@ class HistorySource:
             raise AnswerError("no sample in the answer")
         newest = samples[-1][0]
         if newest < self._newest:  # the server's clock went back, or it is another server
-            self._newest = -1.0
+            self._newest, self._begin = -1.0, None
+        if self._begin is None:
+            self._begin = newest
         if newest > self._newest:
             fresh = [devices for t, devices in samples if t > self._newest]
             first_look = self._newest < 0
@@ -129,7 +132,10 @@ class HistorySource:
             fresh, first_look = [_seen(samples[-1][1])], False
         devices = _merge(fresh[-1:] if first_look else fresh)
         models, queue = self._extras.read(pack=True)
-        return Reading(taken, devices, models, answers.runs(answer), queue)
+        # The server also tells of runs that were over before anybody looked.
+        begin = self._begin
+        runs = tuple(r for r in answers.runs(answer) if r.ended is None or r.ended > begin)
+        return Reading(taken, devices, models, runs, queue)
 
 
 def _seen(devices: tuple[DeviceSample, ...]) -> tuple[DeviceSample, ...]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 from fake_comfy import MB, node_run, prompt_run
 from fake_runner import PROMPT, Play
@@ -72,10 +73,11 @@ def test_the_pack_tells_that_a_model_was_loaded(e2e, server) -> None:
         if node != "3":
             return
         loaded = [{"name": "wan", "type": "model", "bytes": {"sim:0": 9 * MB}}]
-        nodes = [node_run(node, "KSampler", 1.0, 2.0, loaded=loaded)]
+        now = time.time()
+        nodes = [node_run(node, "KSampler", now - 1, now, loaded=loaded)]
         live.runs.append(
             prompt_run(
-                server.prompts[-1].prompt_id, 1.0, nodes, 2.0, "success", {"sim:0": 777 * MB}
+                server.prompts[-1].prompt_id, now - 1, nodes, now, "success", {"sim:0": 777 * MB}
             )
         )
 

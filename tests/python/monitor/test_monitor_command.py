@@ -196,7 +196,8 @@ def test_nodes_and_models_are_in_log_and_statistics(server, tmp_path) -> None:
     loaded = [{"name": "sd15", "type": "checkpoint", "bytes": {"cuda:0": 2 * GB}}]
     nodes = [node_run("4", "CheckpointLoaderSimple", now - 4, now - 2, {"cuda:0": 3 * GB}, loaded)]
     live = server.live_history()
-    live.runs.append(prompt_run("p1", now - 4, nodes, now - 1, "success", {"cuda:0": 9 * GB}))
+    # Ends after the monitor has begun: what was over before is not told.
+    live.runs.append(prompt_run("p1", now - 4, nodes, now + 60, "success", {"cuda:0": 9 * GB}))
     status, out, _ = run(
         server, tmp_path, "--for", "500ms", "--interval", "100ms", "--jsonl", "--quiet"
     )

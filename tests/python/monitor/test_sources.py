@@ -128,6 +128,21 @@ def test_history_is_preferred_and_carries_peaks_runs_and_models() -> None:
     assert (found.queue.prompt, found.queue.nodes, found.queue.pending) == ("p1", 2, 1)
 
 
+def test_runs_that_were_over_before_the_first_look_are_not_told() -> None:
+    with FakeComfy([FakeDevice()]) as server:
+        now = time.time()
+        live = server.live_history()
+        live.runs += [prompt_run("before", now - 30, []), prompt_run("going on", now - 9, [])]
+        live.runs[0].update(ended=now - 20, status="success")
+        sources = chain(server)
+        assert [run.prompt for run in sample(sources).runs] == ["going on"]
+        live.runs[1].update(ended=now + 2, status="success")
+        live.runs.append(
+            {**prompt_run("short", now + 2, []), "ended": now + 3, "status": "success"}
+        )
+        assert [run.prompt for run in sample(sources).runs] == ["going on", "short"]
+
+
 def test_a_burst_between_two_looks_is_in_the_peak() -> None:
     with FakeComfy([FakeDevice(used=2 * GB)]) as server:
         live = server.live_history()
