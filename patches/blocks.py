@@ -15,7 +15,7 @@ import weakref
 
 import torch
 
-from distorch.engine.parts import is_composite, parts_of, stored_bytes
+from distorch.parts import is_composite, parts_of, tensor_bytes
 
 #: Bytes below which a block stays: ComfyUI's DynamicVRAM draws the same line.
 SMALL = 16 * 1024
@@ -55,7 +55,7 @@ class Cell:
     def bytes(self) -> int:
         """Size in the dtype the model wants, whatever the file's is."""
         if self.dtype is None or is_composite(self.original):
-            return stored_bytes(self.original)
+            return tensor_bytes(self.original)
         return self.original.numel() * self.dtype.itemsize
 
     @property

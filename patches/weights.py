@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from distorch.engine.parts import alias
+from distorch.engine.slabs import alias
 
 from .blocks import Cell
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from distorch.allocation import Block, group_names
+from distorch.parts import is_composite, tensor_bytes
 
 # See `tensor_key`.
 TensorKey = tuple[Any, ...]
@@ -32,17 +33,6 @@ _HEAD_NAMES = re.compile(
     r"(^|\.)(shared|wte|wpe|embed_tokens|embed_positions|embeddings|token_embedding|position_embedding|"
     r"word_embeddings|position_embeddings|token_type_embeddings)$"
 )
-
-
-_ROWS = ("crow_indices", "col_indices", "values")
-_COLUMNS = ("ccol_indices", "row_indices", "values")
-_SPARSE_PARTS: dict[torch.layout, tuple[str, ...]] = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: _ROWS,
-    torch.sparse_bsr: _ROWS,
-    torch.sparse_csc: _COLUMNS,
-    torch.sparse_bsc: _COLUMNS,
-}
 
 
 @dataclass(frozen=True)
@@ -160,16 +150,6 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         stack.extend(reversed(children))
 
 
-def tensor_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes of a tensor, those of its parts where it has some (quantised layouts, sparse tensors)."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is not None and type(tensor) not in (torch.Tensor, nn.Parameter):
-        names, _ = flatten()
-        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
-    parts = _SPARSE_PARTS.get(tensor.layout)
-    return sum(getattr(tensor, part)().nbytes for part in parts) if parts else tensor.nbytes
-
-
 def tensor_key(tensor: torch.Tensor) -> TensorKey:
     """Return what two tensors have in common that are one: the same elements of the same memory.
 
@@ -191,7 +171,7 @@ def stay_reason(name: str, module: nn.Module) -> str:
     if isinstance(module, nn.Embedding) or _HEAD_NAMES.search(name):
         return "embedding: its weight is read to choose the device"
     for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None and type(tensor) not in (torch.Tensor, nn.Parameter):
+        if tensor is not None and is_composite(tensor):
             return f"tensor of type {type(tensor).__name__}"
     return ""
 

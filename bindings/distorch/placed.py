@@ -53,7 +53,8 @@ def check_free(inventory: Inventory) -> None:
 
 def bytes_per_device(inventory: Inventory) -> dict[str, int]:
     """Return where the bytes of a model are now, tensors that are one counted once."""
-    from distorch.inventory import tensor_bytes, tensor_key
+    from distorch.inventory import tensor_key
+    from distorch.parts import tensor_bytes
 
     seen: set[TensorKey] = set()
     totals: dict[str, int] = defaultdict(int)

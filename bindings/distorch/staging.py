@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from distorch.inventory import ModelBlock, TensorKey, TensorRef, tensor_bytes, tensor_key
+from distorch.inventory import ModelBlock, TensorKey, TensorRef, tensor_key
+from distorch.parts import tensor_bytes
 from distorch.patching import Patch, apply_patches
 from distorch.placed import PlacedModel, canonical
 

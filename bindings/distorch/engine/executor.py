@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from distorch.engine.choice import Decision
@@ -16,6 +15,7 @@ from distorch.engine.specs import GroupSpec
 from distorch.engine.travelling import resolve
 from distorch.inventory import ModelBlock, TensorRef
 from distorch.nested import map_tensors
+from distorch.parts import is_composite
 from distorch.placed import PlacedModel
 
 
@@ -179,7 +179,7 @@ class StreamedExecutor:
                 here += block.tensors
                 if not block.pinned:
                     donors.add(device)  # part of the group stays: it cannot run elsewhere
-            elif block.tied or any(not _plain(ref.get()) for ref in block.tensors):
+            elif block.tied or any(is_composite(ref.get()) for ref in block.tensors):
                 left_out += block.bytes
                 donors.add("")
             else:
@@ -233,7 +233,3 @@ class StreamedExecutor:
         self._close()
         self.placed.detach_hooks()
         self.placed.attach_hooks()
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    return type(tensor) in (torch.Tensor, nn.Parameter)

@@ -16,9 +16,9 @@ import torch
 
 from distorch.devices import device_module
 from distorch.engine.cells import TensorPlace
-from distorch.engine.parts import parts_of, rebuilt, stored_bytes
 from distorch.engine.travelling import TravellingTensor, travelling
 from distorch.nested import map_tensors, tensors_in, write_back
+from distorch.parts import parts_of, rebuilt, tensor_bytes
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -150,7 +150,7 @@ class Migrator:
                 stored = ref.get()
                 parts = [part.detach().to(self.donor) for part in parts_of(stored)]
                 group.there.append(rebuilt(stored, parts, lent=True))
-                self.companion_bytes += stored_bytes(stored)
+                self.companion_bytes += tensor_bytes(stored)
 
     def refresh(self, group: MigratedGroup) -> None:
         """The group's own tensors were written: bring its copies up to date."""

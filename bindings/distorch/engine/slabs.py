@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distorch.engine.parts import SLAB, parts_of, rebuilt
+from distorch.parts import SLAB, parts_of, rebuilt
 
 # Tensors begin at multiples of this many bytes: the alignment that CUDA's own allocator gives.
 ALIGNMENT = 256
@@ -53,6 +53,20 @@ def views(buffer: torch.Tensor, offsets: Sequence[int], like: torch.Tensor) -> l
 def slab_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """Return the slab that a tensor was packed into, or None."""
     return getattr(tensor, SLAB, None)
+
+
+def moved_to(source: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """Return what `source` is, with the bytes of `there` and in its slab."""
+    result = rebuilt(source, [part.view(part.shape) for part in parts_of(there)])
+    slab = slab_of(there)
+    if slab is not None:
+        setattr(result, SLAB, slab)
+    return result
+
+
+def alias(tensor: torch.Tensor) -> torch.Tensor:
+    """Return another tensor of the same bytes: what is noted on one is not noted on the other."""
+    return moved_to(tensor, tensor)
 
 
 def allocate(size: int, device: torch.device) -> torch.Tensor:

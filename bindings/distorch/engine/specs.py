@@ -14,10 +14,10 @@ from torch import nn
 
 from distorch.engine.cells import Cell
 from distorch.engine.migration import MigratedGroup, Migrator
-from distorch.engine.parts import parts_of, stored_bytes
 from distorch.engine.slabs import pack, slab_of
 from distorch.engine.streaming import StreamGroup
 from distorch.loans import refresh_flat_weights
+from distorch.parts import parts_of, tensor_bytes
 
 # Takes over tensors: each Cell's place is to hold this tensor from now on.
 Store = Callable[[list[tuple[Any, torch.Tensor]]], None]
@@ -58,7 +58,7 @@ class GroupSpec:
     @property
     def bytes(self) -> int:
         """Bytes of the tensors that are elsewhere."""
-        return sum(stored_bytes(ref.get()) for ref in self.away)
+        return sum(tensor_bytes(ref.get()) for ref in self.away)
 
     def children(self) -> list[GroupSpec]:
         """Split into those children of the module that have tensors elsewhere; [] when there is no such child."""

@@ -21,9 +21,9 @@ from distorch import transfer
 from distorch._load import core
 from distorch.devices import device_module
 from distorch.engine.bounce import BounceCopier
-from distorch.engine.parts import rebuilt
 from distorch.engine.pinning import HostPinner
 from distorch.engine.slabs import Run, borders, layout, runs, views
+from distorch.parts import rebuilt
 
 _HOST = torch.device("cpu")
 

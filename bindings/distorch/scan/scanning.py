@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from distorch import _C
+from distorch.parts import PLAIN_TYPES
 from distorch.scan import tensors
 from distorch.scan.building import ManagementSource, OutsideSource, RowBuilder, type_of
 from distorch.scan.memory import NOTICED_BYTES, memory_changed, memory_used
@@ -44,7 +45,7 @@ class Scanner:
         self.last_walk_seconds = 0.0
         self._core = _C.ModuleScanner(
             module_type=nn.Module,
-            plain_types=tensors.PLAIN_TYPES,
+            plain_types=PLAIN_TYPES,
             identity=tensors.IDENTITY_METHODS,
             deep=tensors.DEEP_METHODS,
             describe=tensors.describe,

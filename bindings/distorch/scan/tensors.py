@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from distorch.parts import is_composite
+
 # (device, dtype, storage, data, bytes, numel); see TensorRecord in registry.h.
 TensorFacts = tuple[str, str, int, int, int, int]
 
-# Classes whose memory is the tensor's own storage; others may wrap further tensors.
-PLAIN_TYPES: tuple[type, ...] = (torch.Tensor, nn.Parameter)
 # What differs when a tensor gets other memory; and what tells memory that was freed and
 # given again at the same address apart.
 IDENTITY_METHODS = (torch.Tensor.data_ptr,)
@@ -56,7 +56,7 @@ def expand(
 
 
 def _inner_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    if type(tensor) in PLAIN_TYPES:
+    if not is_composite(tensor):
         return []
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:

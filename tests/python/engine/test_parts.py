@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from distorch.engine import parts
+from distorch import parts
 from distorch.engine.slabs import ALIGNMENT, layout, pack, runs, slab_of, views
 
 
@@ -74,12 +74,12 @@ def noted(*, parameter: bool = False) -> Noted:
 def test_parts_are_the_plain_tensors_that_hold_the_bytes() -> None:
     weight = scaled()
     assert [type(p) for p in parts.parts_of(weight)] == [torch.Tensor, torch.Tensor]
-    assert parts.stored_bytes(weight) == 24 + 4
+    assert parts.tensor_bytes(weight) == 24 + 4
     raw = noted()
     (part,) = parts.parts_of(raw)
     assert type(part) is torch.Tensor
     assert (part.shape, part.data_ptr()) == ((40,), raw.data_ptr())
-    assert parts.stored_bytes(nn.Parameter(torch.ones(3))) == 12
+    assert parts.tensor_bytes(nn.Parameter(torch.ones(3))) == 12
 
 
 @pytest.mark.parametrize("parameter", [False, True])

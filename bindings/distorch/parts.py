@@ -16,12 +16,23 @@ from torch import nn
 
 # Attributes of a tensor that say in which slab it lies; never copied to another.
 SLAB = "_distorch_slab"
-_PLAIN = (torch.Tensor, nn.Parameter)
+# Classes whose memory is the tensor's own storage; others may wrap further tensors.
+PLAIN_TYPES: tuple[type, ...] = (torch.Tensor, nn.Parameter)
+
+_ROWS = ("crow_indices", "col_indices", "values")
+_COLUMNS = ("ccol_indices", "row_indices", "values")
+_SPARSE_PARTS: dict[torch.layout, tuple[str, ...]] = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _ROWS,
+    torch.sparse_bsr: _ROWS,
+    torch.sparse_csc: _COLUMNS,
+    torch.sparse_bsc: _COLUMNS,
+}
 
 
 def is_composite(tensor: torch.Tensor) -> bool:
     """Whether the tensor is of a class of its own."""
-    return type(tensor) not in _PLAIN
+    return type(tensor) not in PLAIN_TYPES
 
 
 def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -36,9 +47,14 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part for name in names for part in parts_of(getattr(tensor, name))]
 
 
-def stored_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of all parts."""
-    return sum(part.nbytes for part in parts_of(tensor))
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor, those of its parts where it has some (quantised layouts, sparse tensors)."""
+    return sum(map(_plain_bytes, parts_of(tensor)))
+
+
+def _plain_bytes(tensor: torch.Tensor) -> int:
+    parts = _SPARSE_PARTS.get(tensor.layout)
+    return sum(getattr(tensor, part)().nbytes for part in parts) if parts else tensor.nbytes
 
 
 def can_rebuild(tensor: torch.Tensor) -> bool:
@@ -81,20 +97,6 @@ def rebuilt(
         made |= set(source.__tensor_flatten__()[0])
     result.__dict__.update({k: v for k, v in source.__dict__.items() if k not in made})
     return result
-
-
-def moved_to(source: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-    """Return what `source` is, with the bytes of `there` and in its slab."""
-    result = rebuilt(source, [part.view(part.shape) for part in parts_of(there)])
-    slab = getattr(there, SLAB, None)
-    if slab is not None:
-        setattr(result, SLAB, slab)
-    return result
-
-
-def alias(tensor: torch.Tensor) -> torch.Tensor:
-    """Return another tensor of the same bytes: what is noted on one is not noted on the other."""
-    return moved_to(tensor, tensor)
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
