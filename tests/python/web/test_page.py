@@ -72,10 +72,10 @@ def test_a_click_ejects_one_model_and_the_others_stay() -> None:
         text = await page.evaluate("document.querySelector('.dt-status').textContent")
         assert text == "Freed 6.0 GB on GPU 1"
         assert await page.evaluate(ROWS) == 5
-        tag = await page.evaluate(
-            "document.querySelector('[data-model=\"2\"] .dt-tag').textContent"
-        )
-        assert tag == "(offloaded)"
+        # The rows are drawn in a frame of their own, after the report's line.
+        tag = "document.querySelector('[data-model=\"2\"] .dt-tag')"
+        await page.wait_for(tag)
+        assert await page.evaluate(tag + ".textContent") == "(offloaded)"
 
     on_page(check)
 
