@@ -17,7 +17,8 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 
-from .names import name_of
+from distorch.devices import name_of
+
 from .seam import FunctionSeam
 
 

@@ -26,10 +26,10 @@ import comfy.model_management as mm
 import folder_paths
 
 from distorch import hostmemory
+from distorch.devices import name_of
 
 from . import lifecycle
 from .adopt import FLAG, find_patcher
-from .names import name_of
 from .shards import DonorShard
 
 log = logging.getLogger("DisTorch")

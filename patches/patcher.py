@@ -18,9 +18,9 @@ import comfy.patcher_extension
 import torch
 
 from distorch import placements
+from distorch.devices import name_of
 
 from . import shards
-from .names import name_of
 from .placed import Placed
 from .request import Request
 from .shards import tell

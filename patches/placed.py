@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from distorch import allocation, placements
+from distorch.devices import name_of
 from distorch.engine.slabs import slab_of
 from distorch.inventory import block_costs
 
 from . import placed_report, progress, runner
 from .blocks import Block, Cell, find_blocks, tensor_devices
-from .names import name_of
 from .weights import HOST, Weights, unpin
 
 log = logging.getLogger("DisTorch")

@@ -7,8 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from distorch import placements
-
-from .names import name_of
+from distorch.devices import name_of
 
 if TYPE_CHECKING:
     from .placed import Placed

@@ -19,9 +19,9 @@ import comfy.model_patcher
 import torch
 
 from distorch import allocation, placements
+from distorch.devices import name_of
 
 from . import devices, lifecycle
-from .names import name_of
 from .placed import Placed
 from .settings import reserve_bytes, settings
 

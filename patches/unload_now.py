@@ -24,10 +24,10 @@ import comfy.model_management as mm
 
 from distorch import caches
 from distorch import devices as device_table
+from distorch.devices import name_of
 
 from . import keep
 from .adopt import find_patcher
-from .names import name_of
 from .seam import FunctionSeam
 from .shards import DonorShard
 

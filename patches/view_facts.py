@@ -63,9 +63,7 @@ def _migrated_bytes(module: nn.Module, placement: placements.Placement) -> int:
         if mode == "migrated":
             group = module.get_submodule(name)
             for tensor in (*group.parameters(), *group.buffers()):
-                if devices.canonical_name(tensor.device.type, tensor.device.index or 0) != (
-                    placement.compute
-                ):
+                if devices.name_of(tensor.device) != placement.compute:
                     sizes[id(tensor)] = tensor.nbytes
     return sum(sizes.values())
 
@@ -88,7 +86,7 @@ def dynamic_bytes(module: nn.Module) -> dict[str, int]:
     for device, pages in dict(vars(module).get("dynamic_vbars") or {}).items():
         size = int(pages.loaded_size()) if pages is not None else 0
         if size:
-            found[devices.canonical_name(device.type, device.index or 0)] = size
+            found[devices.name_of(device)] = size
     return found
 
 

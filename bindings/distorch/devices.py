@@ -15,9 +15,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distorch import _load
+
+if TYPE_CHECKING:
+    import torch
 
 # Kinds that torch or an add-on of it may bring. Others are found through the PrivateUse1 name.
 KNOWN_KINDS = ("cuda", "xpu", "npu", "mlu", "hpu", "musa", "corex", "mps")
@@ -68,7 +71,18 @@ def parse_name(device: str) -> tuple[str, int]:
 
 def canonical_name(kind: str, index: int) -> str:
     """Return "kind:index", or the bare kind where there is only one."""
-    return kind if kind in ("cpu", "mps") else f"{kind}:{index}"
+    return kind if kind in ("cpu", "mps", "meta") else f"{kind}:{index}"
+
+
+def name_of(device: torch.device | str) -> str:
+    """Return a device's canonical name. Raises ValueError for a string that is no name.
+
+    >>> name_of("CUDA")
+    'cuda:0'
+    """
+    if isinstance(device, str):
+        return canonical_name(*parse_name(device))
+    return canonical_name(device.type, device.index or 0)
 
 
 def device_module(kind: str) -> ModuleType | None:

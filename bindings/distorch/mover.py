@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from distorch.allocation import Device, group_names
+from distorch.devices import name_of
 from distorch.inventory import (
     Grouping,
     Inventory,
@@ -30,7 +31,6 @@ from distorch.placed import (
     PlacedModel,
     PlacementError,
     bytes_per_device,
-    canonical,
     check_free,
 )
 from distorch.staging import Progress, ProgressCallback, Stage, StderrProgress, TensorPatches
@@ -58,7 +58,7 @@ def _assignment(plan: Any, blocks: Iterable[ModelBlock]) -> dict[str, str]:
         raise PlacementError(
             f"the plan has no place for {missing[0]} ({len(missing)} blocks are missing)"
         )
-    return {block.name: canonical(placement[block.name]) for block in blocks}
+    return {block.name: name_of(placement[block.name]) for block in blocks}
 
 
 def _order(
@@ -121,7 +121,7 @@ def place(
     check_free(blocks)
     weights = {ref.qualified: ref.get() for block in blocks.blocks for ref in block.tensors}
     check_patches(patches, weights)
-    placed = PlacedModel(model, plan, canonical(compute), blocks)
+    placed = PlacedModel(model, plan, name_of(compute), blocks)
     placed.assignment = _assignment(plan, blocks.blocks)
     _check_host(blocks.blocks, placed.assignment)
     stage = _make(placed, _by_tensor(placed, patches), blocks.blocks, progress or StderrProgress())
@@ -237,9 +237,9 @@ def place_string(
     if devices is not None:
         table = list(devices)
     else:
-        table = _counting(blocks, to_allocation_devices(compute=canonical(compute)))
+        table = _counting(blocks, to_allocation_devices(compute=name_of(compute)))
     spec = parse(text, table)
     plan = make_plan(
-        spec, blocks.allocation_blocks(seconds), table, canonical(compute), options or Options()
+        spec, blocks.allocation_blocks(seconds), table, name_of(compute), options or Options()
     )
     return place(model, plan, compute=compute, patches=patches, blocks=blocks, progress=progress)

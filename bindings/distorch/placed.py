@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from distorch.devices import name_of
 from distorch.loans import Loan, borrowers, refresh_flat_weights, was_written
 from distorch.nested import map_tensors
 
@@ -26,18 +27,6 @@ if TYPE_CHECKING:
 
 class PlacementError(RuntimeError):
     """A block is not where the plan says; the message names it."""
-
-
-def canonical(device: torch.device | str) -> str:
-    """Return a device's canonical name: `cuda` is `cuda:0`, `cpu` and `mps` have no index.
-
-    >>> canonical("CUDA")
-    'cuda:0'
-    """
-    parsed = torch.device(str(device).lower())
-    if parsed.type in ("cpu", "mps", "meta"):
-        return parsed.type
-    return f"{parsed.type}:{parsed.index or 0}"
 
 
 # Modules that own tensors of models that are placed now.
@@ -64,7 +53,7 @@ def bytes_per_device(inventory: Inventory) -> dict[str, int]:
             key = tensor_key(tensor)
             if key not in seen:
                 seen.add(key)
-                totals[canonical(tensor.device)] += tensor_bytes(tensor)
+                totals[name_of(tensor.device)] += tensor_bytes(tensor)
     return dict(totals)
 
 
@@ -117,7 +106,7 @@ class PlacedModel:
     def placement(self) -> dict[str, str]:
         """Read back where each block is now; "a+b" for one whose tensors are on several devices."""
         return {
-            block.name: "+".join(sorted({canonical(ref.get().device) for ref in block.tensors}))
+            block.name: "+".join(sorted({name_of(ref.get().device) for ref in block.tensors}))
             for block in self.inventory.blocks
         }
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from distorch.devices import name_of
 from distorch.inventory import ModelBlock, TensorKey, TensorRef, tensor_key
 from distorch.parts import tensor_bytes
 from distorch.patching import Patch, apply_patches
-from distorch.placed import PlacedModel, canonical
+from distorch.placed import PlacedModel
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Stage:
         self._bytes = 0
 
     def _count(self, source: torch.Tensor, target: str) -> None:
-        self.placed.transfers[canonical(source.device), target] += tensor_bytes(source)
+        self.placed.transfers[name_of(source.device), target] += tensor_bytes(source)
 
     def _move(self, source: torch.Tensor, target: str) -> torch.Tensor:
-        if canonical(source.device) == target:
+        if name_of(source.device) == target:
             return source
         moved = source.to(torch.device(target))
         self._count(source, target)
@@ -79,7 +80,7 @@ class Stage:
 
     def _patched(self, source: torch.Tensor, patches: Iterable[Patch], target: str) -> torch.Tensor:
         compute = self.placed.compute
-        if canonical(source.device) == compute:
+        if name_of(source.device) == compute:
             work = source.detach().clone(memory_format=torch.contiguous_format)
         else:
             work = source.detach().to(
@@ -98,7 +99,7 @@ class Stage:
             if key in self._copies:
                 self.tensors.append((ref, self._copies[key]))
                 continue
-            if not wanted and canonical(source.device) == target:
+            if not wanted and name_of(source.device) == target:
                 if ref.get() is not source:  # was patched before, is not any more
                     self.tensors.append((ref, source))
                 continue

@@ -22,10 +22,11 @@ from distorch.allocation import make_plan, parse
 from distorch.demo.model import SENTENCES, DemoError, Encoder, load_model, make_lora
 from distorch.demo.picture import placement_svg
 from distorch.demo.setting import MB, FixedPlan, Setting, choose_setting, least_transfers
+from distorch.devices import name_of
 from distorch.inventory import Inventory, inventory
 from distorch.mover import place
 from distorch.patching import Patches
-from distorch.placed import PlacedModel, canonical
+from distorch.placed import PlacedModel
 
 
 class Demo:
@@ -160,7 +161,7 @@ class Demo:
         with torch.inference_mode():
             result = placed.model(**inputs)
             self.check(
-                f"the result is on {setting.compute}", canonical(result.device) == setting.compute
+                f"the result is on {setting.compute}", name_of(result.device) == setting.compute
             )
             difference = (result.cpu() - expected).abs().max().item()
         self.say(f"   largest difference from the unsplit run: {difference:.3g}")

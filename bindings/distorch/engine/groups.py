@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from distorch._load import core
+from distorch.devices import name_of
 from distorch.engine.choice import Decision, decide
 from distorch.engine.hooks import GroupHooks, touches
 from distorch.engine.migration import MigratedGroup, Migrator
@@ -29,7 +30,6 @@ from distorch.engine.profile import Profile
 from distorch.engine.slabs import slabs_of
 from distorch.engine.specs import ActiveGroup, GroupSpec, Store, pack_group, refresh
 from distorch.engine.streaming import Streamer, slots_for
-from distorch.placed import canonical
 
 log = logging.getLogger("distorch")
 
@@ -220,7 +220,7 @@ class GroupEngine:
         if spec.donor not in self._migrators:
             self._migrators[spec.donor] = Migrator(torch.device(spec.donor), self.compute)
         group.migrator = self._migrators[spec.donor]
-        others = [ref for ref in spec.here if canonical(ref.get().device) != spec.donor]
+        others = [ref for ref in spec.here if name_of(ref.get().device) != spec.donor]
         group.group = MigratedGroup(spec.name, list(others))
         group.migrator.prepare(group.group)
 
@@ -305,7 +305,7 @@ class GroupEngine:
 
     def _decide(self) -> None:
         self.decision = decide(
-            self._specs, self.profile, self.modes, self.links, self.slots, canonical(self.compute)
+            self._specs, self.profile, self.modes, self.links, self.slots, name_of(self.compute)
         )
         for line in self.decision.lines:
             log.info("%s", line)

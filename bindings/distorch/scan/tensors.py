@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from distorch.devices import name_of
 from distorch.parts import is_composite
 
 # (device, dtype, storage, data, bytes, numel); see TensorRecord in registry.h.
@@ -81,7 +82,7 @@ def _plain_facts(tensor: torch.Tensor, elements: int) -> TensorFacts | None:
         return None
     count = _elements(tensor) if elements < 0 else elements
     dtype = str(tensor.dtype).removeprefix("torch.")
-    device = device_name(tensor.device)
+    device = name_of(tensor.device)
     try:
         storage = tensor.untyped_storage()
         size = storage.nbytes()
@@ -91,9 +92,3 @@ def _plain_facts(tensor: torch.Tensor, elements: int) -> TensorFacts | None:
     if size == 0 or base == 0:
         return device, dtype, 0, 0, 0, count
     return device, dtype, base, data, size, count
-
-
-def device_name(device: torch.device) -> str:
-    """Return "cpu", "mps" or "kind:index" in lower case."""
-    kind = str(device.type)
-    return kind if kind in ("cpu", "mps") else f"{kind}:{device.index or 0}"
