@@ -49,15 +49,6 @@ def resolver_of(folder: pathlib.Path):
     return resolve
 
 
-@pytest.fixture
-def scanner():
-    made = Scanner()
-    made.install_hooks()
-    made.rows()
-    yield made
-    made.stop()
-
-
 class Wrapper:
     """As ComfyUI's patcher: the module is an attribute."""
 

@@ -10,29 +10,11 @@ import time
 
 import pytest
 import torch
+from scan_rows import block, own
 from torch import nn
 
 from distorch import scan
 from distorch.scan import Scanner
-
-
-@pytest.fixture
-def scanner():
-    made = Scanner()
-    made.install_hooks()
-    made.rows()
-    yield made
-    made.stop()
-
-
-def block(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())
-
-
-def own(rows: list[scan.Row], *models: nn.Module) -> list[scan.Row]:
-    """The rows of `models`, in their order."""
-    by_class = {row.class_name: row for row in rows}
-    return [by_class[type(m).__name__] for m in models]
 
 
 def test_model_is_one_row_with_all_its_layers(scanner):
