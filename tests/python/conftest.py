@@ -3,9 +3,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
+
+
+@pytest.fixture
+def sim() -> Iterator[None]:
+    """Three simulated devices of 64 MiB, empty and without faults; what a test left is collected."""
+    import distorch_sim
+    import torch
+
+    gc.collect()
+    distorch_sim.install([64 << 20] * 3)
+    for index in range(3):
+        torch.sim.reset_peak_memory_stats(index)
+    yield
+    distorch_sim.clear_faults()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

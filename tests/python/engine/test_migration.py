@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import distorch_sim
@@ -20,16 +19,7 @@ from distorch.inventory import inventory
 from distorch.mover import place, place_string
 from distorch.placed import PlacedModel
 
-MIB = 2**20
-
-
-@pytest.fixture(autouse=True)
-def _sim() -> Iterator[None]:
-    gc.collect()
-    distorch_sim.install([64 * MIB] * 3)
-    yield
-    distorch_sim.clear_faults()
-    gc.collect()
+pytestmark = pytest.mark.usefixtures("sim")
 
 
 class Deep(nn.Module):

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
-from collections.abc import Iterator
 
 import distorch_sim
 import pytest
@@ -22,7 +20,7 @@ from distorch.mover import place
 from distorch.patching import DiffPatch
 from distorch.placed import PlacedModel
 
-MIB = 2**20
+pytestmark = pytest.mark.usefixtures("sim")
 
 
 class Driver:
@@ -46,15 +44,6 @@ class Driver:
 
     def unregister(self, address: int) -> str:
         return "" if self.ranges.pop(address, None) else "not registered"
-
-
-@pytest.fixture(autouse=True)
-def _sim() -> Iterator[None]:
-    gc.collect()
-    distorch_sim.install([64 * MIB] * 2)
-    yield
-    distorch_sim.clear_faults()
-    gc.collect()
 
 
 @pytest.fixture

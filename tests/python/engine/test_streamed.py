@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import distorch_sim
 import pytest
@@ -18,7 +17,7 @@ from distorch.inventory import inventory
 from distorch.mover import place, place_string
 from distorch.placed import PlacedModel
 
-MIB = 2**20
+pytestmark = pytest.mark.usefixtures("sim")
 
 
 class Deep(nn.Module):
@@ -34,15 +33,6 @@ class Deep(nn.Module):
         for index in self.order:
             x = self.layers[index](x)
         return self.head(x)
-
-
-@pytest.fixture(autouse=True)
-def _sim() -> Iterator[None]:
-    gc.collect()
-    distorch_sim.install([64 * MIB] * 3)
-    yield
-    distorch_sim.clear_faults()
-    gc.collect()
 
 
 @pytest.fixture

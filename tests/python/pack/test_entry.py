@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import subprocess
 import sys
@@ -33,6 +34,17 @@ def inside_comfy(comfy, monkeypatch: pytest.MonkeyPatch):
         del sys.modules[name]
 
 
+class Without(importlib.abc.MetaPathFinder):
+    """Finds nothing, and lets no other finder find one module: as if it were not installed."""
+
+    def __init__(self, missing: str) -> None:
+        self.missing = missing
+
+    def find_spec(self, name: str, path=None, target=None) -> None:
+        if name == self.missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
@@ -45,7 +57,7 @@ def test_a_package_that_is_missing_or_old_is_named_with_the_command(
 ) -> None:
     for name in [n for n in sys.modules if n == missing or n.startswith(f"{missing}.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(sys, "meta_path", [Without(missing), *sys.meta_path])
     with pytest.raises(ImportError, match=said) as error:
         enter()
     assert f'"{sys.executable}" -m pip install --no-build-isolation "{ROOT}"' in str(error.value)
