@@ -19,6 +19,7 @@ from distorch import allocation, placements
 from distorch.devices import name_of
 from distorch.engine.slabs import slab_of
 from distorch.inventory import block_costs
+from distorch.parts import tensor_bytes
 
 from . import placed_report, progress, runner
 from .blocks import Block, Cell, find_blocks, tensor_devices
@@ -282,7 +283,8 @@ class Placed:
         sums: dict[str, int] = collections.defaultdict(int)
         for block in self.blocks:
             for cell in block.cells:
-                sums[name_of(cell.current.device)] += cell.bytes
+                tensor = cell.current
+                sums[name_of(tensor.device)] += tensor_bytes(tensor)
         return dict(sums)
 
     def held_bytes(self) -> int:

@@ -170,6 +170,17 @@ def test_patched_blocks_survive_being_moved(make, comfy) -> None:
     assert torch.equal(run(patcher), expected)
 
 
+def test_low_precision_is_counted_as_it_is_stored(make, comfy) -> None:
+    patcher = make(high_precision_loras=False)
+    keys = [f"blocks.{i}.up.weight" for i in range(4)]
+    patcher.add_patches({key: torch.full((2 * SIZE, SIZE), 0.01) for key in keys})
+    comfy.load_models_gpu([patcher])
+    held = [p for p in patcher.model.parameters() if p.device.type == "cpu"]
+    assert torch.float8_e4m3fn in {p.dtype for p in held}
+    sizes = patcher.distorch_placed().bytes_per_device()
+    assert sizes["cpu"] == sum(p.nbytes for p in held)
+
+
 def test_a_donor_is_an_entry_that_the_core_can_unload(make, comfy, expected) -> None:
     patcher = make()
     comfy.load_models_gpu([patcher])
