@@ -10,7 +10,7 @@ from .wrapped import AnyDevice, device_input
 
 
 class DeviceSelectorMultiGPU(AnyDevice):
-    """Gives the chosen device, or ComfyUI's own where it is missing."""
+    """Gives the chosen device, or the first accelerator where it is missing."""
 
     CATEGORY = "multigpu"
     FUNCTION = "select_device"

@@ -36,7 +36,7 @@ CLIP_WITHOUT_DEVICE = Family("device", text_encoder=True)
 def device_input(name: str | None = None) -> tuple[list[str], dict[str, Any]]:
     """A device widget: all devices, the first accelerator unless `name` is given."""
     there = devices.names()
-    return (there, {"default": name or (there[1] if len(there) > 1 else there[0])})
+    return (there, {"default": name or devices.first_of(there)})
 
 
 def gigabytes(default: float, most: float = 128.0) -> tuple[str, dict[str, Any]]:
@@ -44,9 +44,9 @@ def gigabytes(default: float, most: float = 128.0) -> tuple[str, dict[str, Any]]
     return ("FLOAT", {"default": default, "min": 0.0, "max": most, "step": 0.1})
 
 
-def text(default: str = "") -> tuple[str, dict[str, Any]]:
+def text() -> tuple[str, dict[str, Any]]:
     """An allocation string."""
-    return ("STRING", {"multiline": False, "default": default})
+    return ("STRING", {"multiline": False, "default": ""})
 
 
 def switch(default: bool) -> tuple[str, dict[str, Any]]:
@@ -66,8 +66,6 @@ class AnyType(str):
 
     def __ne__(self, other: object) -> bool:
         return False
-
-    __hash__ = str.__hash__
 
 
 ANY = AnyType("*")

@@ -82,6 +82,11 @@ def names() -> list[str]:
     return ["cpu", *sorted(accelerators, key=_by_index)]
 
 
+def first_of(there: list[str]) -> str:
+    """The first accelerator of `names()`, which ComfyUI computes on by itself; "cpu" where there is none."""
+    return there[1] if len(there) > 1 else there[0]
+
+
 def _of_the_kind(current: torch.device) -> list[torch.device]:
     """ComfyUI before 0.25 knows its current device only: all of that kind."""
     count = getattr(getattr(torch, current.type, None), "device_count", None)

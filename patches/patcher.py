@@ -8,7 +8,6 @@ and callbacks stay the core's: its methods call these.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import weakref
@@ -22,7 +21,7 @@ from distorch.devices import name_of
 
 from . import shards
 from .placed import Placed
-from .request import Request
+from .request import Request, whole
 from .shards import tell
 
 log = logging.getLogger("DisTorch")
@@ -38,7 +37,7 @@ class DisTorchMixin:
         placed = getattr(self.model, ATTRIBUTE, None)
         if placed is None:
             compute = name_of(self.load_device)
-            placed = attach(self.model, Request(compute, f"{compute},*#{compute}"))
+            placed = attach(self.model, Request(compute, whole(compute)))
         return placed
 
     # Sizes: what the core may count on is the compute device's share.
@@ -91,8 +90,7 @@ class DisTorchMixin:
         )
         if placed.loaded:
             self.unpatch_model(self.offload_device, unpatch_weights=True)
-        request = dataclasses.replace(placed.request, compute=wanted, text=f"{wanted},*#{wanted}")
-        attach(self.model, request)
+        attach(self.model, placed.request.whole_on(wanted))
 
     def detach(self, unpatch_all: bool = True) -> Any:
         self._distorch_repatching = False

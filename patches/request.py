@@ -36,15 +36,24 @@ class Request:
         """What makes one load another; how long the model is to stay does not."""
         return (self.compute, self.text, self.high_precision_loras, self.execution_mode)
 
+    def whole_on(self, compute: str) -> Request:
+        """The same with the whole model on one device."""
+        return dataclasses.replace(self, compute=compute, text=whole(compute))
+
     def mode(self, device: str, in_string: str) -> str:
         """How a donor is used: "stream", "migrate" or "auto". The host computes for a string only."""
         return in_string if in_string != "auto" or device == "cpu" else self.execution_mode
 
 
+def whole(compute: str) -> str:
+    """The allocation string that leaves a model on its compute device."""
+    return f"{compute},*#{compute}"
+
+
 def available(name: str | None, *, default: str | None = None) -> str:
-    """`name` if ComfyUI has such a device, else `default` or ComfyUI's own, with a warning."""
+    """`name` if ComfyUI has such a device, else `default` or the first accelerator, with a warning."""
     there = devices.names()
-    chosen = default or (there[1] if len(there) > 1 else there[0])
+    chosen = default or devices.first_of(there)
     if not name or name == "default":
         return chosen
     if name in there:
@@ -72,21 +81,21 @@ def spec_text(compute: str, expert: str, virtual_vram_gb: float, donors: list[st
     donors = [donor for donor in donors if donor != compute]
     if virtual_vram_gb > 0 and donors:
         return f"#{compute};{virtual_vram_gb:g};{','.join(donors)}"
-    return f"{compute},*#{compute}"
+    return whole(compute)
 
 
 def _stored_form(expert: str, compute: str) -> str:
     """ "#cuda:0;4.0;cuda:1,cpu": its amount and donors; the compute device is the widget's."""
-    spec = allocation.parse(expert, kinds={name.partition(":")[0] for name in devices.names()})
+    spec = allocation.parse(expert, kinds=_kinds(devices.names()))
     _, amount, named = str(spec).split(";")  # as it is written in full
     donors = [available(name, default="cpu") for name in named.split(",")]
     donors = [name for name in dict.fromkeys(donors) if name != compute]
-    return f"#{compute};{amount};{','.join(donors)}" if donors else f"{compute},*#{compute}"
+    return f"#{compute};{amount};{','.join(donors)}" if donors else whole(compute)
 
 
 def _without_missing(expert: str, compute: str) -> str:
     there = devices.names()
-    allocation.parse(expert, kinds={name.partition(":")[0] for name in there})
+    allocation.parse(expert, kinds=_kinds(there))
     entries = [entry.strip() for entry in expert.partition("#")[0].split(";") if entry.strip()]
     lost = [entry for entry in entries if _is_lost(entry, there)]
     if not lost:
@@ -97,6 +106,10 @@ def _without_missing(expert: str, compute: str) -> str:
         ", ".join(there),
     )
     return ";".join(_with_room([entry for entry in entries if entry not in lost], compute))
+
+
+def _kinds(there: list[str]) -> set[str]:
+    return {name.partition(":")[0] for name in there}
 
 
 def _with_room(kept: list[str], compute: str) -> list[str]:
