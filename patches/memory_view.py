@@ -18,7 +18,7 @@ from distorch.step_times import StepTimes
 
 from . import metrics
 from .between_prompts import Job
-from .node_events import NodeEvents
+from .node_events import ENDINGS, NodeEvents
 from .server_routes import add_profiler_route, add_to_table
 from .view_actions import Actions
 from .view_facts import (
@@ -30,13 +30,6 @@ from .view_facts import (
     staging_bytes,
 )
 from .view_updates import Updates
-
-# How a prompt ends, by ComfyUI's message.
-ENDINGS = {
-    "execution_success": "success",
-    "execution_error": "error",
-    "execution_interrupted": "interrupted",
-}
 
 _installed: MemoryView | None = None
 

@@ -19,6 +19,14 @@ from .seam import FunctionSeam
 log = logging.getLogger("DisTorch")
 
 
+#: How a prompt ends, by ComfyUI's message.
+ENDINGS = {
+    "execution_success": "success",
+    "execution_error": "error",
+    "execution_interrupted": "interrupted",
+}
+
+
 class NodeListener(Protocol):
     """Called in ComfyUI's worker thread, `passed` in any."""
 
