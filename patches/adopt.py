@@ -19,8 +19,6 @@ from .weights import HOST
 
 log = logging.getLogger("DisTorch")
 
-FLAG = "_mgpu_unload_distorch_model"
-
 
 def find_patcher(output: Any) -> Any | None:
     """The patcher inside a node's output: a model, a text encoder, a VAE, a ControlNet; or None."""
@@ -50,13 +48,13 @@ def adopt(output: Any, request: Request) -> Any:
         log.warning(
             "%s runs as a whole only: it stays on %s", type(patcher.model).__name__, request.compute
         )
-        request = Request(**{**vars(request), "text": f"{request.compute},*#{request.compute}"})
+        request = request.whole_on(request.compute)
     become_ours(patcher)
     placed = attach(patcher.model, request)
     shards.plan_for_an_empty_machine(placed)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, check_class)
     current_device.attach(patcher)
-    setattr(patcher.model, FLAG, not request.keep_loaded)
+    setattr(patcher.model, shards.FLAG, not request.keep_loaded)
     shards.tell(patcher.model, placed, "waiting")
     lifecycle.tell(lifecycle.adopted, patcher, request)
     return patcher
@@ -67,8 +65,7 @@ def _bring_to_host(patcher: Any) -> None:
     patcher.offload_device = HOST
     for entry in list(mm.current_loaded_models):
         if entry.model is patcher:
-            entry.model_unload()
-            mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
+            shards.unload(entry)
     with torch.inference_mode():
         for module in patcher.model.modules():
             for table in (module._parameters, module._buffers):

@@ -29,8 +29,8 @@ from distorch import hostmemory
 from distorch.devices import name_of
 
 from . import lifecycle
-from .adopt import FLAG, find_patcher
-from .shards import DonorShard
+from .adopt import find_patcher
+from .shards import FLAG, DonorShard, unload
 
 log = logging.getLogger("DisTorch")
 
@@ -81,6 +81,11 @@ _managed: weakref.WeakSet[Any] = weakref.WeakSet()
 def managed() -> list[Any]:
     """The inner models of ours that are alive."""
     return list(_managed)
+
+
+def is_managed(model: Any) -> bool:
+    """Whether an inner model is one of ours."""
+    return any(model is other for other in managed())
 
 
 def kept() -> list[Kept]:
@@ -225,22 +230,11 @@ def eject_from(device: str) -> list[str]:
     return gone
 
 
-def unload(entry: Any) -> None:
-    """Unload one entry of the core's list as the core does, and take it off the list; the others keep their order.
-
-    An entry that is gone from the list (a shard goes with its model) is left alone.
-    """
-    if entry.model is None or all(e is not entry for e in mm.current_loaded_models):
-        return
-    entry.model_unload()
-    mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
-
-
 def relieve() -> list[str]:
     """Let go of kept models while the host has too little memory, those that are not loaded first; returns names."""
     let_go: list[str] = []
-    while kept() and hostmemory.available_bytes() < (1 - pressure) * hostmemory.total_bytes():
-        names = _let_go_of_one()
+    while (entries := kept()) and _host_is_full():
+        names = _let_go_of_one(entries)
         let_go += names
         gc.collect()  # so that the next look sees what this one gave back
         log.warning(
@@ -251,9 +245,13 @@ def relieve() -> list[str]:
     return let_go
 
 
-def _let_go_of_one() -> list[str]:
+def _host_is_full() -> bool:
+    return hostmemory.available_bytes() < (1 - pressure) * hostmemory.total_bytes()
+
+
+def _let_go_of_one(entries: list[Kept]) -> list[str]:
     loaded = {id(e.model.model) for e in mm.current_loaded_models if e.model is not None}
-    entry = min(kept(), key=lambda entry: any(id(m) in loaded for m in entry.models))
+    entry = min(entries, key=lambda entry: any(id(m) in loaded for m in entry.models))
     names = [title(model) for model in entry.models]
     _drop(entry)
     return names

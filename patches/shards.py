@@ -27,7 +27,8 @@ from .settings import reserve_bytes, settings
 
 log = logging.getLogger("DisTorch")
 
-_FLAG = "_mgpu_unload_distorch_model"
+#: Name of the inner model's attribute that a "free" goes by, as users' own nodes set and read it.
+FLAG = "_mgpu_unload_distorch_model"
 
 
 class DonorShard(torch.nn.Module):
@@ -42,10 +43,10 @@ class DonorShard(torch.nn.Module):
     @property
     def flagged(self) -> bool:
         """Whether the model it belongs to is flagged for the selective unload."""
-        return bool(getattr(self.owner(), _FLAG, False))
+        return bool(getattr(self.owner(), FLAG, False))
 
 
-setattr(DonorShard, _FLAG, DonorShard.flagged)
+setattr(DonorShard, FLAG, DonorShard.flagged)
 
 
 class ShardPatcher(comfy.model_patcher.ModelPatcher):
@@ -217,7 +218,12 @@ def _fit(placed: Placed, budget: float) -> None:
         )
 
 
-def listed(placed: Placed) -> list[Any]:
-    """The core's entries for the donors of a model."""
-    mine = [id(shard) for shard in placed.shards.values()]
-    return [entry for entry in mm.current_loaded_models if id(entry.model) in mine]
+def unload(entry: Any) -> None:
+    """Unload one entry of the core's list as the core does, and take it off the list; the others keep their order.
+
+    An entry that is gone from the list (a shard goes with its model) is left alone.
+    """
+    if entry.model is None or all(e is not entry for e in mm.current_loaded_models):
+        return
+    entry.model_unload()
+    mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]

@@ -22,7 +22,7 @@ import comfy.model_management as mm
 
 from distorch import caches
 
-from . import cleanup, keep
+from . import cleanup, keep, shards
 from .seam import FunctionSeam
 
 log = logging.getLogger("DisTorch")
@@ -94,7 +94,7 @@ def _unload_the_rest() -> None:
     try:
         for entry in list(mm.current_loaded_models):
             if entry.device.type != "cpu":
-                keep.unload(entry)
+                shards.unload(entry)
     except Exception:  # the caller is ComfyUI's worker
         log.exception("not every device could be emptied")
 
@@ -109,9 +109,9 @@ def _unload_flagged(managed: list[Any]) -> None:
         if entry.model is None:
             continue
         model = keep.owner_of(entry.model.model)
-        if model is not None and any(model is m for m in managed):
+        shards.unload(entry)
+        if keep.is_managed(model):
             keep.release(model)
-        keep.unload(entry)
         gone.append(f"{keep.title(model)} from {entry.device}")
     others = [e.model.model for e in mm.current_loaded_models if e.model is not None]
     _tell(gone, stay, [m for m in others if all(keep.owner_of(m) is not x for x in stay)])

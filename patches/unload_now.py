@@ -28,14 +28,14 @@ from distorch.devices import name_of
 
 from . import keep
 from .adopt import find_patcher
+from .node_events import ENDINGS
 from .seam import FunctionSeam
-from .shards import DonorShard
+from .shards import DonorShard, unload
 
 log = logging.getLogger("DisTorch")
 
 THIS, OTHERS, EVERYTHING = CHOICES = ("this model", "all others", "everything")
 
-_ENDS = ("execution_success", "execution_error", "execution_interrupted")
 _KNOWN_NODES = 256  # nodes of workflows run lately; a forgotten one runs once more
 
 
@@ -87,11 +87,11 @@ def run(what: str, value: Any, let_go: bool = False, node: str = "") -> Report:
         name, device = keep.title(owner), name_of(entry.device)
         if device not in unloaded.setdefault(name, []):
             unloaded[name].append(device)
-        if let_go and any(owner is m for m in keep.managed()):
+        unload(entry)  # first: whoever nobody else holds is gone once it is let go of
+        if let_go and keep.is_managed(owner):
             keep.release(owner)
         elif keep.is_kept(owner) and name not in held:
             held.append(name)
-        keep.unload(entry)
     if unloaded:
         _settle()
     after = _in_use()
@@ -178,7 +178,7 @@ _seams: list[FunctionSeam] = []
 def _around_message(
     original: Callable[..., Any], executor: Any, event: str, *args: Any, **kwargs: Any
 ) -> Any:
-    if event in _ENDS:
+    if event in ENDINGS:
         try:
             memory.prompt_ended()
         except Exception:  # the caller is ComfyUI's worker

@@ -15,6 +15,7 @@ from distorch import caches, scan
 from . import keep
 from .between_prompts import BetweenPrompts, Job
 from .server_routes import UnknownModelError
+from .shards import unload
 
 NOTHING = {"ticket": 0, "when": "never", "models": []}
 
@@ -142,9 +143,9 @@ class Actions:
         unloaded = []
         for entry, inner in list(self._entries()):
             if any(inner is module for module in modules):
-                if _is_managed(inner):
+                unload(entry)
+                if keep.is_managed(inner):
                     keep.release(inner)
-                keep.unload(entry)
                 unloaded.append(type(inner).__name__)
         return {"unloaded": unloaded}
 
@@ -160,10 +161,6 @@ class Actions:
     def _count(self, job: Job) -> None:
         self.done[job.kind, job.state] += 1
         self.freed.update(job.freed)
-
-
-def _is_managed(module: nn.Module) -> bool:
-    return any(module is model for model in keep.managed())
 
 
 def _clear_now(devices: list[str] | None) -> dict[str, Any]:

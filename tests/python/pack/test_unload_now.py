@@ -148,3 +148,13 @@ def test_models_are_not_held_by_the_memory(bench: Bench) -> None:
     assert len(bench.now.memory._about) == 256
     gc.collect()
     assert bench.now.memory._about["299"]() is None
+
+
+def test_what_only_its_keeping_held_is_counted_when_it_is_let_go_of(bench: Bench) -> None:
+    placed = bench.placed("a", kept=True)
+    used = [torch.sim.memory_allocated(index) for index in (0, 1)]
+    bench.held.clear()
+    del placed
+    report = bench.now.run(bench.now.EVERYTHING, None, True)
+    assert [report.freed["sim:0"], report.freed["sim:1"]] == used
+    assert bench.mm.current_loaded_models == []
