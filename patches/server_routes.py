@@ -7,6 +7,7 @@ answer. What the routes do is the `Backend`'s. No route takes a path of a file.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
@@ -148,9 +149,8 @@ def _query_integer(request: web.Request, name: str, default: int | None, most: i
     text = request.query.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not (text.isascii() and text.isdigit() and len(text) < 17):
-        raise RequestError(400, f"{name} must be a whole number from 0 to {most}", name)
-    if int(text) > most:
+    whole = text is not None and text.isascii() and text.isdigit() and len(text) < 17
+    if text is None or not whole or int(text) > most:
         raise RequestError(400, f"{name} must be a whole number from 0 to {most}", name)
     return int(text)
 
@@ -242,8 +242,6 @@ def _guarded(handler: Handler) -> Handler:
 
 
 async def _in_thread(action: Callable[..., Any], *arguments: Any) -> Any:
-    import asyncio
-
     return await asyncio.get_running_loop().run_in_executor(None, action, *arguments)
 
 
