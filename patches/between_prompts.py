@@ -30,14 +30,17 @@ Measure = Callable[[], "dict[str, int]"]
 
 @dataclasses.dataclass
 class Job:
-    """One request. `before` and `freed` in bytes a device; `state` as docs/openapi.json has it."""
+    """One request. `before` and `freed` in bytes a device; `state` as docs/openapi.json has it.
+
+    `before` is None until it was measured.
+    """
 
     ticket: int
     kind: str
     action: Callable[[], dict[str, Any] | None]
     asked: float = dataclasses.field(default_factory=time.time)
     state: str = "queued"
-    before: dict[str, int] = dataclasses.field(default_factory=dict)
+    before: dict[str, int] | None = None
     freed: dict[str, int] = dataclasses.field(default_factory=dict)
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
@@ -124,10 +127,13 @@ class BetweenPrompts:
     def _run_waiting(self) -> None:
         with self._lock:
             jobs, self._waiting = self._waiting, []
+        jobs.sort(key=lambda job: job.kind == "free")  # the worker's own doing, after all these
         for job in jobs:
             job.state = "running"
             self._unfinished.append(job)
             with _told_in(job):
+                if len(self._unfinished) > 1:  # what the one before has freed is not this one's
+                    self._settle()
                 job.before = self._measure()
                 job.details = job.action() or {}
 
@@ -139,17 +145,24 @@ class BetweenPrompts:
         with _told_in(*jobs):
             self._settle()
             after = self._measure()
+        for job in reversed(jobs):
+            job.freed = _given_back(job.before, after)
+            after = after if job.before is None else job.before
         for job in jobs:
-            # A device that holds nothing any more may be missing from what was measured.
-            before = job.before if after is not None else {}
-            gone = {d: size - (after or {}).get(d, 0) for d, size in sorted(before.items())}
-            job.freed = {device: size for device, size in gone.items() if size > 0}
             job.state = "failed" if job.error else "done"
             for listener in self.finished:
                 try:
                     listener(job)
                 except Exception:  # what was done is done, whoever cannot be told of it
                     log.exception("DisTorch: the report of %s could not be passed on", job.kind)
+
+
+def _given_back(before: dict[str, int] | None, after: dict[str, int] | None) -> dict[str, int]:
+    if before is None or after is None:
+        return {}
+    # A device that holds nothing any more may be missing from what was measured.
+    gone = {device: size - after.get(device, 0) for device, size in sorted(before.items())}
+    return {device: size for device, size in gone.items() if size > 0}
 
 
 @contextlib.contextmanager

@@ -92,6 +92,26 @@ def test_a_job_runs_between_prompts_and_reports_what_it_freed(made: list[Worker]
     assert w.jobs.report(99) is None
 
 
+def test_jobs_that_come_together_report_each_its_own(made: list[Worker]) -> None:
+    memory = {"cuda:0": 100, "cuda:1": 50}
+    cached: list[int] = []  # of cuda:0: freed, but not given back before the caches are emptied
+
+    def settle() -> None:
+        while cached:
+            memory["cuda:0"] -= cached.pop()
+
+    w = worker(made, memory=memory, settle=settle)
+    free = w.jobs.post("free", lambda: None)
+    first = w.jobs.post("eject", lambda: cached.append(70))
+    second = w.jobs.post("eject", lambda: memory.update({"cuda:1": 20}))
+    w.queue.get_flags()
+    cached.append(5)  # what the worker does with the flags of a "free"
+    w.queue.get(timeout=1000)
+    assert first.freed == {"cuda:0": 70}
+    assert second.freed == {"cuda:1": 30}
+    assert free.freed == {"cuda:0": 5}
+
+
 def test_a_job_that_fails_says_so_and_the_next_one_runs(
     made: list[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
