@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
+from distorch.monitor.lines import clock
 from distorch.monitor.sinks import Point, Series
 
 WIDTH, LEFT, RIGHT = 1100, 84, 20
@@ -82,11 +83,6 @@ class Span:
 
 def _step(seconds: float) -> int:
     return next((s for s in _STEPS if seconds / s <= _TICKS), math.ceil(seconds / _TICKS))
-
-
-def clock(moment: float) -> str:
-    """Return the local time of day."""
-    return time.strftime("%H:%M:%S", time.localtime(moment))
 
 
 def _elapsed(seconds: int) -> str:

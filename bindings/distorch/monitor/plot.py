@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from distorch.monitor import chart
 from distorch.monitor.chart import PANEL, SPACE, WIDTH, Panel, Span
+from distorch.monitor.lines import clock
 from distorch.monitor.recorder import Mark
 from distorch.monitor.sample import PromptRun
 from distorch.monitor.sinks import Timeline
@@ -38,7 +39,7 @@ def render_svg(timeline: Timeline, title: str = "Memory over time") -> str:
     parts += _runs(timeline.runs(), span)
     for number, one in enumerate(series):
         most = max(chart.highest(p) for p in one.points)
-        scale = chart.scale_of_device(max(one.total, 0 if one.total else most))
+        scale = chart.scale_of_device(one.total or most)
         panel = Panel(_TOP + number * (PANEL + SPACE), span, one, scale)
         parts += [*panel.axes(span.clocks()), *panel.memory(), *panel.heading()]
     parts += _marks(timeline.marks(), span, len(series))
@@ -69,7 +70,7 @@ def _marks(marks: Iterable[Mark], span: Span, panels: int) -> Iterator[str]:
         lines = "".join(f"M{x:.1f} {top}v{PANEL}" for top in tops)
         yield (
             f'<path class="mark" d="M{x:.1f} {_HEAD}v24{lines}" stroke="{_MARK}" stroke-dasharray="4 3">'
-            f"<title>{chart.clean(mark.label)} {chart.clock(mark.time)}</title></path>"
+            f"<title>{chart.clean(mark.label)} {clock(mark.time)}</title></path>"
         )
         width = 7.0 * len(mark.label)
         if x >= free_from and x + width <= WIDTH:

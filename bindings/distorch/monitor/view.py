@@ -48,9 +48,9 @@ def progress_text(found: Progress) -> str:
     """Return it in a few words; "" when nothing is going on."""
     words = []
     if found.run is not None:
-        node = found.node
         words.append(f"prompt {found.run.prompt[:8]}")
-        words += [f"{node.kind} (node {node.node})"] * (node is not None) if node else []
+        if found.node is not None:
+            words.append(f"{found.node.kind} (node {found.node.node})")
         count = f"{found.done} of {found.nodes} nodes" if found.nodes else f"{found.done} nodes"
         words.append(f"{count} in {found.seconds:.0f} s")
     elif found.busy:
