@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from distorch.cli.terminal import Speaker
 from distorch.monitor.exporter import PrometheusSink
 from distorch.monitor.lines import Chosen, Csv, JsonLines, Lines
 from distorch.monitor.log_file import LogFile
-from distorch.monitor.recorder import Event, Sink
+from distorch.monitor.recorder import Sink
 from distorch.monitor.sinks import LogSink, StatisticsSink, Timeline
 from distorch.monitor.view import LiveView, PlainView
 
@@ -107,13 +106,11 @@ def _open_log(args: argparse.Namespace) -> LogSink | None:
     path = _log_path(args)
     if path is None:
         return None
-    form: Callable[[Event], str]
-    header = ""
+    form: Csv | JsonLines | Lines
     if args.csv:
-        form = csv = Csv(chosen(args))
-        header = csv.header
+        form = Csv(chosen(args))
     elif args.jsonl:
         form = JsonLines(chosen(args))
     else:
         form = Lines(chosen(args, first=True), named=args.devices not in (None, "first"))
-    return LogSink(LogFile(path, header=header, limit=args.rotate, keep=args.keep), form)
+    return LogSink(LogFile(path, header=form.header, limit=args.rotate, keep=args.keep), form)

@@ -9,10 +9,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from distorch.monitor.recorder import ClockJump, Event, Mark
+from distorch.monitor.recorder import Event, Mark
 from distorch.monitor.sample import DeviceSample, Gap, ModelSample, NodeRun, PromptRun, Sample
 
-CSV_HEADER = "time,device,used,free,total,peak,source"
 _MB = 2**20
 _REMEMBERED = 10_000  # nodes and runs that have been written
 
@@ -73,7 +72,7 @@ class Lines:
 class Csv:
     """Comma-separated values in bytes and seconds since 1970."""
 
-    header = CSV_HEADER
+    header = "time,device,used,free,total,peak,source"
 
     def __init__(self, devices: Chosen) -> None:
         self._devices = devices
@@ -186,6 +185,3 @@ def _json(fields: dict[str, Any]) -> str:
         clean = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
         line = json.dumps(json.loads(clean), separators=(",", ":"))
     return line + "\n"
-
-
-__all__ = ["CSV_HEADER", "Chosen", "ClockJump", "Csv", "JsonLines", "Lines", "clock", "megabytes"]

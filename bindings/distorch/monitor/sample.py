@@ -114,10 +114,6 @@ class Sample:
     queue: Queue | None = None
     missed: tuple[tuple[str, str], ...] = ()
 
-    def device(self, name: str) -> DeviceSample | None:
-        """The device of that name."""
-        return next((d for d in self.devices if d.device == name), None)
-
 
 @dataclass(frozen=True)
 class Gap:
