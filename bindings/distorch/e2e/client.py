@@ -67,7 +67,7 @@ class Client:
 
     async def version(self) -> str:
         """Return ComfyUI's version, "" when it does not say. Raises UnreachableError."""
-        found = await self._json("GET", "/system_stats")
+        found = await self._get("/system_stats")
         if not isinstance(found, dict) or not isinstance(found.get("devices"), list):
             raise UnreachableError("/system_stats is not ComfyUI's")
         system = found.get("system")
@@ -91,7 +91,7 @@ class Client:
 
         `others` is then how many prompts of others the queue holds.
         """
-        found = await self._json("GET", "/queue")
+        found = await self._get("/queue")
         if not isinstance(found, dict):
             raise UnreachableError("/queue is not ComfyUI's")
         places = []
@@ -105,7 +105,7 @@ class Client:
 
     async def finished(self, prompt_id: str) -> dict[str, Any] | None:
         """Return the history of a prompt that ended, None when there is none. Raises UnreachableError."""
-        found = await self._json("GET", f"/history/{prompt_id}")
+        found = await self._get(f"/history/{prompt_id}")
         if not isinstance(found, dict):
             raise UnreachableError("/history is not ComfyUI's")
         entry = found.get(prompt_id)
@@ -139,15 +139,15 @@ class Client:
             return False
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            report = await self._json("GET", f"/distorch/report?ticket={found['ticket']}")
+            report = await self._get(f"/distorch/report?ticket={found['ticket']}")
             state = report.get("state") if isinstance(report, dict) else None
             if state in ("done", "failed"):
                 return True
             await asyncio.sleep(0.1)
         raise UnreachableError(f"/distorch/free: not done within {seconds:g} s")
 
-    async def _json(self, method: str, path: str) -> Any:
-        status, found = await self._exchange(method, path, None)
+    async def _get(self, path: str) -> Any:
+        status, found = await self._exchange("GET", path, None)
         if status != 200:
             raise UnreachableError(f"{path}: HTTP {status}")
         if found is None:

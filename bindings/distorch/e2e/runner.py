@@ -24,7 +24,7 @@ HOW_TO_CLEAR = (
 )
 # Without the pack: ComfyUI's worker misses a /free that comes while it collects garbage, as it does after a prompt,
 # until the next one, or the next prompt.
-_FREE_AT = (0.0, 0.3, 0.7)
+_FREE_PAUSES = (0.0, 0.3, 0.7)
 
 
 @dataclass
@@ -218,7 +218,7 @@ class Run:
         with contextlib.suppress(UnreachableError):
             if await self._client.free_with_pack(self._options.limits.interrupt):
                 return
-        for pause in _FREE_AT:
+        for pause in _FREE_PAUSES:
             await asyncio.sleep(pause)
             with contextlib.suppress(UnreachableError):
                 await self._client.free()
