@@ -68,6 +68,8 @@ def read(path: Path) -> Workflow:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise WorkflowError(f"{path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise WorkflowError(f"{path}: nested too deeply") from error
     except ValueError as error:
         raise WorkflowError(f"{path}: no JSON: {error}") from error
     return Workflow(path, api_form(found, str(path)))

@@ -70,6 +70,7 @@ def test_files_of_the_same_name_are_told_apart(tmp_path: pathlib.Path) -> None:
         (None, "No such file or directory"),
         (b"{", "no JSON: Expecting"),
         (b"\xff\xfe\x00", "no JSON: "),
+        (b"[" * 100_000, "nested too deeply"),
         (json.dumps(EDITOR).encode(), "Workflow > Export (API)"),
     ],
 )
