@@ -7,6 +7,7 @@ files of version 2 and 3 are read, which is what has been written since 2023.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pathlib
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 MAGIC = b"GGUF"
 MAX_NAME = 1024  # bytes; the format allows 64
 MAX_DIMENSIONS = 8
+MAX_VALUES = 2**53  # in one tensor
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # type → bytes
 _U32, _STRING, _ARRAY = 4, 8, 9
 _DEFAULT_ALIGNMENT = 32
@@ -89,6 +91,8 @@ class _Reader:
         if dimensions > MAX_DIMENSIONS:
             raise GgufError(f"{self._name}: tensor {name} has {dimensions} dimensions")
         shape = tuple(self._number("Q") for _ in range(dimensions))
+        if math.prod(shape) > MAX_VALUES:
+            raise GgufError(f"{self._name}: tensor {name} has {math.prod(shape)} values")
         self._take(4)  # its type
         return name, shape[::-1], self._number("Q")
 

@@ -56,7 +56,7 @@ def _gguf(path: pathlib.Path) -> list[tuple[str, int]]:
 def _is_dequantised(architecture: str, shape: tuple[int, ...]) -> bool:
     if architecture in ("t5", "t5encoder"):
         return shape == (256384, 4096)
-    return architecture in ("llama", "qwen2vl", "qwen3", "qwen3vl") and shape[0] >= 65536
+    return architecture in ("llama", "qwen2vl", "qwen3", "qwen3vl") and shape[:1] >= (65536,)
 
 
 def _pytorch(path: pathlib.Path) -> list[tuple[str, int]]:

@@ -75,6 +75,10 @@ BAD = {
     + struct.pack("<IQQ", 3, 1, 0)
     + gguf.string("n")
     + struct.pack("<I9Q", 9, *range(9)),
+    "tensor n has 4611686018427387904 values": b"GGUF"
+    + struct.pack("<IQQ", 3, 1, 0)
+    + gguf.string("n")
+    + struct.pack("<I2Q", 2, 2**31, 2**31),
     "the file ends before tensor a": gguf.header({"a": ((3,), gguf.F32)}, [])[0][:-16]
     + struct.pack("<Q", HUGE)
     + bytes(64),

@@ -83,6 +83,8 @@ def test_gguf_keeps_quantised_sizes_and_names_the_table_of_tokens(tmp_path: path
     gguf.write(tmp_path / "y.gguf", tensors, "t5encoder")  # only the largest of these is unpacked
     table = {"token_embedding.weight": 65536 * 64 // 32 * 34}
     assert dict(tensor_sizes(tmp_path / "y.gguf")) == table | quantised
+    gguf.write(tmp_path / "z.gguf", {"token_embd.weight": ((), gguf.F32)}, "llama")  # no table
+    assert dict(tensor_sizes(tmp_path / "z.gguf")) == {"token_embedding.weight": 32}
 
 
 def test_other_files_are_refused(tmp_path: pathlib.Path) -> None:
