@@ -43,10 +43,9 @@ class Workflow:
 
 @dataclass(frozen=True)
 class Scene:
-    """One workflow queued once. `number` counts from 1 over the whole run, `repeat` over one workflow's."""
+    """One workflow queued once. `number` counts from 1 over the whole run."""
 
     number: int
-    repeat: int
     name: str
     workflow: Workflow
 
@@ -58,7 +57,7 @@ def scenes(workflows: Sequence[Workflow], repeat: int) -> list[Scene]:
     for turn in range(1, repeat + 1):
         for workflow, name in zip(workflows, names, strict=True):
             label = name if repeat == 1 else f"{name} #{turn}"
-            made.append(Scene(len(made) + 1, turn, label, workflow))
+            made.append(Scene(len(made) + 1, label, workflow))
     return made
 
 

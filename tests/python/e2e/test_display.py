@@ -53,7 +53,7 @@ def test_a_terminal_gets_bars() -> None:
 
     Memory.keeper.take(Sample(0.0, "nvml", (DeviceSample("cuda:0", 9 * GB, 15 * GB, 24 * GB),)))
     shown.begins(RunResult("http://x", "0.33.0"), 2, Memory())
-    shown.scene_begins(Scene(1, 1, "wan.json", workflow))
+    shown.scene_begins(Scene(1, "wan.json", workflow))
     tracker = Tracker("p", workflow.nodes)
     for kind, data in (
         ("executing", {"node": "1"}),
