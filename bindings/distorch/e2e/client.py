@@ -129,7 +129,7 @@ class Client:
             raise UnreachableError(f"POST /free: HTTP {status}")
 
     async def free_with_pack(self, seconds: float) -> bool:
-        """Do as `free`, and wait until it is done; False where the pack is not there to tell.
+        """Do as `free`, and wait until it is done; False where the pack is not there, or fails.
 
         Raises UnreachableError, also when it is not done in `seconds`.
         """
@@ -142,7 +142,7 @@ class Client:
             report = await self._get(f"/distorch/report?ticket={found['ticket']}")
             state = report.get("state") if isinstance(report, dict) else None
             if state in ("done", "failed"):
-                return True
+                return state == "done"
             await asyncio.sleep(0.1)
         raise UnreachableError(f"/distorch/free: not done within {seconds:g} s")
 

@@ -132,6 +132,14 @@ def test_where_the_pack_is_there_it_tells_when_the_cache_is_clear(e2e, server) -
     assert report.query == {"ticket": "1"}
 
 
+def test_where_the_pack_fails_to_clear_comfyui_is_asked(e2e, server) -> None:
+    server.reports = ["failed"]
+    ended = e2e("--clear-cache")
+    assert ended.status == 0
+    asked = [r.path for r in server.requests if r.path in ("/distorch/free", "/free", "/prompt")]
+    assert asked == ["/distorch/free", *["/free"] * 3, "/prompt", "/distorch/free", *["/free"] * 3]
+
+
 def test_a_cache_that_does_not_clear_is_said(e2e, server) -> None:
     server.plays = [Play(cached={"1"}, seconds=0.1)]
     ended = e2e("--clear-cache")
