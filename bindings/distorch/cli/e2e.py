@@ -36,7 +36,7 @@ Exit status; where several apply, the first of this list:
   128+N  stopped by signal N (Ctrl-C: 130); the prompt was taken off the server
   2      wrong arguments, a file that cannot be queued, or aiohttp is missing
   5      the server cannot be reached, or was lost
-  1      a scene failed: refused, an error in a node, or interrupted by somebody else
+  1      a scene failed: refused, an error in a node, or interrupted by somebody else; or a file could not be written
   3      a scene was not done within the time limit
   4      memory does not come back on some device (takes 10 scenes)
   6      a scene came from ComfyUI's cache: it measured nothing (--allow-cached: no failure)
@@ -130,14 +130,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _finish(args: argparse.Namespace, run: Run, speaker: terminal.Speaker) -> int:
     """Write the files, then say the rest: the terminal may be paused."""
-    wrong = ""
+    wrong = [run.losses] if run.losses else []
     try:
         _write_all(args, run)
     except OSError as error:
-        wrong = f"distorch e2e: {error}\n"
+        wrong.append(str(error))
     speaker.close()
     terminal.say(report.text(run.result))
-    sys.stderr.write(wrong)
+    sys.stderr.writelines(f"distorch e2e: {words}\n" for words in wrong)
     return run.result.exit_status or (results.FAILED if wrong else results.GOOD)
 
 
@@ -228,18 +228,22 @@ def _write_all(args: argparse.Namespace, run: Run) -> None:
     from distorch.e2e import plot
 
     if args.json is not None:
-        write_whole(args.json, json.dumps(run.result.to_json(), indent=1) + "\n")
+        _write_json(args.json, run.result)
     if args.junit is not None:
         write_whole(args.junit, report.junit(run.result))
     if args.plot is not None:
         write_whole(args.plot, plot.svg(run.result, run.timeline))
 
 
+def _write_json(path: Path, result: RunResult) -> None:
+    write_whole(path, json.dumps(result.to_json(), indent=1) + "\n")
+
+
 def _save(path: Path | None, result: RunResult) -> None:
     """Keep what there is, for a run that is killed; the write at the end is the one that may fail."""
     if path is not None:
         with contextlib.suppress(OSError):
-            write_whole(path, json.dumps(result.to_json(), indent=1) + "\n")
+            _write_json(path, result)
 
 
 def _wait(words: str) -> float:

@@ -32,7 +32,7 @@ examples:
 The best source that answers is used: the pack's own history, ComfyUI's /system_stats, NVML, nvidia-smi. A server that
 is down or slow costs a gap. Only the first of these sees a spike between two samples; see docs/monitoring.md.
 
-Exit status: 0; 1 where no look succeeded, or none had the devices named; 2 where the input is wrong or the log cannot be written.
+Exit status: 0; 1 where no look succeeded, or none had the devices named; 2 where the input is wrong or the log cannot be opened.
 """
 
 
@@ -198,9 +198,8 @@ def _write_plot(args: argparse.Namespace, outputs: Outputs) -> str:
 def _finish(args: argparse.Namespace, monitor: BackgroundMonitor, outputs: Outputs) -> int:
     """Write the picture, then say the rest: the terminal may be paused."""
     wrong = []
-    if monitor.sink_errors:
-        lost = f"{monitor.sink_errors} events could not be written: {monitor.last_sink_error}"
-        sys.stderr.write(f"distorch monitor: {lost}\n")
+    if monitor.losses:
+        sys.stderr.write(f"distorch monitor: {monitor.losses}\n")
     if args.plot is not None:
         failed = _write_plot(args, outputs)
         if failed:

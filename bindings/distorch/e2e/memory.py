@@ -121,6 +121,11 @@ class MemoryWatch:
         self._chain.close()
         self._background.stop()
 
+    @property
+    def losses(self) -> str:
+        """What the sinks did not take (a full disk), in words; "" for nothing."""
+        return self._background.losses
+
     async def scene_begins(self, label: str, prompt_id: str) -> None:
         """Mark the start of a scene, which will be this prompt."""
         self._own.add(prompt_id)

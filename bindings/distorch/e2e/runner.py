@@ -237,6 +237,11 @@ class Run:
                 self.result.drift.append(drift.judge(device, rests, least))
 
     @property
+    def losses(self) -> str:
+        """Which samples are not in the log, and why; "" when all are."""
+        return self._memory.losses
+
+    @property
     def timeline(self) -> Timeline:
         """The samples of each device, for a plot."""
         return self._memory.timeline

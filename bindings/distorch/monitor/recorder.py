@@ -151,6 +151,13 @@ class BackgroundMonitor:
         return thread is None or not thread.is_alive()
 
     @property
+    def losses(self) -> str:
+        """What the sinks did not take, in words; "" for nothing."""
+        if not self.sink_errors:
+            return ""
+        return f"{self.sink_errors} events could not be written: {self.last_sink_error}"
+
+    @property
     def running(self) -> bool:
         """Whether the thread is there."""
         return self._thread is not None and self._thread.is_alive()
@@ -191,7 +198,8 @@ class BackgroundMonitor:
         self.look()
 
     def _check_clock(self) -> None:
-        wall, offset = self._wall(), self._wall() - self._monotonic()
+        wall = self._wall()
+        offset = wall - self._monotonic()
         if self._offset is not None and abs(offset - self._offset) > _CLOCK_JUMP:
             self._give(ClockJump(wall, offset - self._offset))
         self._offset = offset

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -222,6 +223,14 @@ def test_a_full_disk_fails_at_the_end_and_says_so(e2e, server, monkeypatch) -> N
     assert ended.status == 1
     assert len(server.prompts) == 2
     assert "No space left on device" in ended.err
+
+
+def test_a_log_that_cannot_be_written_fails_at_the_end_and_says_so(e2e) -> None:
+    ended = e2e("--log", "/dev/full")
+    assert ended.status == 1
+    assert ended.statuses == ["success"]
+    words = r"distorch e2e: \d+ events could not be written: OSError: \[Errno 28\] No space left"
+    assert re.match(words, ended.err)
 
 
 def test_an_unexpected_error_still_ends_every_thread(e2e, server, monkeypatch) -> None:
