@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from distorch import __version__
+from distorch.cli import terminal
 
 # command -> (module, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -48,9 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser(argv).parse_args(argv)
     try:
-        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+        status = int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # as by `| head`
+        terminal.turn_away()
         return 0
+    return status

@@ -21,9 +21,14 @@ def say(words: str) -> None:
         sys.stdout.write(words)
         sys.stdout.flush()
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        turn_away()
+
+
+def turn_away() -> None:
+    """Have standard output go nowhere, with what it still holds, of which Python would complain at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 class Speaker:

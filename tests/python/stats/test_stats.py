@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -218,6 +219,20 @@ def test_standard_input() -> None:
     done = subprocess.run(command, input=SEED_LOG, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "Peak VRAM: 9001 MB (from 3 samples)" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `distorch stats LOG | head -0`; nothing is flushed before the end."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "distorch", "stats", "-"], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(SEED_LOG, timeout=60)
+    assert (process.returncode, err) == (0, "")
 
 
 def test_stats_needs_no_torch() -> None:
