@@ -8,6 +8,8 @@ import dataclasses
 import json
 import sys
 
+from distorch.cli.table import aligned
+
 _GB = 1 << 30
 
 
@@ -33,11 +35,5 @@ def run(args: argparse.Namespace) -> int:
 
     rows = [["device", "free GB", "total GB", "from cpu GB/s", "in use", "name"]]
     rows += [row(info) for info in infos]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    for cells in rows:
-        padded = [
-            cell.rjust(width) if 1 <= i <= 3 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    sys.stdout.writelines(f"{line}\n" for line in aligned(rows, right=(1, 2, 3)))
     return 0

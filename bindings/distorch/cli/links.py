@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from distorch.cli.table import aligned
+
 _EPILOG = """\
 GB/s are 2**30 bytes a second. `way`: direct (host and device), peer (straight from device to device), driver (staged
 by the driver), staged (through two pinned buffers), torch (torch's copy). See docs/links.md.
@@ -119,7 +121,7 @@ def _matrix(report: Any) -> list[str]:
             gbps = report.gbps(source, target)
             cells.append("-" if source == target else f"{gbps:.1f}" if gbps else "?")
         rows.append([source, *cells])
-    return _aligned(rows, right=range(1, len(places) + 1))
+    return aligned(rows, right=range(1, len(places) + 1))
 
 
 def _rows(report: Any) -> list[str]:
@@ -138,15 +140,4 @@ def _rows(report: Any) -> list[str]:
                 f"{link.nominal:.1f}" if link.nominal else "-",
             ]
         )
-    return _aligned(rows, right=(3,))
-
-
-def _aligned(rows: list[list[str]], right: Any) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, right=(3,))
