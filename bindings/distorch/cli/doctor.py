@@ -134,7 +134,7 @@ def _simulated() -> Finding:
 
 
 def _packages() -> Finding:
-    optional = {"rich": "monitor", "aiohttp": "monitor, e2e", "transformers": "demo"}
+    optional = {"rich": "monitor, e2e", "aiohttp": "e2e", "transformers": "demo"}
     found, missing = [], []
     for package, use in optional.items():
         try:
@@ -153,7 +153,9 @@ def _comfyui() -> Finding:
         return Finding("ComfyUI", ABSENT, "COMFYUI_PATH is not set", "only its tests need that")
     broken = [str(p) for p in paths if not (p / "comfy" / "model_management.py").exists()]
     if broken:
-        advice = "COMFYUI_PATH takes folders with a folder comfy in them, separated by ':'"
+        advice = (
+            f"COMFYUI_PATH takes folders with a folder comfy in them, separated by {os.pathsep!r}"
+        )
         return Finding("ComfyUI", BROKEN, f"no ComfyUI in {', '.join(broken)}", advice)
     return Finding("ComfyUI", OK, ", ".join(map(str, paths)))
 
