@@ -37,7 +37,7 @@ class DeviceStatistics:
         peak_time: of the first sample at the peak, in seconds.
         peak_since_1970: or else since midnight.
         interval: the median of the seconds between samples; 0 for a single one.
-        gaps: how often there was no sample for more than 2.5 intervals.
+        gaps: how often there was no sample for more than 2.5 intervals, and 1.5 s more than one.
         gap_seconds: of all gaps together.
         longest_gap: in seconds.
     """
