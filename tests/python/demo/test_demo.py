@@ -52,7 +52,7 @@ def test_demo_shows_the_main_job_on_real_weights(tmp_path: Path) -> None:
 def test_a_check_that_fails_ends_the_demo(tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from distorch import mover, placed\n"
+        "from distorch import placed\n"
         "from distorch.cli import main\n"
         "real = placed.PlacedModel.bytes_per_device\n"
         "placed.PlacedModel.bytes_per_device = lambda self: {k: v * 2 for k, v in real(self).items()}\n"
@@ -97,7 +97,5 @@ def test_false_statements_raise() -> None:
 def test_picture_draws_every_block_and_escapes_names() -> None:
     svg = placement_svg("a <b>", [("x&y", 3, "cpu"), ("z", 1, "sim:0")], {"sim:0": 4, "cpu": 0})
     root = ElementTree.fromstring(svg)
-    titles = [t.text for t in root.iter("{*}title")] or [
-        t.text for t in root.findall(".//{*}title")
-    ]
+    titles = [t.text for t in root.findall(".//{*}title")]
     assert titles == ["x&y: 0.00 MB on cpu", "z: 0.00 MB on sim:0"]

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import pathlib
 import re
+import time
 
 from fake_comfy import GB, MB
 from fake_runner import PROMPT, Play
@@ -20,7 +20,7 @@ from distorch.monitor import DeviceSample, Sample
 
 
 def test_lines_name_each_node_and_the_memory(e2e, server) -> None:
-    server.plays = [Play(seconds=0.15)]
+    server.plays = [Play(seconds=0.5)]  # ten looks at the memory
     ended = e2e("--monitor")
     lines = ended.out.splitlines()
     assert lines[1] == "[1/1] wan.json"
@@ -62,7 +62,10 @@ def test_a_terminal_gets_bars() -> None:
     ):
         tracker.feed({"type": kind, "data": {"prompt_id": "p", **data}}, 0.0)
         shown.changed(tracker)
-    asyncio.run(asyncio.sleep(0.4))  # a refresh
+    end = time.monotonic() + 20
+    while "5/20" not in out.getvalue():  # at the next refresh
+        assert time.monotonic() < end, "the step is not shown"
+        time.sleep(0.02)
     ended = SceneResult(1, "wan.json", "wan.json", Outcome(Status.SUCCESS), seconds=79.5)
     ended.rest = {"cuda:0": MB}
     shown.scene_ends(ended, ended.rest)

@@ -7,6 +7,7 @@ import io
 import re
 import socket
 import struct
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -199,7 +200,9 @@ def test_a_client_that_goes_away_is_no_news_on_the_terminal(capfd) -> None:
         assert "distorch_monitor_up 0\n" in fetch(sink.port)
     finally:
         sink.close()
-    time.sleep(0.2)
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(15)
     assert capfd.readouterr() == ("", "")
 
 
@@ -258,7 +261,7 @@ def test_the_live_view_shows_bars_models_node_and_progress() -> None:
     assert "9.0 / 24.0 GB" in text
     assert "peak 18.0" in text
     assert "█" * 11 + "░" * 10 + "|" in text  # 9 of 24 GB in 30 characters, the peak at 18
-    assert "▇▄" in text or "▆▄" in text
+    assert "▇▄" in text
     assert "flux [bold]" in text  # a name is no markup
     assert "10.0 GB  cuda:0 9.0  cpu 1.0  diffusion" in text
     assert "KSampler (node 3), 1 of 4 nodes" in text

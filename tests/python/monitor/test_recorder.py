@@ -108,10 +108,10 @@ def test_a_slow_look_is_followed_by_one_not_by_a_burst() -> None:
         return one()
 
     with BackgroundMonitor(Reader(slow), 0.1) as monitor:
-        wait_for(lambda: monitor.taken >= 4)
+        wait_for(lambda: monitor.taken >= 6)
         times = [s.time for s in monitor.samples()]
     assert times[1] - times[0] > 0.5
-    assert times[2] - times[1] > 0.005
+    assert times[5] - times[1] > 0.2  # at the old pace, whatever was missed
 
 
 def test_gaps_are_counted_and_told() -> None:
@@ -130,7 +130,7 @@ def test_a_sink_that_fails_costs_nothing_but_its_events() -> None:
     bad, good = Sink(fails=True), Sink()
     with BackgroundMonitor(Reader(), 0.005, [bad, good]) as monitor:
         wait_for(lambda: monitor.taken >= 4)
-    assert monitor.sink_errors >= 4
+    assert monitor.sink_errors == monitor.taken
     assert "No space left on device" in monitor.last_sink_error
     assert len(good.events) == len(bad.events) == monitor.taken
     assert bad.closed == good.closed == 1

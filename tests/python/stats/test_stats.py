@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -248,7 +247,7 @@ def test_bytes_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
     assert found.devices[0].device == "\ufffd\ufffd"
     assert found.bad_lines == 1
     json.dumps(found.as_json())
-    assert io.StringIO(found.text()).read()
+    assert found.text().encode()
 
 
 def test_names_do_not_command_the_terminal(tmp_path: Path, capsys) -> None:
@@ -273,7 +272,7 @@ def test_a_time_that_no_calendar_has(tmp_path: Path, monkeypatch) -> None:
     assert "Time of the peak: 999999999999 s after 1970 began" in read_logs([log]).text()
 
 
-def test_a_million_samples_in_a_fifth_of_a_second_and_little_memory(tmp_path: Path) -> None:
+def test_a_million_samples_in_a_second_and_little_memory(tmp_path: Path) -> None:
     """The benchmark measures ten million; this catches a change of order, on any machine."""
     log = tmp_path / "x.log"
     block = "".join(
