@@ -180,7 +180,7 @@ class Demo:
             return
         rows = [(b.name, b.bytes, placed.assignment[b.name]) for b in blocks.blocks]
         title = f"all-MiniLM-L6-v2 by {setting.string}"
-        self.picture.write_text(placement_svg(title, rows, setting.caps))
+        self.picture.write_text(placement_svg(title, rows, setting.caps), encoding="utf-8")
         self.say(f"   placement picture: {self.picture}")
 
     def _eject(
