@@ -8,13 +8,12 @@ what holds them (a `ParameterList` cannot be called, a `MultiheadAttention` does
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from distorch.inventory import TensorRef
+from distorch.inventory import TensorRef, walk
 
 # Modules that read the weights of their children without calling them.
 _READS_CHILDREN: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -126,8 +125,6 @@ def borrowers(
     model: nn.Module, refs: Mapping[nn.Module, list[TensorRef]]
 ) -> dict[nn.Module, list[TensorRef]]:
     """Return which module of `model` borrows which of these tensors, given by the module that owns them."""
-    from distorch.inventory import walk
-
     borrowing = {module: list(own) for module, own in refs.items() if _can_be_called(module)}
     for _, module in walk(model):
         if isinstance(module, _READS_CHILDREN):

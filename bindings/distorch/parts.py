@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Attributes of a tensor that say in which slab it lies; never copied to another.
+# Attribute of a tensor that says in which slab it lies; never copied to another.
 SLAB = "_distorch_slab"
 # Classes whose memory is the tensor's own storage; others may wrap further tensors.
 PLAIN_TYPES: tuple[type, ...] = (torch.Tensor, nn.Parameter)
@@ -87,8 +87,11 @@ def rebuilt(
     left = iter(parts)
     result = _rebuilt(source, left)
     assert next(left, None) is None, "one part for each"
+    asks = isinstance(source, nn.Parameter) and source.requires_grad and not lent
     if type(source) is nn.Parameter:
-        result = nn.Parameter(result, requires_grad=source.requires_grad and not lent)
+        result = nn.Parameter(result, requires_grad=asks)
+    elif asks:
+        result.requires_grad_()
     # A parameter of another class is one by an attribute, which comes along here: to make one anew would ask the class for
     # a detached copy, which may hold copies of the parts. Without what the class has made anew, and what it made when it
     # was asked for its parts.
@@ -97,6 +100,15 @@ def rebuilt(
         made |= set(source.__tensor_flatten__()[0])
     result.__dict__.update({k: v for k, v in source.__dict__.items() if k not in made})
     return result
+
+
+def moved(
+    source: torch.Tensor, device: torch.device | str, *, lent: bool = False
+) -> torch.Tensor:
+    """Return a copy of `source` on another device, of its class and with its attributes; `lent` as in `rebuilt`."""
+    if not can_rebuild(source):
+        return source.to(device)  # only its class knows all that it holds
+    return rebuilt(source, [part.detach().to(device) for part in parts_of(source)], lent=lent)
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:

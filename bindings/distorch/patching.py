@@ -113,8 +113,11 @@ def check_patches(patches: Patches, weights: Mapping[str, torch.Tensor]) -> None
         weight = weights.get(name)
         if weight is None:
             raise PatchError(f"{name}: the model has no such parameter")
-        if not weight.is_floating_point():
-            raise PatchError(f"{name}: a weight of type {weight.dtype} cannot be patched")
+        # What a class of torch's wrapper kind computes with is a copy of what it holds.
+        made_of_parts = hasattr(weight, "__tensor_flatten__")
+        if made_of_parts or not weight.is_floating_point():
+            kind = type(weight).__name__ if made_of_parts else weight.dtype
+            raise PatchError(f"{name}: a weight of type {kind} cannot be patched")
         for item in items:
             item.check(name, weight)
 

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from distorch.devices import name_of
+from distorch.inventory import Inventory, TensorKey, TensorRef, tensor_key, walk
 from distorch.loans import Loan, borrowers, refresh_flat_weights, was_written
 from distorch.nested import map_tensors
+from distorch.parts import moved, tensor_bytes
 
 if TYPE_CHECKING:
-    from distorch.inventory import Inventory, TensorKey, TensorRef
     from distorch.patching import Patches
 
 
@@ -42,9 +43,6 @@ def check_free(inventory: Inventory) -> None:
 
 def bytes_per_device(inventory: Inventory) -> dict[str, int]:
     """Return where the bytes of a model are now, tensors that are one counted once."""
-    from distorch.inventory import tensor_key
-    from distorch.parts import tensor_bytes
-
     seen: set[TensorKey] = set()
     totals: dict[str, int] = defaultdict(int)
     for block in inventory.blocks:
@@ -166,18 +164,12 @@ class PlacedModel:
     def lend(self, stored: torch.Tensor) -> torch.Tensor:
         """Return a copy of a stored tensor on the compute device, with its attributes."""
         with torch.no_grad():
-            here = stored.detach().to(self.compute_device)
-        self.lent_bytes += here.nbytes
-        if isinstance(stored, nn.Parameter):
-            lent = nn.Parameter(here, requires_grad=False)
-            lent.__dict__.update(stored.__dict__)
-            return lent
+            here = moved(stored, self.compute_device, lent=True)
+        self.lent_bytes += tensor_bytes(here)
         return here
 
     def install(self) -> None:
         """Make the model run from where its blocks are. Raises PlacementError if a part of it is placed already."""
-        from distorch.inventory import walk
-
         check_free(self.inventory)
         _PLACED.update(block.module for block in self.inventory.blocks)
         for _, module in walk(self.model):

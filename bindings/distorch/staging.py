@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from distorch.devices import name_of
 from distorch.inventory import ModelBlock, TensorKey, TensorRef, tensor_key
-from distorch.parts import tensor_bytes
+from distorch.parts import moved, rebuilt, tensor_bytes
 from distorch.patching import Patch, apply_patches
 from distorch.placed import PlacedModel
 
@@ -74,9 +73,8 @@ class Stage:
     def _move(self, source: torch.Tensor, target: str) -> torch.Tensor:
         if name_of(source.device) == target:
             return source
-        moved = source.to(torch.device(target))
         self._count(source, target)
-        return moved
+        return moved(source, target)
 
     def _patched(self, source: torch.Tensor, patches: Iterable[Patch], target: str) -> torch.Tensor:
         compute = self.placed.compute
@@ -103,12 +101,11 @@ class Stage:
                 if ref.get() is not source:  # was patched before, is not any more
                     self.tensors.append((ref, source))
                 continue
-            data = (
-                self._patched(source, wanted, target)
+            tensor = (
+                rebuilt(source, [self._patched(source, wanted, target)])
                 if wanted
-                else self._move(source.detach(), target)
+                else self._move(source, target)
             )
-            tensor = _like(source, data)
             self._copies[key] = tensor
             self.tensors.append((ref, tensor))
 
@@ -118,12 +115,3 @@ class Stage:
         if self._progress:
             seconds = time.monotonic() - self._begin
             self._progress(Progress(done, total, self._bytes, total_bytes, seconds))
-
-
-def _like(source: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """Give `data` what `source` is besides its bytes: a parameter, with its attributes."""
-    if not isinstance(source, nn.Parameter):
-        return data
-    result = nn.Parameter(data, requires_grad=source.requires_grad)
-    result.__dict__.update(source.__dict__)
-    return result

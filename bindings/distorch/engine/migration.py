@@ -18,7 +18,7 @@ from distorch.devices import device_module
 from distorch.engine.cells import TensorPlace
 from distorch.engine.travelling import TravellingTensor, travelling
 from distorch.nested import map_tensors, tensors_in, write_back
-from distorch.parts import parts_of, rebuilt, tensor_bytes
+from distorch.parts import moved, parts_of
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -125,12 +125,11 @@ class Migrator:
     Attributes:
         bytes_sent: bytes of inputs copied to the donor since it was made.
         bytes_returned: bytes of outputs that something elsewhere needed.
-        companion_bytes: bytes of the copies that the groups' other tensors have on the donor.
     """
 
     def __init__(self, donor: torch.device, compute: torch.device) -> None:
         self.donor, self.compute = donor, compute
-        self.bytes_sent = self.bytes_returned = self.companion_bytes = 0
+        self.bytes_sent = self.bytes_returned = 0
         self._sender = Sender(donor, self._sent_bytes)
         self._sent: list[_Sent] = []
         self._rebuilt: list[Any] = []
@@ -147,10 +146,7 @@ class Migrator:
         """Copy the group's companions to the donor. Raises torch.OutOfMemoryError when there is no room."""
         with torch.inference_mode(False), torch.no_grad():
             for ref in group.companions:
-                stored = ref.get()
-                parts = [part.detach().to(self.donor) for part in parts_of(stored)]
-                group.there.append(rebuilt(stored, parts, lent=True))
-                self.companion_bytes += tensor_bytes(stored)
+                group.there.append(moved(ref.get(), self.donor, lent=True))
 
     def refresh(self, group: MigratedGroup) -> None:
         """The group's own tensors were written: bring its copies up to date."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of classes of their own are streamed as what they are: quantised data with scales, bytes with notes."""
+"""Tensors of classes of their own travel as what they are: quantised data with scales, bytes with notes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from placing import plan_of
 from torch import nn
 
 from distorch import parts
 from distorch.engine.slabs import ALIGNMENT, layout, pack, runs, slab_of, views
+from distorch.inventory import inventory
+from distorch.mover import place
+from distorch.patching import DiffPatch, PatchError
 
 
 class Scaled(torch.Tensor):
@@ -144,3 +148,49 @@ def test_a_slab_holds_all_parts_and_moves_in_one_copy() -> None:
     assert torch.equal(parts.parts_of(seen[2])[0], parts.parts_of(before[2])[0])
     assert slab_of(seen[0]) is None
     assert pack(packed) == packed  # what lies in a slab stays
+
+
+class Reads(nn.Module):
+    """Multiplies by a quantised weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(scaled(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.usefixtures("sim")
+@pytest.mark.parametrize("home", ["sim:0", "sim:1", "cpu"])
+def test_a_quantised_weight_is_placed_and_lent_with_all_its_parts(home: str) -> None:
+    model = nn.Sequential(Reads()).eval()
+    x = torch.ones(2, 4)
+    with torch.inference_mode():
+        expected = model(x)
+        placed = place(
+            model, plan_of({"0": home}), compute="sim:0", blocks=inventory(model, pin=None)
+        )
+        assert type(model[0].weight) is Scaled
+        assert {str(p.device) for p in parts.parts_of(model[0].weight)} == {home}
+        assert torch.equal(model(x).cpu(), expected)
+        assert placed.lent_bytes == (0 if home == "sim:0" else 24 + 4)
+        placed.unload()
+        assert torch.equal(model(x), expected)
+
+
+def test_a_quantised_weight_is_not_patched() -> None:
+    """The patch would go into a copy of it, and be lost."""
+    model = nn.Sequential(Reads())
+    patches = {"0.weight": [DiffPatch(torch.ones(4, 6))]}
+    with pytest.raises(PatchError, match=r"^0\.weight: a weight of type Scaled cannot be patched$"):
+        place(model, plan_of({"0": "cpu"}), compute="cpu", patches=patches)
+
+
+def test_a_parameter_of_a_class_of_its_own_asks_for_gradients_as_before() -> None:
+    class Own(nn.Parameter):
+        pass
+
+    weight = Own(torch.ones(3))
+    assert parts.rebuilt(weight, [torch.zeros(3)]).requires_grad
+    assert not parts.rebuilt(weight, [torch.zeros(3)], lent=True).requires_grad
