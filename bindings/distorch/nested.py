@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -46,7 +47,10 @@ def _map_dict(value: dict[Any, Any], change: Change, prefix: str, rebuilt: Any) 
     items = {k: map_tensors(v, change, f"{prefix}{k}", rebuilt) for k, v in value.items()}
     if all(items[k] is v for k, v in value.items()):
         return value
-    result = items if type(value) is dict else type(value)(items)
+    result: dict[Any, Any] = items if type(value) is dict else copy.copy(value)
+    if result is not items:  # of a class of its own, whose constructor may take other arguments
+        for key, item in items.items():
+            result[key] = item
     if rebuilt is not None:
         rebuilt.append((value, result, dict(items)))
     return result
@@ -60,11 +64,11 @@ def write_back(
     Tensors among it go through `change`.
     """
     missing = object()
-    for original, copy, before in rebuilt:
-        for key, value in copy.items():
+    for original, made, before in rebuilt:
+        for key, value in made.items():
             if before.get(key, missing) is not value:
                 original[key] = map_tensors(value, change)
-        for key in [k for k in before if k not in copy]:
+        for key in [k for k in before if k not in made]:
             original.pop(key, None)
 
 

@@ -102,9 +102,7 @@ def rebuilt(
     return result
 
 
-def moved(
-    source: torch.Tensor, device: torch.device | str, *, lent: bool = False
-) -> torch.Tensor:
+def moved(source: torch.Tensor, device: torch.device | str, *, lent: bool = False) -> torch.Tensor:
     """Return a copy of `source` on another device, of its class and with its attributes; `lent` as in `rebuilt`."""
     if not can_rebuild(source):
         return source.to(device)  # only its class knows all that it holds

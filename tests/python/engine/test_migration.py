@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import gc
 from typing import Any
@@ -17,6 +18,7 @@ from distorch.engine import StreamedExecutor
 from distorch.engine.travelling import TravellingTensor, travelling
 from distorch.inventory import inventory
 from distorch.mover import place, place_string
+from distorch.nested import map_tensors
 from distorch.placed import PlacedModel
 
 pytestmark = pytest.mark.usefixtures("sim")
@@ -191,6 +193,14 @@ def test_nested_values_and_code_between_groups(x: torch.Tensor, gate: torch.Tens
                 assert torch.equal(got.cpu(), wanted), step
 
 
+def test_dictionaries_of_a_class_of_their_own_stay_what_they_are() -> None:
+    inside = collections.defaultdict(list, {"x": torch.ones(1), "n": [torch.ones(1)]})
+    result = map_tensors({"deep": inside}, lambda tensor, _: tensor + 1)["deep"]
+    assert type(result) is collections.defaultdict
+    assert (result["x"].item(), result["n"][0].item(), result["new"]) == (2.0, 2.0, [])
+    assert (inside["x"].item(), inside["n"][0].item()) == (1.0, 1.0)
+
+
 class Writing(nn.Module):
     """Writes to its input; returns it, or nothing but a side effect."""
 
@@ -221,21 +231,37 @@ def test_inputs_that_are_written_to(inference: bool, x: torch.Tensor, gate: torc
             assert torch.equal(there.cpu(), reference), step
 
 
+class Turning(Deep):
+    """Gives the layers from `turn` on another conditioning tensor."""
+
+    turn = 8
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x, gate={"value": gate if index < self.turn else gate * 2})
+        return self.head(x)
+
+
 def test_a_shared_input_that_begins_to_change_is_sent_again(
-    model: Deep, x: torch.Tensor, gate: torch.Tensor
+    x: torch.Tensor, gate: torch.Tensor
 ) -> None:
+    torch.manual_seed(3)
+    model = Turning().eval()
+    cases = [(gate, 8), (gate * 3, 8), (gate * 3, 4), (gate, 8)]
     with torch.inference_mode():
-        placed = placed_on(model, middle("sim:1"))
-        StreamedExecutor(placed, modes={"sim:1": "migrate"})
-        for _ in range(3):
+        expected = []
+        for value, model.turn in cases:
+            expected.append(model(x, value))
+        model.turn = 8
+        executor = StreamedExecutor(placed_on(model, middle("sim:1")), modes={"sim:1": "migrate"})
+        for _ in range(4):
             model(x, gate)
-        for other in (gate * 2, gate * 3):
-            placed.unload()
-            expected = model(x, other)
-            placed = placed_on(model, middle("sim:1"))
-            StreamedExecutor(placed, modes={"sim:1": "migrate"})
-            for _ in range(3):
-                assert torch.equal(model(x, other).cpu(), expected)
+        sent, _ = executor.engine.crossings["sim:1"]
+        model(x, gate)
+        assert executor.engine.crossings["sim:1"][0] == sent + x.nbytes + gate.nbytes, "sent once"
+        for (value, model.turn), wanted in zip(cases, expected, strict=True):
+            for step in range(3):
+                assert torch.equal(model(x, value).cpu(), wanted), (model.turn, step)
 
 
 def test_small_tensors_that_stay_get_a_copy_on_the_donor(
@@ -325,14 +351,16 @@ def test_no_room_on_the_donor_for_activations(
         StreamedExecutor(placed_on(model, middle("sim:1")), modes={"sim:1": "migrate"})
         for _ in range(3):
             model(x, gate)
+        failed = 0
         for nth in range(1, 40, 3):
             try:
                 with distorch_sim.faults(allocation=nth):
                     assert torch.equal(model(x, gate).cpu(), expected)
             except torch.OutOfMemoryError:
-                pass
+                failed += 1
             assert torch.equal(model(x, gate).cpu(), expected), nth
             assert torch.sim.current_device() == 0
+        assert failed > 0
 
 
 def test_nothing_grows(model: Deep, x: torch.Tensor, gate: torch.Tensor) -> None:
