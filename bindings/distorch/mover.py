@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distorch.allocation import Device, group_names
+from distorch.allocation import Device, Options, group_names, make_plan, parse
 from distorch.devices import name_of
 from distorch.inventory import (
     Grouping,
@@ -230,7 +230,6 @@ def place_string(
         AllocationError: the string is wrong; the message points at the place.
         PlanError: the model does not fit; the message lists every candidate.
     """
-    from distorch.allocation import Options, make_plan, parse
     from distorch.devices import to_allocation_devices
 
     blocks = inventory(model, patches=patches, groups=groups)

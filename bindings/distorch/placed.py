@@ -171,7 +171,6 @@ class PlacedModel:
     def install(self) -> None:
         """Make the model run from where its blocks are. Raises PlacementError if a part of it is placed already."""
         check_free(self.inventory)
-        _PLACED.update(block.module for block in self.inventory.blocks)
         for _, module in walk(self.model):
             if module._forward_pre_hooks:
                 self._hooks_before[module] = list(module._forward_pre_hooks)
@@ -187,6 +186,7 @@ class PlacedModel:
         self._input_handle = self.model.register_forward_pre_hook(
             begin, prepend=True, with_kwargs=True
         )
+        _PLACED.update(block.module for block in self.inventory.blocks)  # until `unload`
         self.attach_hooks()
 
     def on_unload(self, callback: Callable[[PlacedModel], None]) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from distorch.engine.choice import Decision
 from distorch.engine.groups import GroupEngine
-from distorch.engine.pinning import HostPinner
+from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.specs import GroupSpec
 from distorch.engine.travelling import resolve
 from distorch.inventory import ModelBlock, TensorRef
@@ -71,8 +71,6 @@ class StreamedExecutor:
                 raise ValueError(f"mode of {device} must be auto, stream or migrate, not {mode!r}")
         specs, resident = self._choose()
         if pinner is None and pin_cap is not None:
-            from distorch.engine.pinning import registrar_for
-
             pinner = HostPinner(registrar_for(placed.compute_device), pin_cap)
         self.engine = GroupEngine(
             specs,
@@ -82,7 +80,7 @@ class StreamedExecutor:
             links=host_links(placed.compute) if links is None else links,
             slots=slots,
             pinner=pinner,
-            resident=resident,
+            resident=resident if specs else {},
             changed=self._lend_the_rest,
         )
         if not specs:

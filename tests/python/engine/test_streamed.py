@@ -284,6 +284,21 @@ def test_what_is_not_streamed_is_said(model: Deep, x: torch.Tensor) -> None:
         StreamedExecutor(resident, slots=0)
 
 
+def test_with_nothing_to_stream_no_hook_is_left(model: Deep) -> None:
+    before = State.of(model)
+    placed = place(
+        model,
+        plan_of(dict.fromkeys((b.name for b in inventory(model).blocks), "sim:0")),
+        compute="sim:0",
+    )
+    loaded = State.of(model).hooks
+    executor = StreamedExecutor(placed)
+    assert State.of(model).hooks == loaded
+    executor.detach()
+    placed.unload()
+    assert State.of(model) == before
+
+
 class Uneven(nn.Module):
     """Twelve layers of one size; the first three are run eight times a step."""
 
