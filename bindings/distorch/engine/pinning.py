@@ -138,8 +138,10 @@ class HostPinner:
         assert self._registrar is not None
         done: dict[int, int] = {}
         for offset, part in segments:
-            if self.pinned + part > self.cap or HostPinner.total + part > self._everywhere:
-                self._warn(f"the cap of {self.cap} bytes for pinned memory is reached")
+            own = self.pinned + part > self.cap
+            if own or HostPinner.total + part > self._everywhere:
+                reached = f"{self.cap} bytes" if own else f"{self._everywhere} bytes of all models"
+                self._warn(f"the cap of {reached} for pinned memory is reached")
                 break
             problem = self._registrar.register(start + offset, part)
             if problem:

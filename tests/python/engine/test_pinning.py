@@ -109,7 +109,7 @@ def test_segments_end_at_the_cap_and_the_rest_is_said_once(
         assert pinner.pin(slabs.allocate(PAGE, torch.device("cpu"))) == []
     assert pinner.pinned == sum(driver.ranges.values()) == 5 * PAGE
     assert len(caplog.records) == 1
-    assert "for pinned memory is reached" in caplog.text
+    assert f"the cap of {5 * PAGE} bytes for pinned memory is reached" in caplog.text
     pinner.keep_only([two])
     assert sum(driver.ranges.values()) == pinner.pinned == 2 * PAGE
     pinner.close()
@@ -144,6 +144,7 @@ def test_the_default_cap_is_that_of_all_models_together(monkeypatch: pytest.Monk
     one, two = HostPinner(Driver(), segment=PAGE), HostPinner(Driver(), segment=PAGE)
     assert sum(end - begin for begin, end in one.pin(_slab(3))) == 3 * PAGE
     assert sum(end - begin for begin, end in two.pin(_slab(3))) == 2 * PAGE
+    assert two.trouble == f"the cap of {5 * PAGE} bytes of all models for pinned memory is reached"
     one.close()
     assert HostPinner.total == two.pinned == 2 * PAGE
     del two  # without being closed
