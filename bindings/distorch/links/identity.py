@@ -39,9 +39,8 @@ def forget() -> None:
 def read_machine() -> Machine:
     """Ask NVML; everything is empty without a driver."""
     devices, driver, _ = core().nvml_devices()
-    visible = by_cuda_index(devices)
-    pairs = frozenset((int(a), int(b)) for a, b in core().nvml_nvlink_pairs()) if devices else ()
-    return Machine(visible, frozenset(pairs), driver)
+    pairs = core().nvml_nvlink_pairs() if devices else ()
+    return Machine(by_cuda_index(devices), frozenset((int(a), int(b)) for a, b in pairs), driver)
 
 
 def torch_version() -> str:
@@ -66,8 +65,7 @@ def pcie_text(device: Any) -> str:
     """Return "PCIe 4.0 x16", from NVML; "" where it does not tell. The generation is the most the link can do: an idle
     GPU falls back to a lower one. The width is as it is now: slots are often narrower than cards.
     """
-    generation = max(device.pcie_generation, device.pcie_current_generation)
-    width = device.pcie_current_width or device.pcie_width
+    generation, width = _lanes(device)
     return f"PCIe {generation}.0 x{width}" if generation and width else ""
 
 
@@ -92,5 +90,11 @@ def link_kind(source: str, target: str) -> str:
 
 def _speed(device: Any) -> float:
     """Lanes times the speed of one, which doubles with each generation: for comparing two ends only."""
+    generation, width = _lanes(device)
+    return width * 2.0**generation
+
+
+def _lanes(device: Any) -> tuple[int, int]:
+    """Return PCIe's generation and width; 0 where NVML does not tell."""
     generation = max(device.pcie_generation, device.pcie_current_generation)
-    return float((device.pcie_current_width or device.pcie_width) * 2.0**generation)
+    return int(generation), int(device.pcie_current_width or device.pcie_width)

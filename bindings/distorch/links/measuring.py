@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
+from distorch.devices import accelerator_kinds, canonical_name, device_count, parse_name
 from distorch.links import cache, identity
 
 GB = 2**30
@@ -90,8 +91,6 @@ class Report:
 
 def accelerators() -> list[str]:
     """Return the accelerators that this process sees."""
-    from distorch.devices import accelerator_kinds, canonical_name, device_count
-
     kinds = accelerator_kinds()
     return [canonical_name(kind, i) for kind in kinds for i in range(device_count(kind))]
 
@@ -170,7 +169,7 @@ def _merge_nominal(links: Iterable[Link]) -> Iterator[Link]:
 
 
 def _measure_one(router: Any, source: str, target: str, memory: str, size: int) -> Link:
-    ends = {device.partition(":")[0] for device in (source, target)}
+    ends = {parse_name(device)[0] for device in (source, target)}
     if "sim" in ends:
         simulated: Any = sys.modules["distorch_sim"]
         return Link(source, target, "nominal", float(simulated.link_gbps(source, target)))
@@ -181,7 +180,9 @@ def _measure_one(router: Any, source: str, target: str, memory: str, size: int) 
         else:
             found = replace(empty, gbps=_by_torch(source, target, memory, size), way="torch")
     except (RuntimeError, MemoryError, ValueError, TypeError) as error:
-        return replace(empty, measured="", bytes=0, error=str(error).splitlines()[0])
+        return replace(
+            empty, measured="", bytes=0, error=(str(error) or type(error).__name__).splitlines()[0]
+        )
     # After the copies: the link runs at full speed now, not as an idle GPU's.
     identity.forget()
     return replace(found, kind=identity.link_kind(source, target))
@@ -202,7 +203,7 @@ def _router() -> Any:
 
 
 def _number(device: str) -> int:
-    return -1 if device == "cpu" else int(device.partition(":")[2] or 0)
+    return -1 if device == "cpu" else parse_name(device)[1]
 
 
 def _by_router(router: Any, link: Link) -> Link:
