@@ -146,10 +146,9 @@ def why_not_nccl(devices: Sequence[str | torch.device]) -> str:
     if kinds != {"cuda"}:
         return f"NCCL serves CUDA devices, not {', '.join(sorted(kinds)) or 'none'}"
     for variable in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-        try:
-            core().check_nccl_allocator(os.environ.get(variable, ""))
-        except RuntimeError as error:
-            return str(error)
+        reason = _refusal(os.environ.get(variable, ""))
+        if reason:
+            return reason
     if torch.cuda.get_allocator_backend() == "cudaMallocAsync":
         return _refusal("backend:cudaMallocAsync")
     return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distorch._load import core
-from distorch.devices import device_module
+from distorch.devices import device_module, name_of, parse_name
 from distorch.engine.profile import Profile
 
 GB = 2**30
@@ -30,18 +30,15 @@ class Decision:
 
 def same_kind(donor: str, compute: str) -> bool:
     """Whether a donor computes exactly like the compute device: the same model of the same kind of device."""
-    kind, _, index = donor.partition(":")
-    other, _, compute_index = compute.partition(":")
-    module = device_module(kind)
-    name: Any = getattr(module, "get_device_name", None)
+    kind, index = parse_name(donor)
+    other, compute_index = parse_name(compute)
+    name: Any = getattr(device_module(kind), "get_device_name", None)
     if kind != other or name is None:
         return False
-    return _model(name(int(index or 0)), index) == _model(
-        name(int(compute_index or 0)), compute_index
-    )
+    return _model(name(index), index) == _model(name(compute_index), compute_index)
 
 
-def _model(name: str, index: str) -> str:
+def _model(name: str, index: int) -> str:
     """A device's name without its own index, which some backends put there."""
     return name.removesuffix(f" {index}")
 
@@ -86,7 +83,7 @@ def decide(
     bytes_of: dict[str, int] = {}
     names: dict[str, set[str]] = {}
     for spec in specs:
-        donor = spec.donor or next((str(r.get().device) for r in spec.away), "cpu")
+        donor = spec.donor or next((name_of(r.get().device) for r in spec.away), "cpu")
         bytes_of[donor] = bytes_of.get(donor, 0) + spec.bytes
         names.setdefault(donor, set()).add(spec.name)
     rows = [

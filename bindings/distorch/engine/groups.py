@@ -375,8 +375,6 @@ class GroupEngine:
         if group.recurrent:
             refresh(group)
 
-    # Hooks. `enter` returns None or (args, kwargs), `leave` None or the output.
-
     def _starts_step(self, group: ActiveGroup) -> bool:
         """Note that the group comes; whether the engine was rebuilt on that occasion."""
         if self.steps == 0 or (group.in_step and not self._in_pass):

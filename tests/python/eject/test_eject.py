@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from placing import plan_of
 from torch import nn
 
 from distorch.eject import EjectReport, Registry
@@ -20,15 +21,10 @@ from distorch.placed import PlacedModel
 pytestmark = pytest.mark.usefixtures("sim")
 
 
-class Plan:
-    def __init__(self, placement: dict[str, str]) -> None:
-        self.placement = placement
-
-
 def placed_model(*devices: str) -> PlacedModel:
     model = nn.Sequential(*[nn.Linear(128, 128) for _ in range(4)]).eval()
     names = [b.name for b in inventory(model).blocks]
-    plan = Plan({n: devices[i % len(devices)] for i, n in enumerate(names)})
+    plan = plan_of({n: devices[i % len(devices)] for i, n in enumerate(names)})
     return place(model, plan, compute=devices[0])
 
 

@@ -75,7 +75,6 @@ def test_a_changed_strength_touches_patched_tensors_only(model: Model) -> None:
     placed.repatch(stronger)
     changed = {n for n, p in model.named_parameters() if p is not before[n]}
     assert changed == set(some_patches())
-    fresh = Model().eval()
     torch.manual_seed(1)
     fresh = Model().eval()
     place(fresh, plan_of(spread(inventory(fresh))), compute="sim:0", patches=stronger)
