@@ -54,7 +54,7 @@ class Cell:
     @property
     def bytes(self) -> int:
         """Size in the dtype the model wants, whatever the file's is."""
-        if self.dtype is None or is_composite(self.original):
+        if self.dtype is None:
             return tensor_bytes(self.original)
         return self.original.numel() * self.dtype.itemsize
 
@@ -76,7 +76,7 @@ class Cell:
     def host_copy_on(self, device: torch.device) -> torch.Tensor:
         """The original on a device, in the dtype the model wants; itself where nothing changes."""
         source = self.original
-        if is_composite(source) or self.dtype in (None, source.dtype):
+        if self.dtype in (None, source.dtype):
             return source if source.device == device else source.to(device=device)
         return source.to(device=device, dtype=self.dtype)
 
@@ -112,14 +112,11 @@ def find_blocks(model: torch.nn.Module) -> list[Block]:
     for name, module in model.named_modules():
         parameters = [n for n, p in module._parameters.items() if p is not None]
         buffers = [n for n, b in module._buffers.items() if b is not None]
-        leaf = next((True for c in module.children() for _ in c.parameters()), False) is False
+        leaf = not any(True for c in module.children() for _ in c.parameters())
         castable = hasattr(module, "comfy_cast_weights") and leaf
         travel = [n for n in parameters if castable and n in TRAVELLERS]
         stay = [n for n in parameters if n not in travel]
-        for names, suffix, reason in (
-            (travel, "", ""),
-            (stay, "", _why(leaf, castable)),
-        ):
+        for names, reason in ((travel, ""), (stay, _why(leaf, castable))):
             cells = [_cell(module, name, n, buffer=False) for n in names]
             if cells:
                 suffix = " (own)" if reason and (travel or not leaf) else ""

@@ -20,16 +20,13 @@ from distorch.devices import name_of
 from distorch.engine.slabs import slab_of
 from distorch.inventory import block_costs
 from distorch.parts import tensor_bytes
+from distorch.placed import PlacementError
 
 from . import placed_report, progress, runner
 from .blocks import Block, Cell, find_blocks, tensor_devices
 from .weights import HOST, Weights, unpin
 
 log = logging.getLogger("DisTorch")
-
-
-class PlacementError(RuntimeError):
-    """The blocks are not where the plan wants them; the message names the first."""
 
 
 class Placed:
@@ -227,7 +224,7 @@ class Placed:
                     break
                 if not block.pinned and self.target(block) == device:
                     # A slab's memory comes back when all of it has left.
-                    for leaving in (block, *list(runner.slab_mates(self.blocks, block))):
+                    for leaving in (block, *runner.slab_mates(self.blocks, block)):
                         freed += self._spill_block(leaving)
         return freed
 

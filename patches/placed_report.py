@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from distorch import placements
@@ -27,7 +26,7 @@ def report(placed: Placed, state: str) -> placements.Placement:
         bytes_per_device=placed.bytes_per_device(),
         reasons={b.name: b.pinned for b in placed.blocks if b.pinned},
         notes=tuple(plan.notes) if plan else (),
-        plan=_json(plan),
+        plan=plan.to_json() if plan else "",
         patched=len(placed.weights.patched),
         spilled=sum(placed.by_name[name].bytes for name in placed.spilled),
         **_running(placed),
@@ -52,10 +51,3 @@ def _running(placed: Placed) -> dict[str, Any]:
         "compute_step_s": decision.compute_seconds if decision else None,
         "predicted_step_s": (decision.step_seconds or None) if decision else None,
     }
-
-
-def _json(plan: Any) -> str:
-    if plan is None:
-        return ""
-    text = plan.to_json()
-    return text if isinstance(text, str) else json.dumps(text)
