@@ -14,6 +14,7 @@ from fake_comfy import MB
 from fake_runner import Play
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_for
 
 from distorch.e2e import drift
 
@@ -209,8 +210,13 @@ def test_a_restart_between_two_scenes_is_noticed(e2e, server) -> None:
 
     def restart_after(node: str) -> None:
         shown.append(node)
-        if len(shown) == 6 * 3:  # while the cache is cleared after the sixth scene
-            threading.Timer(0.2, server.restart, [0.1]).start()
+        if len(shown) == 6 * 3:
+            threading.Thread(target=restart, args=(server.freed,), daemon=True).start()
+
+    def restart(freed: int) -> None:
+        """While the cache is cleared after the sixth scene."""
+        wait_for(lambda: server.freed > freed)
+        server.restart(0.1)
 
     server.plays = [Play(leak={"sim:0": 10 * MB}, at=restart_after)]
     ended = e2e("--repeat", "8", "--clear-cache")

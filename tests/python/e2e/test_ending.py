@@ -17,6 +17,7 @@ import like_windows
 import psutil
 import pytest
 from fake_runner import FakeRunner, Play
+from waiting import wait_for
 
 ARGUMENTS = ("--interval", "0.1", "--settle", "0", "--repeat", "3")
 
@@ -37,13 +38,6 @@ def started(
     yield process
     process.kill()
     process.communicate()
-
-
-def wait_for(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not so within the time limit"
-        time.sleep(0.02)
 
 
 def group(process: subprocess.Popen) -> list[int]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import like_windows
 import pytest
 from fake_comfy import GB, FakeComfy, FakeDevice, node_run, prompt_run
+from waiting import wait_for
 
 from distorch.cli import main
 from distorch.cli.quantities import duration, size
@@ -56,13 +57,6 @@ def started(server: FakeComfy, folder: Path, *words: str) -> Iterator[subprocess
         if process.poll() is None:
             process.kill()
         process.communicate(timeout=20)
-
-
-def wait_for(condition, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def lines_in(path: Path) -> int:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from fake_comfy import GB, FakeComfy, FakeDevice
+from waiting import wait_for
 
 from distorch.monitor import BackgroundMonitor, DeviceSample, Gap, Mark, Sample, open_sources
 from distorch.monitor.recorder import ClockJump, next_tick
@@ -46,13 +47,6 @@ class Sink:
 
     def close(self) -> None:
         self.closed += 1
-
-
-def wait_for(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 def test_samples_marks_and_order() -> None:

@@ -20,6 +20,7 @@ from fake_comfy import (
     node_run,
     prompt_run,
 )
+from waiting import wait_for
 
 from distorch.monitor import Gap, Sample, SourceChain, answers, gpus, open_sources
 from distorch.monitor.http_json import FetchError, JsonClient
@@ -361,8 +362,7 @@ def test_closing_ends_the_exchange_under_way() -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        while not server.requests:
-            time.sleep(0.01)
+        wait_for(lambda: server.requests)
         time.sleep(0.1)
         client.close()
         thread.join(5)
