@@ -180,8 +180,9 @@ export class Store extends EventTarget {
     const data = await response.json().catch(() => ({}))
     debugLog(`[POST ${path}] Response status: ${response.status}`, data)
     if (!response.ok) return failed(data.error ?? `status ${response.status}`)
-    const last = this.reports.find((report) => report.ticket === data.ticket)
-    if (data.will && !last) {
+    // Its report may have come before this answer; ticket 0 is given to all that has nothing to do.
+    const reported = data.ticket && this.reports.some((report) => report.ticket === data.ticket)
+    if (data.will && !reported) {
       this.report({ ticket: data.ticket, state: 'queued', kind: path, will: data.will, when: data.when, freed: {}, error: '' })
     }
     return data

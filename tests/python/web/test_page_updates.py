@@ -169,6 +169,24 @@ def test_a_click_that_reaches_no_server_says_so() -> None:
     on_page(check)
 
 
+def test_that_there_is_nothing_to_do_is_said_each_time() -> None:
+    backend = StandInBackend()
+    nothing = {"ticket": 0, "when": "never", "will": "nothing is unloaded", "models": []}
+    backend.eject = lambda ids: nothing
+
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        for label, text in (
+            ("Eject flagged", "nothing is unloaded."),
+            ("Clear caches", "Will clear the caches"),
+            ("Eject flagged", "nothing is unloaded."),
+        ):
+            await page.click(f'[data-key="{label}"]')
+            await page.wait_for(f"{STATUS} === '{text}'")
+
+    on_page(check, backend)
+
+
 def test_a_free_says_what_stays_and_how_to_let_go_of_it() -> None:
     async def check(page: Page, server: StandIn) -> None:
         await page.wait_for(f"{ROWS} === 5")
