@@ -44,10 +44,14 @@ export function modelsOn(models, device) {
     .sort((a, b) => b.bytes[device] - a.bytes[device] || a.id - b.id)
 }
 
+/** "145 layers". */
+export function formatLayers(model) {
+  return `${model.layers} ${model.layers === 1 ? 'layer' : 'layers'}`
+}
+
 /** "Wan2_2 (checkpoint, 2.1 GB, 145 layers)", with " (offloaded)" in RAM. */
 export function describeModel(model, device) {
-  const layers = `${model.layers} ${model.layers === 1 ? 'layer' : 'layers'}`
-  const text = `${model.name} (${model.type}, ${formatBytes(model.bytes[device] ?? 0)}, ${layers})`
+  const text = `${model.name} (${model.type}, ${formatBytes(model.bytes[device] ?? 0)}, ${formatLayers(model)})`
   return device === 'cpu' && model.offloaded ? `${text} (offloaded)` : text
 }
 

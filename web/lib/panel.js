@@ -4,7 +4,7 @@
 import { blockMode, memoryBar, placementStrip, timeline } from './charts.js'
 import { deviceColour, modelColour } from './colours.js'
 import { el, scheduled, update } from './dom.js'
-import { deviceTitle, formatAge, formatBytes, modelDetails } from './format.js'
+import { deviceTitle, formatAge, formatBytes, formatLayers, modelDetails } from './format.js'
 import { lastReport } from './report.js'
 import { runSection } from './runs.js'
 
@@ -126,12 +126,11 @@ export class Panel {
   }
 
   row(model, columns) {
-    const layers = `${model.layers} ${model.layers === 1 ? 'layer' : 'layers'}`
     const how = [
       model.streamed ? `${formatBytes(model.streamed)} streamed` : '',
       model.migrated ? `${formatBytes(model.migrated)} migrated` : ''
     ]
-    const facts = [model.type, layers, ...how, formatAge(model.loaded_since, this.store.now)].filter(Boolean).join(' · ')
+    const facts = [model.type, formatLayers(model), ...how, formatAge(model.loaded_since, this.store.now)].filter(Boolean).join(' · ')
     return el(
       'tr',
       { 'data-model': model.id, title: modelDetails(model, this.store.now).join('\n') },
