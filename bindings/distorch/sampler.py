@@ -82,13 +82,13 @@ class Sampler:
         ledger = Ledger.of(kind)
         total = used = 0
         if not driver:
-            total, used = _total_and_used(kind, index)
+            total, used = _total_and_used(name)
         if ledger is not None:
             figures = ledger.take(index)
             held = (figures.allocated, figures.reserved, figures.reserved_peak)
         else:
-            allocated, reserved = _allocator(kind, index)
-            held = (allocated, reserved, reserved)
+            info = _devices.device_info(name)
+            held = (info.allocated, info.reserved, info.reserved)
         self._core.push(
             name,
             total=total,
@@ -155,15 +155,10 @@ class Sampler:
         return dict(self._core.window_peaks(window))
 
 
-def _total_and_used(kind: str, index: int) -> tuple[int, int]:
-    info = _devices.device_info(_devices.canonical_name(kind, index))
+def _total_and_used(name: str) -> tuple[int, int]:
+    info = _devices.device_info(name)
     cached = max(0, info.reserved - info.allocated)  # counted as free there, used here
     return info.total, max(0, info.total - info.free + cached)
-
-
-def _allocator(kind: str, index: int) -> tuple[int, int]:
-    info = _devices.device_info(_devices.canonical_name(kind, index))
-    return info.allocated, info.reserved
 
 
 _sampler: Sampler | None = None
