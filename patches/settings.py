@@ -20,6 +20,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from distorch import scan
+
+from . import cleanup, lifecycle
+
 log = logging.getLogger("DisTorch")
 
 PREFIX = "DisTorch."
@@ -214,9 +218,7 @@ def reserve_bytes() -> int:
 
 def _apply(values: Mapping[str, Any]) -> None:
     """Give the choices to the modules that keep them as their own."""
-    from distorch import scan
-
-    from . import cleanup, keep
+    from . import keep  # which reads the settings itself
 
     log.setLevel(values["log_level"])
     cleanup.cpu_threshold = values["cpu_memory_threshold"] / 100
@@ -227,21 +229,15 @@ def _apply(values: Mapping[str, Any]) -> None:
 
 
 def _note_loaded(request: Any, node: str, _inputs: Any, _outputs: Any) -> None:
-    from . import cleanup
-
     cleanup.multigpu_memory_log(request.file, f"loaded by {node}")
 
 
 def _note_changed(model: Any) -> None:
-    from . import cleanup
-
     cleanup.multigpu_memory_log(type(model).__name__, "placed, spilled or unloaded")
 
 
 def install() -> None:
     """Follow the file, and give the choices to whom they concern; a second call does nothing."""
-    from . import lifecycle
-
     if _apply not in settings._listeners:
         settings.listen(_apply)
         lifecycle.loaded.append(_note_loaded)
