@@ -26,7 +26,9 @@ def old(pack: Any) -> Iterator[Callable[[str], Any]]:
     names.uninstall(conftest.NAME)
 
 
-def test_the_functions_have_their_names_and_work(old: Any, pack: Any) -> None:
+def test_the_functions_have_their_names_and_work(
+    old: Any, pack: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     management, utils = old("model_management_mgpu"), old("device_utils")
     assert pack.module.device_utils is utils
     assert utils.get_device_list() == ["cpu", "sim:0", "sim:1", "sim:2"]
@@ -39,8 +41,10 @@ def test_the_functions_have_their_names_and_work(old: Any, pack: Any) -> None:
     assert utils.parse_device_string("cpu") == ("cpu", None)
     assert utils.comfyui_memory_load("now").startswith("tag=now|cpu=")
     assert management.multigpu_memory_log("a", "b") is None  # recording is off
-    management.logger.mgpu_mm_log("a line with % in it")
-    logging.getLogger("MultiGPU").mgpu_mm_log("another")
+    with caplog.at_level(logging.INFO, "DisTorch"):
+        management.logger.mgpu_mm_log("a line with % in it")
+        logging.getLogger("MultiGPU").mgpu_mm_log("another")
+    assert caplog.messages == ["[memory] a line with % in it", "[memory] another"]
 
 
 def test_caches_are_cleared_by_the_old_names(old: Any, comfy: Any) -> None:

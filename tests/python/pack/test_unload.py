@@ -293,7 +293,6 @@ def test_a_kept_model_that_was_moved_is_an_error_with_its_name(
     model = machine.load("a").model
     machine.load("b")
     machine.mm.unload_all_models()
-    next(iter(model._modules.values()))
     name, parameter = next(iter(model.named_parameters()))
     parameter_owner = model.get_submodule(name.rpartition(".")[0])
     parameter_owner._parameters[name.rpartition(".")[2]] = torch.nn.Parameter(parameter.cpu())
@@ -401,7 +400,9 @@ def test_forced_cleanup_sets_both_flags_as_the_manager_does(machine: Machine) ->
     assert machine.comfy.queue.flags == {"free_memory": True}
 
 
-def test_memory_lines_by_their_old_names(machine: Machine) -> None:
+def test_memory_lines_by_their_old_names(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
     cleanup = machine.cleanup
     assert cleanup.comfyui_memory_load("x").startswith("tag=x|cpu=")
     assert cleanup.multigpu_memory_log("load", "before") is None
@@ -409,7 +410,9 @@ def test_memory_lines_by_their_old_names(machine: Machine) -> None:
     assert cleanup.multigpu_memory_log("load", "before").startswith("tag=before|cpu=")
     assert "=== memory over 1 snapshots" in cleanup.multigpu_memory_log("print_summary", "")
     cleanup.record_memory(False)
-    logging.getLogger("DisTorch").mgpu_mm_log("seen %d", 1)
+    with caplog.at_level(logging.INFO, "DisTorch"):
+        logging.getLogger("DisTorch").mgpu_mm_log("seen %d", 1)
+    assert caplog.messages == ["[memory] seen 1"]
 
 
 def test_uninstalling_gives_the_cores_functions_back(machine: Machine) -> None:
