@@ -14,11 +14,6 @@ pytestmark = pytest.mark.comfy
 MIB = 2**20
 
 
-@pytest.fixture(autouse=True)
-def _start_empty(comfy: ComfyServer) -> None:
-    comfy.free()
-
-
 def wan(
     expert: str | None,
     *,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow, state
+from comfy_harness import ComfyServer, Workflow
 
 pytestmark = pytest.mark.comfy
 
@@ -27,11 +27,6 @@ def workflow(file: str, keep: bool, name: str = "out") -> Workflow:
     )
     w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), name)
     return w
-
-
-def settle(comfy: ComfyServer) -> None:
-    """Let go of everything that earlier tests kept."""
-    comfy.free()
 
 
 def look(comfy: ComfyServer) -> dict:
@@ -59,7 +54,6 @@ def settled(comfy: ComfyServer, expected: list[int]) -> dict:
 
 
 def test_none_flagged_nothing_moves_and_the_kept_model_is_found_again(comfy: ComfyServer) -> None:
-    settle(comfy)
     first = comfy.run(workflow("wan.safetensors", keep=True)).values["out"]
     before = look(comfy)
     assert before["wrapped"]
@@ -75,12 +69,11 @@ def test_none_flagged_nothing_moves_and_the_kept_model_is_found_again(comfy: Com
     assert comfy.log().count("the kept model is used again, nothing is read") == log_before + 1
     assert torch.equal(again, first)
     assert look(comfy)["listed"] == before["listed"]
-    settle(comfy)
+    comfy.free()
     assert settled(comfy, [0, 0])["bytes"] == [0, 0]
 
 
 def test_one_flagged_exactly_that_one_goes(comfy: ComfyServer) -> None:
-    settle(comfy)
     comfy.run(workflow("wan.safetensors", keep=True, name="a"))
     kept = look(comfy)
     comfy.run(workflow("wan_second.safetensors", keep=False, name="b"))
@@ -92,11 +85,9 @@ def test_one_flagged_exactly_that_one_goes(comfy: ComfyServer) -> None:
     assert after["bytes"] == kept["bytes"]
     assert after["listed"] == kept["listed"]
     assert after["violations"] == 0
-    settle(comfy)
 
 
 def test_all_flagged_everything_is_given_back(comfy: ComfyServer) -> None:
-    settle(comfy)
     for file in ("wan.safetensors", "wan_second.safetensors"):
         comfy.run(workflow(file, keep=False, name=file[:5]))
     assert sum(look(comfy)["bytes"]) > 0
@@ -108,7 +99,6 @@ def test_all_flagged_everything_is_given_back(comfy: ComfyServer) -> None:
 
 
 def test_five_rounds_of_run_and_free_leave_no_growth(comfy: ComfyServer) -> None:
-    settle(comfy)
     seen = []
     for round_number in range(5):
         comfy.run(workflow("wan.safetensors", keep=True, name=f"r{round_number}"))
@@ -119,5 +109,3 @@ def test_five_rounds_of_run_and_free_leave_no_growth(comfy: ComfyServer) -> None
     assert all(s["listed"] == seen[0]["listed"] for s in seen)
     assert all(s["kept"] == 1 for s in seen)
     assert seen[-1]["violations"] == 0
-    assert state(comfy) is not None
-    settle(comfy)
