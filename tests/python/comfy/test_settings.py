@@ -123,7 +123,7 @@ def test_with_several_users_the_choice_made_last_counts(tmp_path: pathlib.Path) 
                 time.sleep(0.1)
             assert server.evaluate(NOW)["reserve_gb"] == gigabytes
         as_user(server, bob, "/settings/Comfy.ColorPalette", "light")
-        time.sleep(2.5)  # two looks
+        server.evaluate("_settings.settings.look()")
         assert server.evaluate(NOW)["reserve_gb"] == 4
     finally:
         server.stop()
