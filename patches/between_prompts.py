@@ -70,6 +70,8 @@ class BetweenPrompts:
         self._unfinished: list[Job] = []
         self._jobs: collections.OrderedDict[int, Job] = collections.OrderedDict()
         self._next = 1
+        #: Called when a job is done but not yet said to be: to add to its report; then when it is.
+        self.finishing: list[Callable[[Job], None]] = []
         self.finished: list[Callable[[Job], None]] = []
         self._seams = (
             FunctionSeam(type(queue), "get_flags", self._around_get_flags, "jobs between prompts"),
@@ -149,12 +151,17 @@ class BetweenPrompts:
             job.freed = _given_back(job.before, after)
             after = after if job.before is None else job.before
         for job in jobs:
+            _pass_on(job, self.finishing)
             job.state = "failed" if job.error else "done"
-            for listener in self.finished:
-                try:
-                    listener(job)
-                except Exception:  # what was done is done, whoever cannot be told of it
-                    log.exception("DisTorch: the report of %s could not be passed on", job.kind)
+            _pass_on(job, self.finished)
+
+
+def _pass_on(job: Job, listeners: list[Callable[[Job], None]]) -> None:
+    for listener in listeners:
+        try:
+            listener(job)
+        except Exception:  # what was done is done, whoever cannot be told of it
+            log.exception("DisTorch: the report of %s could not be passed on", job.kind)
 
 
 def _given_back(before: dict[str, int] | None, after: dict[str, int] | None) -> dict[str, int]:

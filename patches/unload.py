@@ -49,7 +49,7 @@ _last: dict[str, Any] = {}
 
 
 def last_free() -> dict[str, Any]:
-    """What the last selective "free" unloaded, what it kept and why, and how to let go of that; then forget it."""
+    """What the last "free", if it was selective, unloaded, what it kept and why, and how to let go of that; then forget it."""
     told = dict(_last)
     _last.clear()
     return told
@@ -74,6 +74,7 @@ def _recovering() -> bool:
 
 
 def _unload_all_models(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    _last.clear()
     managed = keep.managed()
     if not managed or getattr(mm, "DISABLE_SMART_MEMORY", False):
         return original(*args, **kwargs)
@@ -151,7 +152,7 @@ def _tell(gone: list[str], stay: list[Any], others: list[Any]) -> None:
 
 
 def add_details(job: Any) -> None:
-    """A listener of the jobs between prompts: the report of a "free" says what it kept and why."""
+    """For `BetweenPrompts.finishing`: the report of a "free" says what it kept and why."""
     if job.kind == "free":
         job.details.update(last_free())
 

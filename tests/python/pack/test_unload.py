@@ -109,6 +109,17 @@ def test_exactly_the_flagged_go_and_the_others_keep_their_order(machine: Machine
     assert machine.unload.last_free() == {}
 
 
+def test_a_free_by_the_core_reports_nothing_of_an_earlier_one(machine: Machine) -> None:
+    machine.load("a")
+    machine.mm.unload_all_models()  # by the Manager: nobody asks for its report
+    machine.keep.uninstall()
+    machine.mm.current_loaded_models.clear()
+    gc.collect()
+    machine.mm.unload_all_models()
+    assert machine.comfy.calls == ["unload_all_models"]
+    assert machine.unload.last_free() == {}
+
+
 def test_a_kept_model_outlives_everyone_and_a_flagged_one_does_not(machine: Machine) -> None:
     kept = weakref.ref(machine.load("a").model)
     held_by_the_executor = machine.load("b", keep=False)

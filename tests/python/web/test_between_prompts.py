@@ -112,6 +112,21 @@ def test_jobs_that_come_together_report_each_its_own(made: list[Worker]) -> None
     assert free.freed == {"cuda:0": 5}
 
 
+def test_a_report_is_whole_before_the_job_is_said_to_be_done(made: list[Worker]) -> None:
+    w = worker(made)
+    seen: list[str] = []
+
+    def add(job: Any) -> None:
+        seen.append(job.state)
+        job.details["kept"] = ["m"]
+
+    w.jobs.finishing.append(add)
+    w.jobs.finished.append(lambda job: seen.append(f"{job.state} {job.details}"))
+    w.jobs.post("free", lambda: None)
+    w.turn()
+    assert seen == ["running", "done {'kept': ['m']}"]
+
+
 def test_a_job_that_fails_says_so_and_the_next_one_runs(
     made: list[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
