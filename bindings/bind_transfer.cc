@@ -83,7 +83,7 @@ py::dict ChooseShim(Router& router, int source, int target) {
   const Choice choice =
       Value(Unlocked([&] { return router.Choose(source, target); }));
   py::list candidates;
-  for (const Candidate& each : choice.candidates) {
+  for (const MeasuredWay& each : choice.candidates) {
     candidates.append(
         py::make_tuple(std::string(WayName(each.way)), each.gbps, each.error));
   }
@@ -116,9 +116,9 @@ double MeasureShim(Router& router, int source, int target,
                    const std::string& way, bool pinned, std::int64_t bytes,
                    int repeats) {
   const Way chosen = WayOf(way);
-  const auto memory = pinned ? HostMemory::kPinned : HostMemory::kPageable;
+  const auto pages = pinned ? HostPages::kPinned : HostPages::kPageable;
   return Value(Unlocked([&] {
-    return router.Measure(source, target, chosen, memory, bytes, repeats);
+    return router.Measure(source, target, chosen, pages, bytes, repeats);
   }));
 }
 

@@ -23,10 +23,10 @@ double SteadySeconds() {
       .count();
 }
 
-Scratch::Kind KindOf(int device, HostMemory memory) {
+Scratch::Kind KindOf(int device, HostPages pages) {
   if (device >= 0) return Scratch::Kind::kDevice;
-  return memory == HostMemory::kPinned ? Scratch::Kind::kPinned
-                                       : Scratch::Kind::kPageable;
+  return pages == HostPages::kPinned ? Scratch::Kind::kPinned
+                                     : Scratch::Kind::kPageable;
 }
 
 // Bytes of which no two words in reach of each other are alike.
@@ -142,7 +142,7 @@ absl::StatusOr<Choice> Router::MeasurePair(int source, int target) {
   std::string reasons;
   bool for_memory = true;  // all that failed did so for want of memory
   for (const Way way : {first, Way::kStaged}) {
-    Candidate candidate;
+    MeasuredWay candidate;
     candidate.way = way;
     const absl::StatusOr<double> gbps = MeasureInRoom(source, target, way);
     for_memory = for_memory && absl::IsResourceExhausted(gbps.status());
@@ -171,7 +171,7 @@ absl::StatusOr<double> Router::MeasureInRoom(int source, int target, Way way) {
   for (std::int64_t share = 1;; share *= 8) {
     const std::int64_t bytes = std::max<std::int64_t>(1, sample_bytes_ / share);
     absl::StatusOr<double> gbps = Measure(
-        source, target, way, HostMemory::kPageable, bytes, kChoiceRepeats);
+        source, target, way, HostPages::kPageable, bytes, kChoiceRepeats);
     if (share == kSmallestShare || !absl::IsResourceExhausted(gbps.status())) {
       return gbps;
     }
@@ -179,7 +179,7 @@ absl::StatusOr<double> Router::MeasureInRoom(int source, int target, Way way) {
 }
 
 absl::StatusOr<double> Router::Measure(int source, int target, Way way,
-                                       HostMemory memory, std::int64_t bytes,
+                                       HostPages pages, std::int64_t bytes,
                                        int repeats) {
   if (!Serves(way, source, target) || bytes < 1 || repeats < 1) {
     return absl::InvalidArgumentError(
@@ -189,8 +189,8 @@ absl::StatusOr<double> Router::Measure(int source, int target, Way way,
   }
   const ScratchStream stream(cuda_, target >= 0 ? target : source);
   if (!stream.status().ok()) return stream.status();
-  Scratch from(cuda_, KindOf(source, memory), source);
-  Scratch to(cuda_, KindOf(target, memory), target);
+  Scratch from(cuda_, KindOf(source, pages), source);
+  Scratch to(cuda_, KindOf(target, pages), target);
   absl::Status made = from.Allocate(bytes);
   if (made.ok()) made = to.Allocate(bytes);
   if (!made.ok()) return made;

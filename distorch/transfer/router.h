@@ -30,10 +30,10 @@
 
 namespace distorch {
 
-enum class HostMemory { kPinned, kPageable };
+enum class HostPages { kPinned, kPageable };
 
 // What a way was found to be worth for a pair.
-struct Candidate {
+struct MeasuredWay {
   Way way = Way::kDirect;
   double gbps = 0;
   std::string error;  // why it cannot be used, or empty
@@ -43,7 +43,7 @@ struct Choice {
   Way way = Way::kDirect;
   double gbps = 0;
   bool peer_access = false;
-  std::vector<Candidate> candidates;  // in the order of trying
+  std::vector<MeasuredWay> candidates;  // in the order of trying
 };
 
 class Router {
@@ -83,10 +83,10 @@ class Router {
 
   // The median of `repeats` copies of `bytes`; every byte that arrived is
   // compared, after a first copy and after the timed ones. Takes that much
-  // memory at both ends meanwhile. `memory` counts only where one end is the
+  // memory at both ends meanwhile. `pages` counts only where one end is the
   // host.
   absl::StatusOr<double> Measure(int source, int target, Way way,
-                                 HostMemory memory, std::int64_t bytes,
+                                 HostPages pages, std::int64_t bytes,
                                  int repeats);
 
  private:

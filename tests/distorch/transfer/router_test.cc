@@ -168,10 +168,10 @@ TEST_F(RouterTest, PageableMemoryGoesTheFasterWayPinnedDirectly) {
 
 TEST_F(RouterTest, MeasuresPinnedAndPageableInBothDirections) {
   Router router = Make();
-  for (const auto memory : {HostMemory::kPinned, HostMemory::kPageable}) {
+  for (const auto pages : {HostPages::kPinned, HostPages::kPageable}) {
     for (const auto& [from, to] : {std::pair(kHost, 2), {2, kHost}}) {
       const auto gbps =
-          router.Measure(from, to, Way::kDirect, memory, kSample, 3);
+          router.Measure(from, to, Way::kDirect, pages, kSample, 3);
       ASSERT_TRUE(gbps.ok()) << gbps.status();
       EXPECT_NEAR(*gbps, 20, 0.1);
     }
@@ -179,7 +179,7 @@ TEST_F(RouterTest, MeasuresPinnedAndPageableInBothDirections) {
   EXPECT_EQ(fake_.allocations(), 0U);
   EXPECT_EQ(fake_.handles(), 0U);
   EXPECT_EQ(
-      router.Measure(0, 1, Way::kDirect, HostMemory::kPinned, 5, 1).status(),
+      router.Measure(0, 1, Way::kDirect, HostPages::kPinned, 5, 1).status(),
       absl::InvalidArgumentError(
           "direct from cuda:0 to cuda:1, 5 bytes, 1 times cannot be measured"));
 }
