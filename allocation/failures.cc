@@ -33,10 +33,19 @@ std::vector<std::string> PinnedNames(const Units& units,
   return names;
 }
 
-Bytes RoomOf(const Device& row) { return row.free - row.reserve; }
+// What `row` may hold beyond what it has been given.
+Bytes Spare(const Device& row, absl::Span<const Device> table,
+            const Shares& shares) {
+  Bytes spare = Available(table, row.id);
+  for (const DeviceShare& share : shares.devices) {
+    if (share.device == row.id) spare -= share.cap;
+  }
+  return spare;
+}
 
-std::string Remedy(absl::Span<const Device> table, const DeviceShare& rest,
+std::string Remedy(absl::Span<const Device> table, const Shares& shares,
                    Bytes missing) {
+  const DeviceShare& rest = shares.devices[shares.rest];
   if (!rest.device.IsHost()) {
     return absl::StrCat("give ", rest.device.ToString(), " at most ",
                         FormatExactSize(rest.available),
@@ -46,14 +55,18 @@ std::string Remedy(absl::Span<const Device> table, const DeviceShare& rest,
     return "let cpu take the rest: cpu,*";
   }
   const Device* roomiest = nullptr;
+  Bytes most;
   for (const Device& row : table) {
-    if (row.id.IsHost()) continue;
-    if (roomiest == nullptr || RoomOf(row) > RoomOf(*roomiest)) roomiest = &row;
+    const Bytes free = Available(table, row.id);
+    if (row.id.IsHost() || free <= most) continue;
+    if (Spare(row, table, shares) < missing) continue;
+    roomiest = &row;
+    most = free;
   }
-  if (roomiest != nullptr && RoomOf(*roomiest) >= missing) {
+  if (roomiest != nullptr) {
     return absl::StrCat("give ", roomiest->id.ToString(), ", which has ",
-                        FormatBytes(RoomOf(*roomiest)), " free, ",
-                        FormatBytes(missing), " more");
+                        FormatBytes(most), " free, ", FormatBytes(missing),
+                        " more");
   }
   return absl::StrCat("free ", FormatBytes(missing), " of host memory");
 }
@@ -89,7 +102,7 @@ PlanFailure RestDoesNotFit(const Units& units, absl::Span<const Device> table,
       absl::StrCat("the model (", FormatBytes(units.model_bytes),
                    ") does not fit: ", FormatBytes(missing), " has no place");
   failure.candidates = Candidates(*shares);
-  failure.remedy = Remedy(table, rest, missing);
+  failure.remedy = Remedy(table, *shares, missing);
   return failure;
 }
 

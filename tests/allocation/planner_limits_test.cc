@@ -84,6 +84,17 @@ TEST(PlannerTest, RefusesWhatTheHostCannotHold) {
             "Remedy: give cuda:0, which has 24.00 GB free, 4.00 GB more");
   ASSERT_EQ(failure.candidates.size(), 2u);
   EXPECT_EQ(failure.candidates[1].asked, GiB(8));
+  // cuda:0 is as full as it may be: what is free there is given already.
+  EXPECT_THAT(
+      TryPlan("cuda:0,24gb;cpu,*", EqualBlocks(30, GiB(1)), devices)
+          .status()
+          .message(),
+      HasSubstr("Remedy: give cuda:1, which has 24.00 GB free, 2.00 GB more"));
+  devices.erase(devices.begin() + 1);
+  EXPECT_THAT(TryPlan("cuda:0,24gb;cpu,*", EqualBlocks(30, GiB(1)), devices)
+                  .status()
+                  .message(),
+              HasSubstr("Remedy: free 2.00 GB of host memory"));
   for (Device& device : devices) device.free = GiB(2);
   EXPECT_THAT(std::string(TryPlan("cpu,*", blocks, devices).status().message()),
               HasSubstr("Remedy: free 8.00 GB of host memory"));
