@@ -78,6 +78,14 @@ absl::Status CheckTied(const Plan& plan, absl::Span<const Block> blocks) {
 
 }  // namespace
 
+const Device* FindDevice(absl::Span<const Device> table,
+                         const DeviceId& device) {
+  for (const Device& row : table) {
+    if (row.id == device) return &row;
+  }
+  return nullptr;
+}
+
 absl::Status CheckInvariants(const Plan& plan, absl::Span<const Block> blocks) {
   if (absl::Status places = CheckPlaces(plan, blocks); !places.ok()) {
     return places;

@@ -45,6 +45,10 @@ struct Device {
   double link_gbps = 0;  // GB/s to the compute device; 0: unknown
 };
 
+// The row of the table, or null.
+const Device* FindDevice(absl::Span<const Device> table,
+                         const DeviceId& device);
+
 enum class Order {
   kAuto,        // accelerators contiguous; what cpu and compute share, spread
   kContiguous,  // each device one part of the model, in the order of the string

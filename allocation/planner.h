@@ -16,7 +16,7 @@
 //      gets what is left
 //   5  the option `order` spreads groups evenly over the model
 //   6  where the rest device would overflow, atoms are placed singly
-//   7  sums, notes, the check of every promise
+//   7  sums and notes
 //
 // Rules beyond the string:
 // - A compute device that the string does not name gets what must stay there
@@ -44,8 +44,8 @@ namespace distorch {
 //
 // InvalidArgument: no compute device, a device that is not in the table or is
 // there twice, two blocks of one name, a negative size, a link's bandwidth that
-// is negative or no number. ResourceExhausted: no
-// plan keeps every cap; `failure`, if given, receives the message's parts.
+// is negative or no number. ResourceExhausted: no plan keeps every cap;
+// `failure`, if given, receives the message's parts.
 //
 // Time: proportional to the blocks for each device at worst; 10,000 blocks on
 // 8 devices take less than a millisecond.

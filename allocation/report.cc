@@ -65,13 +65,6 @@ std::string Table::Format() const {
   return text;
 }
 
-const Device* Find(absl::Span<const Device> devices, const DeviceId& id) {
-  for (const Device& device : devices) {
-    if (device.id == id) return &device;
-  }
-  return nullptr;
-}
-
 std::string VramAnalysis(const Plan& plan, absl::Span<const Device> devices) {
   Table table("DisTorch2 Model Virtual VRAM Analysis",
               {"Object", "Role", "Original(GB)", "Total(GB)", "Virt(GB)"});
@@ -79,7 +72,7 @@ std::string VramAnalysis(const Plan& plan, absl::Span<const Device> devices) {
   for (const DeviceShare& share : plan.devices) {
     const bool is_compute = share.device == plan.compute;
     if (!is_compute) moved += share.used;
-    const Device* row = Find(devices, share.device);
+    const Device* row = FindDevice(devices, share.device);
     const Bytes total = row == nullptr ? Bytes(0) : row->total;
     const Bytes after = is_compute ? total + (plan.model_bytes - share.used)
                                    : total - share.used;
@@ -96,7 +89,7 @@ std::string DeviceAllocations(const Plan& plan,
   Table table("DisTorch2 Model Device Allocations",
               {"Device", "VRAM GB", "Dev %", "Model GB", "Dist %"});
   for (const DeviceShare& share : plan.devices) {
-    const Device* row = Find(devices, share.device);
+    const Device* row = FindDevice(devices, share.device);
     const Bytes total = row == nullptr ? Bytes(0) : row->total;
     table.Add({share.device.ToString(),
                row == nullptr ? "unknown" : FormatGB(total),
@@ -157,7 +150,7 @@ std::string Assignments(const Plan& plan, absl::Span<const Block> blocks) {
 std::string Warnings(const Plan& plan, absl::Span<const Device> devices) {
   std::string text;
   for (const DeviceShare& share : plan.devices) {
-    const Device* row = Find(devices, share.device);
+    const Device* row = FindDevice(devices, share.device);
     if (row == nullptr || row->id.IsHost()) continue;
     const Bytes limit = MulDiv(row->total, kFullPercent, 100);
     if (share.used <= limit) continue;

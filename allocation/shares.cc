@@ -56,14 +56,6 @@ absl::Status ClampToFree(Bytes model_bytes, bool strict, Shares* shares,
 
 }  // namespace
 
-const Device* FindDevice(absl::Span<const Device> table,
-                         const DeviceId& device) {
-  for (const Device& row : table) {
-    if (row.id == device) return &row;
-  }
-  return nullptr;
-}
-
 Bytes Available(absl::Span<const Device> table, const DeviceId& device) {
   const Device* row = FindDevice(table, device);
   if (row == nullptr) return Bytes::Max();

@@ -47,10 +47,6 @@ absl::Status ResolveShares(const Spec& spec, absl::Span<const Device> table,
 // it is not there.
 size_t HostIndex(absl::Span<const Device> table, Shares* shares);
 
-// The row of the table, or null.
-const Device* FindDevice(absl::Span<const Device> table,
-                         const DeviceId& device);
-
 // Free memory less the reserve; Max() if the table does not know the device.
 Bytes Available(absl::Span<const Device> table, const DeviceId& device);
 

@@ -92,16 +92,17 @@ absl::Status AddCosts(absl::Span<const Block> blocks, Units* units) {
 
 // Fills in atom_of_block and atom_bytes; returns the first block of each atom.
 std::vector<uint32_t> MakeAtoms(absl::Span<const Block> blocks, Units* units) {
-  units->has_ties = std::any_of(blocks.begin(), blocks.end(),
-                                [](const Block& b) { return !b.tied.empty(); });
+  const bool has_ties =
+      std::any_of(blocks.begin(), blocks.end(),
+                  [](const Block& block) { return !block.tied.empty(); });
   units->atom_of_block.resize(blocks.size());
   units->atom_bytes.reserve(blocks.size());
   std::vector<uint32_t> first_block;
   first_block.reserve(blocks.size());
   std::vector<uint32_t> roots;
-  if (units->has_ties) roots = TieRoots(blocks);
+  if (has_ties) roots = TieRoots(blocks);
   for (uint32_t i = 0; i < blocks.size(); ++i) {
-    if (units->has_ties && roots[i] != i) {
+    if (has_ties && roots[i] != i) {
       const uint32_t atom = units->atom_of_block[roots[i]];
       units->atom_of_block[i] = atom;
       units->atom_bytes[atom] += blocks[i].bytes;

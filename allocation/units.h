@@ -27,7 +27,6 @@ struct Units {
   std::vector<uint32_t> pinned;     // atoms
   Bytes pinned_bytes;
   Bytes model_bytes;
-  bool has_ties = false;
 
   Bytes BytesAt(size_t position) const {
     return atom_bytes[sequence[position]];
