@@ -37,6 +37,10 @@ struct CudaFunctions {
   static constexpr int kPinned = 1;
   static constexpr int kDevice = 2;
   static constexpr int kManaged = 3;
+  static constexpr int kMemcpyDefault = 4;
+  static constexpr unsigned kPortable = 1;       // pinned for every device
+  static constexpr unsigned kNonBlocking = 1;    // of a stream
+  static constexpr unsigned kDisableTiming = 2;  // of an event
 
   std::function<int(int*)> device_count;
   std::function<int(int*, int, int)> can_access_peer;  // device, peer

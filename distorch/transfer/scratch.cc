@@ -9,9 +9,6 @@
 namespace distorch {
 namespace {
 
-constexpr unsigned kPortable = 1;
-constexpr unsigned kNonBlocking = 1;
-
 absl::Status Synchronized(const CudaFunctions& cuda, StreamOn stream) {
   const DeviceGuard guard(cuda, stream.device);
   if (!guard.status().ok()) return guard.status();
@@ -40,8 +37,9 @@ absl::Status Scratch::Allocate(std::int64_t bytes) {
   const DeviceGuard guard(cuda_, device_);
   if (!guard.status().ok()) return guard.status();
   const bool pinned = kind_ == Kind::kPinned;
-  const int code = pinned ? cuda_.host_alloc(&data_, size, kPortable)
-                          : cuda_.malloc(&data_, size);
+  const int code =
+      pinned ? cuda_.host_alloc(&data_, size, CudaFunctions::kPortable)
+             : cuda_.malloc(&data_, size);
   if (code == 0) return absl::OkStatus();
   return CudaFailure(cuda_, pinned ? "cudaHostAlloc" : "cudaMalloc",
                      absl::StrCat("on ", PlaceName(device_)), bytes, code);
@@ -86,7 +84,8 @@ ScratchStream::ScratchStream(const CudaFunctions& cuda, int device)
   const DeviceGuard guard(cuda_, device);
   status_ = guard.status();
   if (!status_.ok()) return;
-  const int code = cuda_.stream_create(&stream_.handle, kNonBlocking);
+  const int code =
+      cuda_.stream_create(&stream_.handle, CudaFunctions::kNonBlocking);
   if (code == 0) return;
   status_ = CudaFailure(cuda_, "cudaStreamCreate",
                         absl::StrCat("on ", PlaceName(device)), 0, code);
@@ -96,10 +95,6 @@ ScratchStream::~ScratchStream() {
   if (stream_.handle == nullptr) return;
   const DeviceGuard guard(cuda_, stream_.device);
   cuda_.stream_destroy(stream_.handle);
-}
-
-absl::Status ScratchStream::Synchronize() const {
-  return Synchronized(cuda_, stream_);
 }
 
 }  // namespace distorch

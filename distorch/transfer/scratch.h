@@ -53,7 +53,6 @@ class ScratchStream {
 
   const absl::Status& status() const { return status_; }
   StreamOn on() const { return stream_; }
-  absl::Status Synchronize() const;
 
  private:
   const CudaFunctions& cuda_;

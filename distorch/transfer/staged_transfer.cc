@@ -11,11 +11,6 @@
 namespace distorch {
 namespace {
 
-constexpr int kMemcpyDefault = 4;
-constexpr unsigned kPortable = 1;       // pinned for every device
-constexpr unsigned kNonBlocking = 1;    // of a stream
-constexpr unsigned kDisableTiming = 2;  // of an event
-
 std::byte* At(void* data, std::int64_t offset) {
   return static_cast<std::byte*>(data) + offset;
 }
@@ -102,8 +97,9 @@ absl::Status StagedTransfer::Lane::Make() {
   const DeviceGuard guard(cuda_, std::max(source_, target_));
   if (!guard.status().ok()) return guard.status();
   for (Slot& each : slots_) {
-    const int code = cuda_.host_alloc(
-        &each.buffer, static_cast<std::size_t>(chunk_), kPortable);
+    const int code =
+        cuda_.host_alloc(&each.buffer, static_cast<std::size_t>(chunk_),
+                         CudaFunctions::kPortable);
     if (absl::Status s = Done("cudaHostAlloc", kHost, chunk_, code); !s.ok()) {
       return s;
     }
@@ -214,14 +210,14 @@ absl::Status StagedTransfer::Lane::MakeEvent(int device, void** event) {
   const DeviceGuard guard(cuda_, device);
   if (!guard.status().ok()) return guard.status();
   return Done("cudaEventCreate", device, 0,
-              cuda_.event_create(event, kDisableTiming));
+              cuda_.event_create(event, CudaFunctions::kDisableTiming));
 }
 
 absl::Status StagedTransfer::Lane::MakeStream(int device, void** stream) {
   const DeviceGuard guard(cuda_, device);
   if (!guard.status().ok()) return guard.status();
   return Done("cudaStreamCreate", device, 0,
-              cuda_.stream_create(stream, kNonBlocking));
+              cuda_.stream_create(stream, CudaFunctions::kNonBlocking));
 }
 
 absl::Status StagedTransfer::Lane::Move(void* target, const void* source,
@@ -230,7 +226,7 @@ absl::Status StagedTransfer::Lane::Move(void* target, const void* source,
   if (!guard.status().ok()) return guard.status();
   return Done("cudaMemcpyAsync (staged)", stream.device, bytes,
               cuda_.copy(target, source, static_cast<std::size_t>(bytes),
-                         kMemcpyDefault, stream.handle));
+                         CudaFunctions::kMemcpyDefault, stream.handle));
 }
 
 absl::Status StagedTransfer::Lane::Record(void* event, StreamOn stream) {

@@ -9,7 +9,6 @@
 namespace distorch {
 namespace {
 
-constexpr int kMemcpyDefault = 4;
 constexpr int kPeerAccessAlreadyEnabled = 704;
 
 std::string Route(const CopyRequest& request) {
@@ -72,9 +71,9 @@ absl::Status DirectTransfer::Copy(const CopyRequest& request) {
   if (request.bytes == 0) return absl::OkStatus();
   const DeviceGuard guard(cuda_, request.stream.device);
   if (!guard.status().ok()) return guard.status();
-  const int code = cuda_.copy(request.target, request.source,
-                              static_cast<std::size_t>(request.bytes),
-                              kMemcpyDefault, request.stream.handle);
+  const int code = cuda_.copy(
+      request.target, request.source, static_cast<std::size_t>(request.bytes),
+      CudaFunctions::kMemcpyDefault, request.stream.handle);
   if (code == 0) return absl::OkStatus();
   return CudaFailure(cuda_, "cudaMemcpyAsync", Route(request), request.bytes,
                      code);
