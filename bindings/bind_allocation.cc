@@ -21,6 +21,7 @@
 #include "allocation/printer.h"
 #include "allocation/report.h"
 #include "bindings/bindings.h"
+#include "bindings/status.h"
 
 namespace distorch::bindings {
 namespace {
@@ -124,11 +125,6 @@ auto ByDevice(Value value) {
     }
     return by_device;
   };
-}
-
-void CheckShim(const BoundPlan& bound) {
-  const absl::Status status = CheckInvariants(bound.plan, *bound.blocks);
-  if (!status.ok()) throw std::runtime_error(std::string(status.message()));
 }
 
 std::vector<Block> BlocksShim(
@@ -278,8 +274,12 @@ void BindPlan(py::module_& module) {
            [](const BoundPlan& bound) {
              return FormatTables(bound.plan, *bound.blocks, bound.devices);
            })
-      .def("check_invariants", &CheckShim,
-           "Raises RuntimeError naming the first broken promise.");
+      .def(
+          "check_invariants",
+          [](const BoundPlan& bound) {
+            Check(CheckInvariants(bound.plan, *bound.blocks));
+          },
+          "Raises RuntimeError naming the first broken promise.");
   // The arguments are copies by then: planning needs no Python object.
   module.def("plan_blocks", &PlanShim, py::arg("spec"), py::arg("blocks"),
              py::arg("devices"), py::arg("compute"), py::arg("options"),

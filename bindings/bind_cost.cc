@@ -54,9 +54,9 @@ py::tuple ChooseShim(double compute_seconds, int groups, int slots,
       donors);
   py::list chosen;
   for (const DonorChoice& donor : choice.donors) {
-    chosen.append(py::make_tuple(
-        donor.mode == ExecutionMode::kMigrate ? "migrate" : "stream",
-        donor.stream_seconds, donor.migrate_seconds, donor.reason));
+    chosen.append(py::make_tuple(std::string(ModeName(donor.mode)),
+                                 donor.stream_seconds, donor.migrate_seconds,
+                                 donor.reason));
   }
   return py::make_tuple(choice.step_seconds, chosen);
 }

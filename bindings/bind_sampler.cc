@@ -6,11 +6,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/status.h"
 #include "distorch/telemetry/sampler.h"
 
 namespace distorch::bindings {
@@ -18,16 +18,6 @@ namespace {
 
 namespace py = pybind11;
 using Release = py::call_guard<py::gil_scoped_release>;
-
-void Check(const absl::Status& status) {
-  if (status.ok()) return;
-  const std::string message(status.message());
-  if (status.code() == absl::StatusCode::kNotFound ||
-      status.code() == absl::StatusCode::kAlreadyExists) {
-    throw py::value_error(message);
-  }
-  throw std::runtime_error(message);
-}
 
 std::unique_ptr<MemorySampler> MakeShim(double interval, std::size_t capacity) {
   return std::make_unique<MemorySampler>(MemorySampler::Options{

@@ -7,13 +7,13 @@
 
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/status.h"
 #include "distorch/transfer/nccl.h"
 #include "distorch/transfer/router.h"
 
@@ -30,27 +30,6 @@ using Message = std::tuple<std::uintptr_t, int, std::uintptr_t, std::uintptr_t,
 
 void* Pointer(std::uintptr_t address) {
   return reinterpret_cast<void*>(address);
-}
-
-// ValueError, MemoryError or RuntimeError. Needs the lock.
-void Check(const absl::Status& status) {
-  if (status.ok()) return;
-  const std::string message(status.message());
-  switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument:
-      throw py::value_error(message);
-    case absl::StatusCode::kResourceExhausted:
-      PyErr_SetString(PyExc_MemoryError, message.c_str());
-      throw py::error_already_set();
-    default:
-      throw std::runtime_error(message);
-  }
-}
-
-template <typename T>
-T Value(absl::StatusOr<T> result) {
-  Check(result.status());
-  return *std::move(result);
 }
 
 template <typename Call>
