@@ -42,7 +42,7 @@ std::size_t WalkEverythingShim(ModuleScanner& scanner) {
     }
   } const guard;
   const py::list objects = py::module_::import("gc").attr("get_objects")();
-  return scanner.Walk(objects, 0, objects.size());
+  return scanner.Walk(objects);
 }
 
 py::object MakeHookShim(const ScannerPtr& scanner) {
@@ -101,8 +101,6 @@ void BindScan(py::module_& module) {
             return self.Add(added.ptr());
           },
           py::arg("module"), "Whether the module was unknown until now.")
-      .def("walk", &ModuleScanner::Walk, py::arg("objects"), py::arg("start"),
-           py::arg("stop"), "Adds the modules in objects[start:stop].")
       .def("walk_everything", &WalkEverythingShim,
            "Adds the modules among all objects of the garbage collector.")
       .def("verify", &ModuleScanner::Verify, py::arg("deep") = false,

@@ -93,10 +93,11 @@ ModuleId ModuleScanner::Register(PyObject* module, double seen) {
     if (Referent(entry(known->second).reference).ptr() == module) {
       return known->second;
     }
-    // Another object lived here; RemoveDead() has not come past yet.
-    registry_.Remove(known->second);
-    entry(known->second) = Entry();
-    by_address_.erase(known);
+    // Another object lived here, which Verify() has not seen die. To its
+    // parents the new one looks the same: they may have it as a child.
+    std::vector<ModuleId> parents;
+    RemoveDead({known->second}, &parents);
+    for (ModuleId parent : parents) entry(parent).touched = true;
   }
   py::object reference = WeakReference(module);
   if (!reference) throw py::error_already_set();
@@ -126,14 +127,12 @@ void ModuleScanner::TakeNoted() {
   }
 }
 
-std::size_t ModuleScanner::Walk(const py::list& objects, std::size_t start,
-                                std::size_t stop) {
+std::size_t ModuleScanner::Walk(const py::list& objects) {
   absl::flat_hash_map<PyTypeObject*, bool> types;
   std::size_t added = 0;
   const double now = Now();
-  for (std::size_t i = start; i < stop && i < objects.size(); ++i) {
-    PyObject* object =
-        PyList_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i));
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects.ptr()); ++i) {
+    PyObject* object = PyList_GET_ITEM(objects.ptr(), i);
     const auto [known, fresh] = types.try_emplace(Py_TYPE(object), false);
     if (fresh) known->second = IsModule(object);
     if (!known->second || Knows(object)) continue;

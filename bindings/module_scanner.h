@@ -46,9 +46,8 @@ class ModuleScanner {
   void Note(PyObject* module);
   // False when `module` was known.
   bool Add(PyObject* module);
-  // Adds the modules among objects[start:stop]; returns how many were new.
-  std::size_t Walk(const pybind11::list& objects, std::size_t start,
-                   std::size_t stop);
+  // Adds the modules among `objects`; returns how many were new.
+  std::size_t Walk(const pybind11::list& objects);
   // Returns how many modules appeared, changed or died. A tensor counts as
   // unchanged while it is the same object with memory at the same address; a
   // sixty-fourth part of the modules in turn, or all with `deep`, are asked

@@ -111,6 +111,25 @@ def test_a_write_past_every_hook_is_seen_by_the_next_scan(scanner: Scanner, how:
         assert own(scanner.rows(max_age=0), model)[0].bytes == {"cpu": expected}
 
 
+def test_a_child_that_lives_where_a_dead_one_did_stays_its_parents(scanner: Scanner) -> None:
+    class Parent(nn.Module):
+        pass
+
+    parent = Parent()
+    parent.weight = weight(10)
+    for _ in range(200):
+        parent._modules["child"] = nn.ReLU()
+        scanner.rows(max_age=0)
+        address = id(parent._modules.pop("child"))
+        parent._modules["child"] = nn.ReLU()
+        if id(parent._modules["child"]) == address:
+            break
+    else:
+        pytest.fail("no address was given again")
+    scanner.note_loaded(parent._modules["child"])  # before a scan has seen the other one die
+    assert own(scanner.rows(max_age=0), parent)[0].modules == 2
+
+
 def test_a_scripted_module_is_read_anew_each_time(scanner: Scanner) -> None:
     with pytest.warns(DeprecationWarning, match="torch.jit"):
         model = torch.jit.trace(nn.Linear(10, 10), torch.zeros(1, 10))
