@@ -217,7 +217,8 @@ class Scanner:
             started = time.perf_counter()
             if deep or not self._walked:
                 self.walk()
-            deep, self._stale = deep or self._stale, False
+            if self._stale:  # written only then: one that is set meanwhile is not lost
+                deep, self._stale = True, False
             with torch._C.DisableTorchFunctionSubclass():
                 self._core.verify(deep)
             self._update_rows()
@@ -227,8 +228,8 @@ class Scanner:
 
     def walk(self) -> int:
         """Look at every object of the garbage collector once; returns the new modules."""
-        started = time.perf_counter()
         with self._lock:
+            started = time.perf_counter()
             found: int = self._core.walk_everything()
             self._walked = True
             self.last_walk_seconds = time.perf_counter() - started
