@@ -76,7 +76,8 @@ class StreamScheduler {
 
   // The compute that reads `group` is queued: its slot may be overwritten
   // behind it. Starts the next copies ahead; that one of them fails is no
-  // error, it is tried again when the group is asked for.
+  // error, it is tried again with the next ones, at the latest when the group
+  // is asked for.
   absl::Status Release(int group);
 
   // Forgets what the slots hold, after an error in the middle of a step.

@@ -247,13 +247,16 @@ TEST(StreamSchedulerTest, SkippedGroupsDoNotStopTheStream) {
   EXPECT_THAT(machine.backend.violations, IsEmpty());
 }
 
-TEST(StreamSchedulerTest, AFailedCopyAheadIsTriedAgainOnDemand) {
+TEST(StreamSchedulerTest, AFailedCopyAheadIsTriedAgain) {
   Machine machine(4, 2, 1.0, 0.5, {0, 1, 2, 3});
   machine.Step(machine.All());
   machine.Step(machine.All());
+  const int before = machine.backend.bytes_copied;
   machine.backend.fail_copies = 2;
   machine.Step(machine.All());
   machine.Step(machine.All());
+  EXPECT_EQ(machine.backend.fail_copies, 0) << "it did fail";
+  EXPECT_EQ(machine.backend.bytes_copied - before, 8) << "each once a step";
   EXPECT_THAT(machine.backend.violations, IsEmpty());
 }
 
