@@ -116,13 +116,13 @@ class JsonLines:
             yield from self._ended(sample.time, run)
 
     def _changed_models(self, sample: Sample) -> Iterator[str]:
+        if sample.source != "history":
+            return  # this source knows of no models, which is not to say that there are none
         now: dict[tuple[str, str], dict[str, int]] = {}
         for model in sample.models:  # two of one name count together
             held = now.setdefault((model.name, model.type), {})
             for device, size in model.bytes.items():
                 held[device] = held.get(device, 0) + size
-        if sample.source != "history":
-            return  # this source knows of no models, which is not to say that there are none
         gone: dict[tuple[str, str], dict[str, int]]
         gone = {key: {} for key in self._models if key not in now}
         for (name, kind), held in {**gone, **now}.items():
