@@ -91,10 +91,11 @@ def run(args: argparse.Namespace) -> int:
             sys.stderr.write(f"distorch plan: {error}\n")
         return 2
     if args.json:
-        shown = json.loads(plan.to_stable_json())
+        text = plan.to_stable_json()
         if step is not None:
-            shown["step"] = {"seconds": step.seconds, "modes": step.modes}
-        sys.stdout.write((plan.to_stable_json() if step is None else json.dumps(shown)) + "\n")
+            more = {"step": {"seconds": step.seconds, "modes": step.modes}}
+            text = json.dumps(json.loads(text) | more)
+        sys.stdout.write(text + "\n")
         return 0
     sys.stdout.write(plan.tables())
     if step is not None:
@@ -190,7 +191,9 @@ def _read(path: str, make: Callable[[Mapping[str, Any]], Any]) -> list[Any]:
 def _named(path: str | Path, error: OSError | ValueError) -> str:
     """Say what is wrong with a file, its name once."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return reason if reason.startswith(str(path)) else f"{path}: {reason}"
+    for name in (str(path), Path(path).name):  # by either of which readers of formats begin
+        reason = reason.removeprefix(f"{name}: ")
+    return f"{path}: {reason}"
 
 
 def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
