@@ -11,7 +11,7 @@ import sys
 from pathlib import Path, PurePath
 
 ROOT = Path(__file__).resolve().parent.parent
-WITH_LICENCE = {".py", ".h", ".cc", ".cu", ".js", ".css", ".sh", ".cmake"}
+WITH_LICENCE = {".py", ".pyi", ".h", ".cc", ".cu", ".js", ".css", ".sh", ".cmake"}
 TEXT = WITH_LICENCE | {".md", ".txt", ".toml", ".json", ".yml"}
 LEFT_BEHIND = ("*.gcov", "*.gcda", "*.gcno", "crash-*", "leak-*", "*.orig", "*.rej", "*.log")
 
@@ -20,7 +20,8 @@ def problems(path: Path) -> list[str]:
     """Return what is wrong with one file."""
     text = path.read_text(encoding="utf-8")
     found = []
-    if path.suffix in WITH_LICENCE and "SPDX-License-Identifier: Apache-2.0" not in text[:300]:
+    with_licence = path.suffix in WITH_LICENCE or path.name == "CMakeLists.txt"
+    if with_licence and "SPDX-License-Identifier: Apache-2.0" not in text[:300]:
         found.append("no SPDX-License-Identifier line in its first 300 characters")
     if text and not text.endswith("\n"):
         found.append("no new line at the end")
