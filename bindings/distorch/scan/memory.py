@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
+from distorch import devices
 
 # A node that changes the memory of a device by more has loaded or unloaded something.
 CHANGE_BYTES = 100 * 1024 * 1024
@@ -16,15 +16,12 @@ NOTICED_BYTES = 1024 * 1024
 def memory_used() -> dict[str, int]:
     """Return the bytes that torch holds for tensors on each accelerator it has initialised."""
     used: dict[str, int] = {}
-    for kind in {"cuda", "xpu", torch._C._get_privateuse1_backend_name()}:
-        backend = getattr(torch, kind, None)
-        count = getattr(backend, "device_count", None)
-        allocated = getattr(backend, "memory_allocated", None)
-        ready = getattr(backend, "is_initialized", lambda: True)
-        if count is None or allocated is None or not ready():
+    for kind in devices.accelerator_kinds():
+        allocated = getattr(devices.device_module(kind), "memory_allocated", None)
+        if allocated is None or not devices.is_initialized(kind):
             continue
-        for index in range(count()):
-            used[f"{kind}:{index}"] = int(allocated(index))
+        for index in range(devices.device_count(kind)):
+            used[devices.canonical_name(kind, index)] = int(allocated(index))
     return used
 
 
@@ -32,5 +29,5 @@ def memory_changed(
     before: Mapping[str, int], after: Mapping[str, int], least: int = CHANGE_BYTES
 ) -> bool:
     """Whether a device's memory differs by more than `least` bytes."""
-    devices = before.keys() | after.keys()
-    return any(abs(after.get(d, 0) - before.get(d, 0)) > least for d in devices)
+    names = before.keys() | after.keys()
+    return any(abs(after.get(d, 0) - before.get(d, 0)) > least for d in names)
