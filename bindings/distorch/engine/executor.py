@@ -130,7 +130,7 @@ class StreamedExecutor:
 
     @property
     def group_seconds(self) -> dict[str, float]:
-        """Seconds that each layer group computes in a step; {} until two steps were measured.
+        """Seconds that each layer group computes in a step, but of migrated ones; {} until two steps were measured.
 
         To be given to `distorch.place_string` the next time: it then spreads the groups by their compute time.
         """

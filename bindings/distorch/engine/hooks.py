@@ -89,7 +89,7 @@ class GroupHooks:
 
     def migrated(self, group: ActiveGroup) -> tuple[Any, Any]:
         """Return those of a group that runs on its donor."""
-        engine = self._engine
+        engine, profile = self._engine, self._engine.profile
         migrator, migrated = group.migrator, group.group
         assert migrator is not None
         assert migrated is not None
@@ -108,6 +108,8 @@ class GroupHooks:
                 return _resolved(args, kwargs)
             moved = migrator.enter(migrated, args, kwargs)
             group.depth = 1
+            if profile.active:
+                profile.enter(group.spec.name, args, kwargs, migrator.donor)
             return moved
 
         def leave(module: nn.Module, _args: Any, output: Any) -> Any:
@@ -117,6 +119,8 @@ class GroupHooks:
                 group.depth = max(0, group.depth - 1)
                 return None
             group.depth = 0
+            if profile.active:
+                profile.leave(group.spec.name, output)
             return migrator.leave(migrated, output)
 
         return enter, leave

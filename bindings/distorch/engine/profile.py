@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures what the choice between streaming and migrating needs: seconds and activation bytes of each group.
 
-Two steps are measured, after a first one that warms up. Seconds are those of the compute stream where the device has
-events, the host's otherwise; waiting for copies does not count.
+Two steps are measured, after a first one that warms up. Seconds are those of the current stream of the device that
+computes the group where it is CUDA's, the host's otherwise; waiting for copies does not count.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ FIRST, LAST = 2, 3
 
 @dataclass
 class GroupProfile:
-    """One group: mean seconds of a call, bytes of its tensor inputs and outputs, calls measured."""
+    """One group: mean seconds of a call, bytes of its tensor inputs and outputs, calls measured.
+
+    `elsewhere`: it computed on a donor, so that its seconds compare with those of no other group.
+    """
 
     seconds: float = 0.0
     input_bytes: int = 0
     output_bytes: int = 0
     calls: int = 0
+    elsewhere: bool = False
 
 
 class Profile:
@@ -41,8 +45,6 @@ class Profile:
     """
 
     def __init__(self, device: torch.device) -> None:
-        module = device_module(device.type)
-        self._events: Any = module if device.type == "cuda" else None
         self._device = device
         self._step = 0
         self._open: dict[str, Any] = {}
@@ -59,15 +61,14 @@ class Profile:
     @property
     def seconds(self) -> float:
         """Seconds of all measured groups in one step."""
-        return sum(self.group_seconds.values())
+        return sum(map(_in_a_step, self.groups.values())) if self.complete else 0.0
 
     @property
     def group_seconds(self) -> dict[str, float]:
-        """Seconds of each group in one step; {} until all steps are measured."""
-        steps = LAST - FIRST + 1
+        """Seconds of each group in one step, but of those elsewhere; {} until all steps are measured."""
         if not self.complete:
             return {}
-        return {name: g.seconds * g.calls / steps for name, g in self.groups.items()}
+        return {name: _in_a_step(g) for name, g in self.groups.items() if not g.elsewhere}
 
     def begin_step(self) -> None:
         """A step begins."""
@@ -86,30 +87,25 @@ class Profile:
             self._closed.clear()
             self.active = False
 
-    def enter(self, name: str, args: Any, kwargs: Any) -> None:
-        """A group begins."""
+    def enter(self, name: str, args: Any, kwargs: Any, donor: torch.device | None = None) -> None:
+        """A group begins, on `donor` where that is given."""
         group = self.groups.setdefault(name, GroupProfile())
+        group.elsewhere = donor is not None
         group.input_bytes = sum(t.nbytes for t in tensors_in((args, kwargs)))
-        self._open[name] = self._now()
+        device = donor or self._device
+        self._open[name] = device, _now(device)
 
     def leave(self, name: str, output: Any) -> None:
         """It has queued its work."""
-        begin = self._open.pop(name, None)
-        if begin is None:
+        device, begin = self._open.pop(name, (None, None))
+        if device is None:
             return
         self.groups[name].output_bytes = sum(t.nbytes for t in tensors_in(output))
-        self._closed.append((name, begin, self._now()))
-
-    def _now(self) -> Any:
-        if self._events is None:
-            return time.perf_counter()
-        event = self._events.Event(enable_timing=True)
-        event.record(self._events.current_stream(self._device))
-        return event
+        self._closed.append((name, begin, _now(device)))
 
     def _collect(self) -> None:
         for name, begin, end in self._closed:
-            if self._events is None:
+            if isinstance(end, float):
                 seconds = end - begin
             else:
                 end.synchronize()
@@ -118,3 +114,17 @@ class Profile:
             group.seconds += (seconds - group.seconds) / (group.calls + 1)
             group.calls += 1
         self._closed.clear()
+
+
+def _in_a_step(group: GroupProfile) -> float:
+    return group.seconds * group.calls / (LAST - FIRST + 1)
+
+
+def _now(device: torch.device) -> Any:
+    """Return the host's clock, or an event of the device's current stream."""
+    module: Any = device_module(device.type) if device.type == "cuda" else None
+    if module is None:
+        return time.perf_counter()
+    event = module.Event(enable_timing=True)
+    event.record(module.current_stream(device))
+    return event

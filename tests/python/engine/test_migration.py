@@ -438,6 +438,28 @@ def test_auto_measures_and_then_takes_the_faster_way(
         assert torch.equal(model(x, gate).cpu(), expected)
 
 
+def test_the_step_of_groups_that_migrate_as_asked_is_predicted(
+    model: Deep, x: torch.Tensor, gate: torch.Tensor
+) -> None:
+    with torch.inference_mode():
+        executor = StreamedExecutor(
+            placed_on(model, middle("sim:1")), modes={"sim:1": "migrate"}, links={"sim:1": 1e-6}
+        )
+        for _ in range(5):
+            model(x, gate)
+    decision, profile = executor.decision, executor.engine.profile
+    assert decision is not None
+    assert decision.lines == ("sim:1: migrate, as asked",)
+    assert profile.order == [f"layers.{i}" for i in range(8)]
+    assert all(group.seconds > 0 for group in profile.groups.values())
+    assert decision.compute_seconds == profile.seconds > sum(executor.group_seconds.values())
+    assert list(executor.group_seconds) == [f"layers.{i}" for i in (0, 1, 6, 7)]
+    activations = 2 * x.nbytes + gate.nbytes
+    assert decision.step_seconds == pytest.approx(
+        decision.compute_seconds + activations / (1e-6 * 2**30), rel=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("links", "line"),
     [
