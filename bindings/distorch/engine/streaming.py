@@ -8,6 +8,7 @@ that the bandwidths of several links add up. Nothing is copied back.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -24,6 +25,8 @@ from distorch.engine.bounce import BounceCopier
 from distorch.engine.pinning import HostPinner
 from distorch.engine.slabs import Run, borders, layout, runs, views
 from distorch.parts import rebuilt
+
+log = logging.getLogger("distorch")
 
 _HOST = torch.device("cpu")
 
@@ -232,7 +235,8 @@ class Streamer:
                 self._bounce = BounceCopier(
                     self.compute, self._streams.copies(_HOST), self._streams.module.Event
                 )
-            except RuntimeError:  # no pinned memory at all: the driver stages the copies
+            except RuntimeError as error:  # no pinned memory at all
+                log.warning("no pinned buffer, the driver stages copies, slower still: %s", error)
                 self._copies = [
                     [[(a, b, how and False) for a, b, how in copies] for copies in slots]
                     for slots in self._copies

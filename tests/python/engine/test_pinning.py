@@ -267,6 +267,27 @@ def test_pageable_parts_come_through_the_bounce_buffer(
         assert not any(t.name == "distorch-bounce" for t in threading.enumerate())
 
 
+def test_without_any_pinned_memory_the_driver_stages_and_that_is_said(
+    model: nn.Sequential,
+    x: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(size: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("cannot pin")
+
+    monkeypatch.setattr(bounce, "_pinned", refuse)
+    monkeypatch.setattr(streaming.Streamer, "_needs_bounce", lambda self: True)
+    with torch.inference_mode():
+        expected = model(x)
+        executor = StreamedExecutor(on_host(model), pinner=HostPinner(Driver(), cap=0))
+        for _ in range(3):
+            assert torch.equal(model(x).cpu(), expected)
+        executor.detach()
+    assert caplog.text.count("no pinned buffer") == 1
+    assert "cannot pin" in caplog.text
+
+
 def test_a_failure_in_the_bounce_thread_reaches_who_waits(
     model: nn.Sequential, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
