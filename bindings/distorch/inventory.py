@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from distorch.allocation import Block, group_names
-from distorch.parts import is_composite, tensor_bytes
+from distorch.parts import is_composite, parts_of, tensor_bytes
 
 # See `tensor_key`.
 TensorKey = tuple[Any, ...]
@@ -154,13 +154,16 @@ def tensor_key(tensor: torch.Tensor) -> TensorKey:
     """Return what two tensors have in common that are one: the same elements of the same memory.
 
     Views of other parts of that memory are tensors of their own: each is copied, and counted, by itself. (The engine
-    keeps the tensors of a layer group in one slab, a checkpoint may keep all in one storage.)
+    keeps the tensors of a layer group in one slab, a checkpoint may keep all in one storage.) A tensor that is made of
+    others has no memory of its own, whatever its storage says: theirs counts.
     """
+    if hasattr(tensor, "__tensor_flatten__"):
+        return "parts", *map(tensor_key, parts_of(tensor))
     try:
-        storage = tensor.untyped_storage()
-        if storage.nbytes() > 0 and tensor.device.type != "meta":
+        address = tensor.data_ptr() if tensor.untyped_storage().nbytes() > 0 else 0
+        if address and tensor.device.type != "meta":
             shape, strides = tuple(tensor.shape), tuple(tensor.stride())
-            return str(tensor.device), tensor.data_ptr(), shape, strides, tensor.dtype
+            return str(tensor.device), address, shape, strides, tensor.dtype
     except (RuntimeError, NotImplementedError):
         pass  # a wrapper without storage of its own
     return "object", id(tensor)

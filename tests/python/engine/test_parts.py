@@ -179,6 +179,24 @@ def test_a_quantised_weight_is_placed_and_lent_with_all_its_parts(home: str) -> 
         assert torch.equal(model(x), expected)
 
 
+@pytest.mark.usefixtures("sim")
+def test_quantised_weights_of_one_shape_are_not_taken_for_one() -> None:
+    """Each says that it has memory, at address 0."""
+    model = nn.ModuleList(Reads() for _ in range(3))
+    for seed, layer in enumerate(model):
+        layer.weight = nn.Parameter(scaled(seed), requires_grad=False)
+    model.append(Reads())
+    model[3].weight = model[2].weight
+    expected = [layer.weight.full() for layer in model]
+    blocks = inventory(model, pin=None)
+    assert [b.bytes for b in blocks.blocks] == [28, 28, 28, 0]
+    assert [b.tied for b in blocks.blocks] == ["", "", "2", "2"]
+    placed = place(model, plan_of(dict.fromkeys("0123", "sim:1")), compute="sim:0", blocks=blocks)
+    assert placed.bytes_per_device() == {"sim:1": 3 * 28}
+    assert all(torch.equal(a.weight.full().cpu(), b) for a, b in zip(model, expected, strict=True))
+    assert model[3].weight is model[2].weight
+
+
 def test_a_quantised_weight_is_not_patched() -> None:
     """The patch would go into a copy of it, and be lost."""
     model = nn.Sequential(Reads())
