@@ -70,13 +70,19 @@ def _pytorch(path: pathlib.Path) -> list[tuple[str, int]]:
     try:
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path.name}: PyTorch cannot read it safely: {reason}") from error
+        raise ValueError(f"{path.name}: PyTorch cannot read it safely: {_reason(error)}") from error
     return [
         (str(name), value.numel() * value.element_size())
         for name, value in _state_dict(content).items()
         if isinstance(value, torch.Tensor)
     ]
+
+
+def _reason(error: Exception) -> str:
+    """Why it failed, without PyTorch's advice to read the file unsafely."""
+    words = str(error)
+    inner = words.partition("WeightsUnpickler error:")[2].strip()
+    return (inner or words).partition("\n")[0].partition(". Please")[0]
 
 
 def _state_dict(content: Any) -> dict[Any, Any]:
