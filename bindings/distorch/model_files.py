@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import pathlib
+import pickle
 from typing import Any
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -60,7 +61,6 @@ def _is_dequantised(architecture: str, shape: tuple[int, ...]) -> bool:
 
 
 def _pytorch(path: pathlib.Path) -> list[tuple[str, int]]:
-    import pickle
     import zipfile
 
     import torch
@@ -69,7 +69,9 @@ def _pytorch(path: pathlib.Path) -> list[tuple[str, int]]:
         raise ValueError(f"{path.name}: no file of PyTorch 1.6 or later; only those can be planned")
     try:
         content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a broken pickle may end in any
         raise ValueError(f"{path.name}: PyTorch cannot read it safely: {_reason(error)}") from error
     return [
         (str(name), value.numel() * value.element_size())
@@ -80,6 +82,8 @@ def _pytorch(path: pathlib.Path) -> list[tuple[str, int]]:
 
 def _reason(error: Exception) -> str:
     """Why it failed, without PyTorch's advice to read the file unsafely."""
+    if not isinstance(error, (RuntimeError, pickle.UnpicklingError)):
+        return f"it is broken ({type(error).__name__})"
     words = str(error)
     inner = words.partition("WeightsUnpickler error:")[2].strip()
     return (inner or words).partition("\n")[0].partition(". Please")[0]

@@ -63,6 +63,16 @@ def test_a_pickle_is_not_run(tmp_path: pathlib.Path) -> None:
         tensor_sizes(tmp_path / "x.ckpt")
 
 
+def test_a_broken_pickle_is_refused(tmp_path: pathlib.Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "x.pt")
+    whole = (tmp_path / "x.pt").read_bytes()
+    begin = b"\x80\x02}q\x00"
+    assert whole.count(begin) == 1
+    (tmp_path / "x.pt").write_bytes(whole.replace(begin, b"\x80\x02hc}"))  # asks for an entry 99
+    with pytest.raises(ValueError, match=r"^x\.pt: PyTorch .* safely: it is broken \(KeyError\)$"):
+        tensor_sizes(tmp_path / "x.pt")
+
+
 def test_files_of_old_pytorch_are_refused(tmp_path: pathlib.Path) -> None:
     torch.save(WEIGHTS, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match=r"x\.pt: no file of PyTorch 1\.6 or later"):
