@@ -18,7 +18,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from distorch import _load, caches, devices
@@ -78,7 +78,7 @@ class EjectReport:
     ejected: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     devices: tuple[DeviceFreed, ...] = ()
-    failures: tuple[str, ...] = field(default=())
+    failures: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.ejected and not self.failures:
@@ -110,7 +110,7 @@ class Registry:
         self,
         *,
         measure: Callable[[set[str]], dict[str, int]] = allocated_bytes,
-        clear: Callable[[set[str]], object] = lambda names: caches.clear_caches(names),
+        clear: Callable[[set[str]], object] = caches.clear_caches,
     ) -> None:
         """`measure` and `clear` stand for the allocators; tests give their own."""
         self._models: dict[int, ManagedModel] = {}
