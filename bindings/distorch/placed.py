@@ -197,6 +197,12 @@ class PlacedModel:
         """Call `callback(self)` after patches have changed: some tensors are new ones."""
         self._on_repatch.append(callback)
 
+    def forget(self, callback: Callable[[PlacedModel], None]) -> None:
+        """Call `callback` no more on either occasion; one that is not known is no error."""
+        for callbacks in (self._on_unload, self._on_repatch):
+            if callback in callbacks:
+                callbacks.remove(callback)
+
     def unload(self) -> None:
         """Put the original tensors back and drop the placed ones. Does nothing the second time.
 

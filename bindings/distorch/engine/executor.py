@@ -88,8 +88,8 @@ class StreamedExecutor:
             return
         self._handle = placed.model.register_forward_pre_hook(self._begin)
         self._end_handle = placed.model.register_forward_hook(self._end, always_call=True)
-        placed.on_unload(lambda _: self._close())
-        placed.on_repatch(lambda _: self._repatched())
+        placed.on_unload(self._close)
+        placed.on_repatch(self._repatched)
 
     # What it does
 
@@ -194,9 +194,8 @@ class StreamedExecutor:
         self.engine.finish_step(failed=output is None)
         return map_tensors(output, resolve)
 
-    def _repatched(self) -> None:
-        if self._handle is not None:
-            self.engine.rebuild()
+    def _repatched(self, _: PlacedModel) -> None:
+        self.engine.rebuild()
 
     def _lend_the_rest(self) -> None:
         """Let go of the hooks of modules whose group brings the weights."""
@@ -217,12 +216,13 @@ class StreamedExecutor:
         """
         self.engine.recover()
 
-    def _close(self) -> None:
+    def _close(self, _: PlacedModel | None = None) -> None:
         self.engine.close()
-        if self._handle is not None:
-            self._handle.remove()
-            self._end_handle.remove()
-            self._handle = None
+        self._handle.remove()
+        self._end_handle.remove()
+        self._handle = None
+        self.placed.forget(self._close)
+        self.placed.forget(self._repatched)
 
     def detach(self) -> None:
         """Give the slots back and let the placed model lend its weights module by module again."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import distorch_sim
 import pytest
@@ -144,6 +145,17 @@ def test_detaching_gives_the_slots_back_and_the_model_runs_on(model: Deep, x: to
         placed.verify()
         assert torch.equal(model(x).cpu(), expected)
         executor.detach()
+
+
+def test_a_detached_executor_is_let_go(model: Deep) -> None:
+    placed = streamed(model, ("cpu",))
+    executor = StreamedExecutor(placed)
+    engine = weakref.ref(executor.engine)
+    executor.detach()
+    del executor
+    gc.collect()
+    assert engine() is None
+    placed.unload()
 
 
 def test_unloading_puts_the_originals_back(model: Deep, x: torch.Tensor) -> None:
