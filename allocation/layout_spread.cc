@@ -92,7 +92,9 @@ void Spreader::CollectRuns(absl::Span<const size_t> among) {
     const auto cost = static_cast<uint64_t>(units_.CostAt(p));
     total += bytes;
     total_cost_ += cost;
-    smallest_atom_ = std::min(smallest_atom_, bytes);
+    // A device without room takes no empty atoms either: they would split
+    // groups, and go to devices that are to get nothing.
+    smallest_atom_ = std::min(smallest_atom_, std::max(bytes, Bytes(1)));
     if (group != run_group) {
       runs_.push_back(
           {atoms_.size(), atoms_.size(), Bytes(0), 0, rest_, false});
@@ -183,8 +185,9 @@ void Spreader::DealOutByTime() {
     const double middle = before + static_cast<double>(run.cost) / 2;
     before += static_cast<double>(run.cost);
     run.device = MostBehind(run, middle / static_cast<double>(total_cost_));
-    if (run.device == compute_ && compute_ != rest_ &&
-        run.bytes > layout_.room[compute_]) {
+    const bool fits =
+        target_[compute_] > Bytes(0) && run.bytes <= layout_.room[compute_];
+    if (run.device == compute_ && compute_ != rest_ && !fits) {
       run.device = rest_;
     }
     taken_[run.device] += static_cast<double>(run.bytes.value());

@@ -222,6 +222,21 @@ TEST(PlannerTest, PacksSinglyWhereOrderLeavesNoRoom) {
   EXPECT_THAT(packed.notes[0], HasSubstr("placed singly"));
 }
 
+TEST(PlannerTest, EmptyBlocksStayWithTheirGroups) {
+  std::vector<Block> blocks = EqualBlocks(8, MiB(100), 2);
+  blocks[2].bytes = blocks[6].bytes = blocks[7].bytes = Bytes(0);
+  for (const int64_t cost : {0, 1}) {
+    for (Block& block : blocks) block.cost = cost;
+    for (const Order order : {Order::kAuto, Order::kStrided}) {
+      const auto picture =
+          Picture(MustPlan("cuda:1,300mb;cpu,*", blocks, TwoGpusAndHost(),
+                           "cuda:0", {order, false}));
+      EXPECT_EQ(picture.find('0'), std::string::npos) << picture;
+      for (size_t i = 0; i < 8; i += 2) EXPECT_EQ(picture[i], picture[i + 1]);
+    }
+  }
+}
+
 TEST(PlannerTest, ALargeBlockDoesNotLeaveADeviceHalfEmpty) {
   std::vector<Block> blocks = EqualBlocks(12, GiB(1));
   blocks[1].bytes = GiB(9);
