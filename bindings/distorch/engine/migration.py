@@ -18,7 +18,7 @@ from distorch.devices import device_module
 from distorch.engine.cells import TensorPlace
 from distorch.engine.travelling import TravellingTensor, travelling
 from distorch.nested import map_tensors, tensors_in, write_back
-from distorch.parts import moved, parts_of
+from distorch.parts import moved, parts_of, tensor_bytes
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -102,7 +102,7 @@ class Sender:
         # A plain tensor even in inference mode: it counts its versions.
         with torch.inference_mode(False), torch.no_grad():
             there = tensor.detach().to(self.donor)
-        self._count(there.nbytes)
+        self._count(tensor_bytes(there))
         return _Sent(tensor, _version(tensor), there, _version(there), path)
 
 

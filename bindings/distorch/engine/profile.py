@@ -15,6 +15,7 @@ import torch
 
 from distorch.devices import device_module
 from distorch.nested import tensors_in
+from distorch.parts import tensor_bytes
 
 # Steps that are measured, counted from 1.
 FIRST, LAST = 2, 3
@@ -91,7 +92,7 @@ class Profile:
         """A group begins, on `donor` where that is given."""
         group = self.groups.setdefault(name, GroupProfile())
         group.elsewhere = donor is not None
-        group.input_bytes = sum(t.nbytes for t in tensors_in((args, kwargs)))
+        group.input_bytes = _bytes_in((args, kwargs))
         device = donor or self._device
         self._open[name] = device, _now(device)
 
@@ -100,7 +101,7 @@ class Profile:
         device, begin = self._open.pop(name, (None, None))
         if device is None:
             return
-        self.groups[name].output_bytes = sum(t.nbytes for t in tensors_in(output))
+        self.groups[name].output_bytes = _bytes_in(output)
         self._closed.append((name, begin, _now(device)))
 
     def _collect(self) -> None:
@@ -114,6 +115,13 @@ class Profile:
             group.seconds += (seconds - group.seconds) / (group.calls + 1)
             group.calls += 1
         self._closed.clear()
+
+
+def _bytes_in(value: Any) -> int:
+    """Return the bytes of all tensors in a nested value; of a travelling one without fetching it."""
+    return sum(
+        t.nbytes if t.layout is torch.strided else tensor_bytes(t) for t in tensors_in(value)
+    )
 
 
 def _in_a_step(group: GroupProfile) -> float:

@@ -311,6 +311,42 @@ def test_with_nothing_to_stream_no_hook_is_left(model: Deep) -> None:
     assert State.of(model) == before
 
 
+class Masked(nn.Module):
+    """A group that takes a sparse mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * mask.to_dense()
+
+
+class Masking(nn.Module):
+    """Four of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Masked() for _ in range(4))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+
+def test_sparse_inputs_are_measured_like_others() -> None:
+    model, x, mask = Masking().eval(), torch.ones(8, 8), torch.eye(8).to_sparse()
+    homes = dict.fromkeys((b.name for b in inventory(model).blocks), "sim:1")
+    with torch.inference_mode():
+        expected = model(x, mask)
+        executor = StreamedExecutor(place(model, plan_of(homes), compute="cpu"))
+        for _ in range(4):
+            assert torch.equal(model(x, mask), expected)
+    sizes = {group.input_bytes for group in executor.engine.profile.groups.values()}
+    assert sizes == {x.nbytes + 8 * (2 * 8 + 4)}
+
+
 class Uneven(nn.Module):
     """Twelve layers of one size; the first three are run eight times a step."""
 
