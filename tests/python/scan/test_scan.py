@@ -208,6 +208,16 @@ def test_an_answer_is_given_again_for_a_second_and_refreshed_on_invalidation():
     made.stop()
 
 
+def test_clear_loaded_models_has_the_next_answer_look_for_everything(scanner):
+    scanner.cache_seconds = 60
+    model = nn.Linear.__new__(nn.Linear)  # as unpickling does: no hook sees it
+    model.__dict__.update(nn.Linear(4, 4).__dict__)
+    scanner.invalidate()
+    assert all(scanner.module(row.id) is not model for row in scanner.rows())
+    scanner.clear_loaded_models()
+    assert sum(scanner.module(row.id) is model for row in scanner.rows()) == 1
+
+
 def test_a_node_that_changes_memory_by_100_mb_invalidates(monkeypatch):
     made = Scanner(cache_seconds=60)
     used = iter([{"cuda:0": 0}, {"cuda:0": 100 << 20}, {"cuda:0": 0}, {"cuda:0": (100 << 20) + 1}])
