@@ -191,6 +191,49 @@ def test_hook_loras_act_as_in_the_core(comfy: ComfyServer) -> None:
     assert torch.equal(without, comfy.run(plain).values["wan"])  # the hook left nothing behind
 
 
+INJECT = """
+from comfy.patcher_extension import CallbacksMP, PatcherInjection
+value = value.clone()
+_layer = value.model.diffusion_model.blocks[1].ffn[0]
+_plain, torch.distorch_test_told = _layer.forward, []
+def _inject(patcher):
+    _layer.forward = lambda *args, **kwargs: 1.5 * _plain(*args, **kwargs)
+def _eject(patcher):
+    _layer.forward = _plain
+value.set_injections("test", [PatcherInjection(inject=_inject, eject=_eject)])
+value.add_callback(CallbacksMP.ON_LOAD, lambda *_: torch.distorch_test_told.append("loaded"))
+value.add_callback(CallbacksMP.ON_DETACH, lambda *_: torch.distorch_test_told.append("detached"))
+"""
+
+
+def injected(loader: str, **inputs: object) -> Workflow:
+    """A layer that is replaced while the model is loaded, and another schedule as an object patch."""
+    w = Workflow()
+    model = w.add(loader, unet_name="wan.safetensors", weight_dtype="default", **inputs)
+    model = w.add("ModelSamplingSD3", model=model, shift=5.0)
+    model = w.add("DistorchTestRun", value=model, code=INJECT)
+    return w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+
+
+def test_injections_object_patches_and_callbacks_act_as_in_the_core(comfy: ComfyServer) -> None:
+    placed = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,6mb;cpu,4mb;sim:0,*"}
+    results, told = [], []
+    for loader, inputs in (("UNETLoader", {}), ("UNETLoaderDisTorch2MultiGPU", placed)):
+        injected_run = comfy.run(injected(loader, **inputs)).values["wan"]
+        plain_run = comfy.run(plain_wan(loader, **inputs)).values["wan"]
+        results.append((injected_run, plain_run))
+        if inputs:
+            assert state(comfy).placed("WAN21")["bytes"]["sim:1"] > 0
+        comfy.free()
+        told.append(comfy.evaluate("result = torch.distorch_test_told"))
+    core, ours = results
+    assert (core[0] - core[1]).abs().max() > 0.01
+    assert torch.equal(ours[0], core[0])
+    assert torch.equal(ours[1], core[1])  # nothing of it stays on the model
+    assert told[1] == told[0]
+    assert (told[1][0], told[1][-1]) == ("loaded", "detached")
+
+
 def controlled(loader: str, **inputs: object) -> Workflow:
     """Samples a checkpoint under a ControlNet."""
     w = Workflow()
