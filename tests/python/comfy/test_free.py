@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow
+from comfy_harness import ComfyServer, Workflow, count_reads, reads
 
 pytestmark = pytest.mark.comfy
 
@@ -54,7 +54,9 @@ def settled(comfy: ComfyServer, expected: list[int]) -> dict:
 
 
 def test_none_flagged_nothing_moves_and_the_kept_model_is_found_again(comfy: ComfyServer) -> None:
+    count_reads(comfy)
     first = comfy.run(workflow("wan.safetensors", keep=True)).values["out"]
+    assert [path.rpartition("/")[2] for path in reads(comfy)] == ["wan.safetensors"]
     before = look(comfy)
     assert before["wrapped"]
     assert before["kept"] == 1
@@ -65,7 +67,9 @@ def test_none_flagged_nothing_moves_and_the_kept_model_is_found_again(comfy: Com
     assert after["bytes"] == before["bytes"]
     assert after["violations"] == before["violations"]
     log_before = comfy.log().count("the kept model is used again, nothing is read")
+    count_reads(comfy)
     again = comfy.run(workflow("wan.safetensors", keep=True)).values["out"]
+    assert reads(comfy) == []
     assert comfy.log().count("the kept model is used again, nothing is read") == log_before + 1
     assert torch.equal(again, first)
     assert look(comfy)["listed"] == before["listed"]

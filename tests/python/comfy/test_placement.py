@@ -5,7 +5,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_harness import ComfyError, ComfyServer, State, Workflow, reset_counters, state
+from comfy_harness import (
+    ComfyError,
+    ComfyServer,
+    State,
+    Workflow,
+    count_reads,
+    reads,
+    reset_counters,
+    state,
+)
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.comfy
@@ -198,14 +207,14 @@ def test_lora_equals_the_core_and_costs_its_own_blocks(comfy: ComfyServer) -> No
     comfy.free()
     plain = comfy.run(wan(None)).values["wan"]
     comfy.free()
-    comfy.evaluate(COUNT_READS)
+    count_reads(comfy)
     for strength, reference in references.items():
         result = comfy.run(wan(loras=(strength,))).values["wan"]
         assert (result - reference).abs().max() <= 1e-5
         assert (result - plain).abs().max() > 0.01  # the LoRA does something
         if strength == 1.0:
             pointers = comfy.evaluate(POINTERS)
-            models_read = [name for name in comfy.evaluate("result = _reads") if "lora" not in name]
+            models_read = [name for name in reads(comfy) if "lora" not in name]
     assert state(comfy).placed("WAN21")["patched"] == 4
     changed = {k for k, v in comfy.evaluate(POINTERS).items() if pointers[k] != v}
     patched = {
@@ -213,26 +222,12 @@ def test_lora_equals_the_core_and_costs_its_own_blocks(comfy: ComfyServer) -> No
     }
     assert changed
     assert changed <= patched  # a new tensor may get the old one's address
-    read_since = [name for name in comfy.evaluate("result = _reads") if "lora" not in name]
+    read_since = [name for name in reads(comfy) if "lora" not in name]
     assert read_since == models_read  # the model's file was not read again
     back = comfy.run(wan()).values["wan"]
     assert torch.equal(back, plain)
     assert state(comfy).placed("WAN21")["patched"] == 0
 
-
-COUNT_READS = """
-import comfy.utils
-_reads = []
-if not hasattr(comfy.utils, "_counted_reads"):
-    comfy.utils._counted_reads = []
-    _load = comfy.utils.load_torch_file
-    def _counting(path, *args, **kwargs):
-        comfy.utils._counted_reads.append(str(path))
-        return _load(path, *args, **kwargs)
-    comfy.utils.load_torch_file = _counting
-_reads = comfy.utils._counted_reads
-_reads.clear()
-"""
 
 POINTERS = """
 import comfy.model_management as mm
@@ -423,10 +418,10 @@ def test_out_of_memory_while_sampling_is_recovered_from(comfy: ComfyServer) -> N
 
 
 def test_a_wrong_string_fails_before_loading(comfy: ComfyServer) -> None:
-    comfy.evaluate(COUNT_READS)
+    count_reads(comfy)
     with pytest.raises(ComfyError, match=r"unknown unit 'xb' at offset 7(.|\n)*\^"):
         comfy.run(wan("sim:0,1xb;cpu,*"))
-    assert comfy.evaluate("result = _reads") == []
+    assert reads(comfy) == []
 
 
 def test_a_missing_device_is_replaced_with_a_warning(comfy: ComfyServer) -> None:

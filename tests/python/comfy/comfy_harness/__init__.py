@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from . import help_pages, models
 from .server import ComfyError, ComfyServer, Result, repository_root, versions
-from .state import State, reset_counters, state
+from .state import State, count_reads, reads, reset_counters, state
 from .workflows import Workflow, write_empty_files
 
 __all__ = [
@@ -14,8 +14,10 @@ __all__ = [
     "Result",
     "State",
     "Workflow",
+    "count_reads",
     "help_pages",
     "models",
+    "reads",
     "repository_root",
     "reset_counters",
     "state",

@@ -59,3 +59,26 @@ def state(comfy: ComfyServer) -> State:
 def reset_counters(comfy: ComfyServer) -> None:
     """Copies are counted from now on."""
     comfy.evaluate("import distorch_sim; distorch_sim.reset_counters()")
+
+
+_COUNT_READS = """
+import comfy.utils
+if not hasattr(comfy.utils, "_counted_reads"):
+    comfy.utils._counted_reads = []
+    _load = comfy.utils.load_torch_file
+    def _counting(path, *args, **kwargs):
+        comfy.utils._counted_reads.append(str(path))
+        return _load(path, *args, **kwargs)
+    comfy.utils.load_torch_file = _counting
+comfy.utils._counted_reads.clear()
+"""
+
+
+def count_reads(comfy: ComfyServer) -> None:
+    """Files of weights that are read are noted from now on."""
+    comfy.evaluate(_COUNT_READS)
+
+
+def reads(comfy: ComfyServer) -> list[str]:
+    """Their paths since `count_reads`."""
+    return list(comfy.evaluate("result = comfy.utils._counted_reads"))
