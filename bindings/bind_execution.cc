@@ -108,6 +108,10 @@ class PythonScheduler {
  private:
   void Raise(const absl::Status& status) {
     backend_.Rethrow();
+    if (absl::IsInvalidArgument(status)) {
+      throw py::value_error(std::string(status.message()));
+    }
+    // Slots that are all held are misuse, too, and no want of memory.
     throw std::runtime_error(std::string(status.message()));
   }
 

@@ -79,6 +79,10 @@ void StreamScheduler::Advance(int group) {
 }
 
 absl::StatusOr<int> StreamScheduler::Acquire(int group) {
+  if (group < 0 || static_cast<std::size_t>(group) >= place_.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "there is no group ", group, ", only 0 to ", place_.size() - 1));
+  }
   int slot = Find(group);
   if (slot >= 0 && slots_[static_cast<std::size_t>(slot)].held) {
     return absl::FailedPreconditionError(

@@ -58,7 +58,7 @@ struct StreamCounters {
 class StreamScheduler {
  public:
   // `backend` must outlive the scheduler. Groups are 0 .. groups-1; at least
-  // one slot.
+  // one of them and one slot.
   StreamScheduler(StreamBackend* backend, int groups, int slots);
 
   ~StreamScheduler() = default;
@@ -69,9 +69,9 @@ class StreamScheduler {
   void BeginStep();
 
   // The slot that holds `group`'s weights for the compute queued next.
-  // FailedPrecondition when the group is held already, ResourceExhausted when
-  // every slot is held; errors of the backend pass through. After an error the
-  // group is not held.
+  // InvalidArgument when there is no such group, FailedPrecondition when it is
+  // held already, ResourceExhausted when every slot is held; errors of the
+  // backend pass through. After an error the group is not held by this call.
   absl::StatusOr<int> Acquire(int group);
 
   // The compute that reads `group` is queued: its slot may be overwritten

@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "allocation/cost_model.h"
 #include "tests/distorch/execution/virtual_backend.h"
 
@@ -280,6 +282,26 @@ TEST(StreamSchedulerTest, MisuseIsNamed) {
   EXPECT_THAT(std::string(machine.scheduler.Acquire(2).status().message()),
               HasSubstr("all 2 slots are held, none is left for group 2"));
   EXPECT_EQ(machine.scheduler.Release(2).message(), "group 2 is not held");
+}
+
+TEST(StreamSchedulerTest, AGroupThatIsNotThereIsRefusedAndChangesNothing) {
+  Machine machine(3, 2, 1.0, 0.5, {0, 1, 2});
+  machine.Step(machine.All());
+  machine.scheduler.BeginStep();
+  ASSERT_TRUE(machine.scheduler.Acquire(0).ok());
+  const int copied = machine.backend.bytes_copied;
+  for (const int group : {-1, 3, std::numeric_limits<int>::min(),
+                          std::numeric_limits<int>::max()}) {
+    EXPECT_EQ(machine.scheduler.Acquire(group).status(),
+              absl::InvalidArgumentError(
+                  absl::StrCat("there is no group ", group, ", only 0 to 2")));
+    EXPECT_EQ(machine.scheduler.Release(group).code(),
+              absl::StatusCode::kFailedPrecondition);
+  }
+  EXPECT_EQ(machine.backend.bytes_copied, copied);
+  EXPECT_TRUE(machine.scheduler.Release(0).ok());
+  machine.scheduler.BeginStep();
+  EXPECT_THAT(machine.scheduler.order(), ElementsAre(0));
 }
 
 TEST(StreamSchedulerTest, ResetAfterAnInterruptBeginsAnew) {

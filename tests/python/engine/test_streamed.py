@@ -402,3 +402,16 @@ def test_swapping_notices_other_tensors_and_wrong_slots() -> None:
         swap.enter(1)
     with pytest.raises(ValueError, match="each slot needs a tensor for each place"):
         core().TensorSwap(places, [lent[:1]])
+
+
+def test_the_scheduler_refuses_groups_that_are_not_there() -> None:
+    copied: list[tuple[int, int]] = []
+    calls = (lambda *pair: copied.append(pair), lambda slot: None, lambda slot: None, lambda: None)
+    scheduler = core().StreamScheduler(*calls, groups=2, slots=1)
+    for group in (-1, 2, 2**31 - 1):
+        with pytest.raises(ValueError, match=f"there is no group {group}, only 0 to 1"):
+            scheduler.acquire(group)
+    assert scheduler.acquire(1) == 0
+    with pytest.raises(RuntimeError, match="all 1 slots are held, none is left for group 0"):
+        scheduler.acquire(0)
+    assert copied == [(1, 0)]
