@@ -278,16 +278,9 @@ StagedTransfer::StagedTransfer(const CudaFunctions* cuda, std::int64_t chunk)
 
 StagedTransfer::~StagedTransfer() = default;
 
-absl::Status StagedTransfer::LaneOf(const CopyRequest& request, Lane** lane) {
-  const std::pair pair(request.source_device, request.target_device);
-  if (const auto found = lanes_.find(pair); found != lanes_.end()) {
-    *lane = found->second.get();
-    return absl::OkStatus();
-  }
-  auto made = std::make_unique<Lane>(cuda_, pair.first, pair.second, chunk_);
-  if (absl::Status s = made->Make(); !s.ok()) return s;
-  *lane = (lanes_[pair] = std::move(made)).get();
-  return absl::OkStatus();
+StagedTransfer::Pair& StagedTransfer::PairOf(const CopyRequest& request) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return pairs_[{request.source_device, request.target_device}];
 }
 
 absl::Status StagedTransfer::Copy(const CopyRequest& request) {
@@ -296,10 +289,15 @@ absl::Status StagedTransfer::Copy(const CopyRequest& request) {
     return absl::InvalidArgumentError("a staged copy needs two places");
   }
   if (request.bytes == 0) return absl::OkStatus();
-  const std::lock_guard<std::mutex> lock(mutex_);
-  Lane* lane = nullptr;
-  if (absl::Status s = LaneOf(request, &lane); !s.ok()) return s;
-  return lane->Copy(request);
+  Pair& pair = PairOf(request);
+  const std::lock_guard<std::mutex> lock(pair.mutex);
+  if (pair.lane == nullptr) {
+    auto made = std::make_unique<Lane>(cuda_, request.source_device,
+                                       request.target_device, chunk_);
+    if (absl::Status s = made->Make(); !s.ok()) return s;
+    pair.lane = std::move(made);
+  }
+  return pair.lane->Copy(request);
 }
 
 }  // namespace distorch

@@ -120,12 +120,17 @@ class StagedTransfer : public Transfer {
 
  private:
   class Lane;
-  absl::Status LaneOf(const CopyRequest& request, Lane** lane);
+  // Of one ordered pair. Copies of different pairs do not wait for each other.
+  struct Pair {
+    std::mutex mutex;            // guards the lane and all that is in it
+    std::unique_ptr<Lane> lane;  // null before the first copy
+  };
+  Pair& PairOf(const CopyRequest& request);
 
   const CudaFunctions& cuda_;
   const std::int64_t chunk_;
-  std::mutex mutex_;  // guards lanes_ and all that is in them
-  std::map<std::pair<int, int>, std::unique_ptr<Lane>> lanes_;
+  std::mutex mutex_;  // guards pairs_, not what is in them
+  std::map<std::pair<int, int>, Pair> pairs_;  // none is ever taken out
 };
 
 }  // namespace distorch

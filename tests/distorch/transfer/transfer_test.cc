@@ -6,10 +6,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/support/cuda/fake_cuda.h"
@@ -289,35 +292,89 @@ TEST(StagedTransferTest, EveryFailingCallLeavesAUsableTransfer) {
 }
 
 TEST(StagedTransferTest, ThreadsShareThePairsBuffers) {
-  constexpr int kThreads = 4;
-  FakeCuda fake(2);
+  const std::vector<std::pair<int, int>> pairs = {{0, 1}, {0, 1}, {0, 1},
+                                                  {1, 0}, {1, 0}, {2, 1}};
+  FakeCuda fake(3);
   const CudaFunctions cuda = fake.Functions();
   StagedTransfer staged(&cuda, kChunk);
-  std::vector<void*> sources;
-  std::vector<void*> targets;
-  std::vector<void*> streams;
-  for (int i = 0; i < kThreads; ++i) {
-    sources.push_back(fake.NewMemory(0, 300));
-    targets.push_back(fake.NewMemory(1, 300));
-    streams.push_back(fake.NewStream(1));
-    Set(sources.back(), Numbers(300, i * 41));
+  std::vector<CopyRequest> requests;
+  for (const auto& [from, to] : pairs) {
+    void* source = fake.NewMemory(from, 300);
+    Set(source, Numbers(300, static_cast<int>(requests.size()) * 41));
+    requests.push_back({fake.NewMemory(to, 300),
+                        to,
+                        source,
+                        from,
+                        300,
+                        {to, fake.NewStream(to)}});
   }
   std::atomic<int> failed = 0;
   std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < kThreads; ++i) {
-    threads.emplace_back([&, i] {
+  for (const CopyRequest& request : requests) {
+    threads.emplace_back([&] {
       for (int round = 0; round < 25; ++round) {
-        const absl::Status done =
-            staged.Copy({targets[i], 1, sources[i], 0, 300, {1, streams[i]}});
-        failed += done.ok() ? 0 : 1;
+        failed += staged.Copy(request).ok() ? 0 : 1;
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
   fake.RunAll();
   EXPECT_EQ(failed, 0);
-  for (std::size_t i = 0; i < kThreads; ++i) {
-    EXPECT_EQ(Get(targets[i], 300), Numbers(300, static_cast<int>(i) * 41));
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(Get(requests[i].target, 300),
+              Numbers(300, static_cast<int>(i) * 41));
+  }
+  const auto buffers = std::count_if(
+      fake.calls.begin(), fake.calls.end(),
+      [](const std::string& call) { return call.find("cudaHostAlloc") == 0; });
+  EXPECT_EQ(buffers, 2 * 3) << "two a pair, whoever copies first";
+  EXPECT_THAT(fake.violations, IsEmpty());
+}
+
+// While a copy is held up inside CUDA, those of other pairs are served.
+TEST(StagedTransferTest, PairsDoNotWaitForEachOther) {
+  FakeCuda fake(3);
+  CudaFunctions cuda = fake.Functions();
+  void* const slow = fake.NewMemory(0, 300);
+  std::promise<void> inside;
+  std::promise<void> go_on;
+  bool others_were_served = false;
+  cuda.copy = [&, copy = cuda.copy](void* to, const void* from,
+                                    std::size_t bytes, int kind, void* stream) {
+    if (from == slow) {
+      inside.set_value();
+      others_were_served =
+          go_on.get_future().wait_for(std::chrono::seconds(10)) ==
+          std::future_status::ready;
+    }
+    return copy(to, from, bytes, kind, stream);
+  };
+  StagedTransfer staged(&cuda, kChunk);
+  const auto request = [&](int from, int to, void* source) {
+    const int caller = std::max(from, to);
+    return CopyRequest{fake.NewMemory(to, 300),         to, source, from, 300,
+                       {caller, fake.NewStream(caller)}};
+  };
+  std::vector<CopyRequest> requests = {request(0, 1, slow)};
+  for (const auto& [from, to] : {std::pair(1, 0), {0, 2}, {2, kHost}}) {
+    requests.push_back(request(from, to, fake.NewMemory(from, 300)));
+  }
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    std::memcpy(const_cast<void*>(requests[i].source),
+                Numbers(300, static_cast<int>(i) * 41).data(), 300);
+  }
+  std::thread held([&] { EXPECT_TRUE(staged.Copy(requests[0]).ok()); });
+  inside.get_future().wait();
+  for (std::size_t i = 1; i < requests.size(); ++i) {
+    EXPECT_TRUE(staged.Copy(requests[i]).ok());
+  }
+  go_on.set_value();
+  held.join();
+  EXPECT_TRUE(others_were_served);
+  fake.RunAll();
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(Get(requests[i].target, 300),
+              Numbers(300, static_cast<int>(i) * 41));
   }
   EXPECT_THAT(fake.violations, IsEmpty());
 }
