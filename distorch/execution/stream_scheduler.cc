@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/execution/stream_scheduler.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <limits>
 
@@ -11,15 +12,15 @@ namespace distorch {
 StreamScheduler::StreamScheduler(StreamBackend* backend, int groups, int slots)
     : backend_(backend),
       slots_(static_cast<std::size_t>(slots)),
-      place_(static_cast<std::size_t>(groups), -1) {}
+      places_(static_cast<std::size_t>(groups)) {}
 
 void StreamScheduler::BeginStep() {
   if (recorded_.empty()) return;
   order_.swap(recorded_);
   recorded_.clear();
-  place_.assign(place_.size(), -1);
+  for (std::vector<int>& places : places_) places.clear();
   for (std::size_t i = 0; i < order_.size(); ++i) {
-    place_[static_cast<std::size_t>(order_[i])] = static_cast<int>(i);
+    places_[static_cast<std::size_t>(order_[i])].push_back(static_cast<int>(i));
   }
   cursor_ = 0;
 }
@@ -31,13 +32,15 @@ int StreamScheduler::Find(int group) const {
   return -1;
 }
 
-// How many groups come before this one; the largest number for one that is not
-// expected at all.
+// How many groups come before this one comes next; the largest number for one
+// that is not expected at all.
 int StreamScheduler::Distance(int group) const {
-  const int place = group < 0 ? -1 : place_[static_cast<std::size_t>(group)];
-  if (place < 0 || order_.empty()) return std::numeric_limits<int>::max();
-  const auto size = static_cast<int>(order_.size());
-  return (place - static_cast<int>(cursor_) + size) % size;
+  const std::vector<int>& places = places_[static_cast<std::size_t>(group)];
+  if (places.empty()) return std::numeric_limits<int>::max();
+  const auto cursor = static_cast<int>(cursor_);
+  const auto next = std::lower_bound(places.begin(), places.end(), cursor);
+  if (next != places.end()) return *next - cursor;
+  return places.front() + static_cast<int>(order_.size()) - cursor;
 }
 
 // The slot to overwrite: an empty one, else that of the group needed last.
@@ -70,18 +73,17 @@ absl::Status StreamScheduler::Copy(int group, int slot) {
   return absl::OkStatus();
 }
 
-// Moves the expectation behind `group`.
+// Moves the expectation behind the next use of `group`.
 void StreamScheduler::Advance(int group) {
-  const int place = place_[static_cast<std::size_t>(group)];
-  if (place >= 0 && !order_.empty()) {
-    cursor_ = (static_cast<std::size_t>(place) + 1) % order_.size();
-  }
+  if (places_[static_cast<std::size_t>(group)].empty()) return;
+  const std::size_t place = cursor_ + static_cast<std::size_t>(Distance(group));
+  cursor_ = (place + 1) % order_.size();
 }
 
 absl::StatusOr<int> StreamScheduler::Acquire(int group) {
-  if (group < 0 || static_cast<std::size_t>(group) >= place_.size()) {
+  if (group < 0 || static_cast<std::size_t>(group) >= places_.size()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "there is no group ", group, ", only 0 to ", place_.size() - 1));
+        "there is no group ", group, ", only 0 to ", places_.size() - 1));
   }
   int slot = Find(group);
   if (slot >= 0 && slots_[static_cast<std::size_t>(slot)].held) {

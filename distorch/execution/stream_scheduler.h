@@ -11,7 +11,9 @@
 //
 // The order of the first step is learned; from then on the next groups are
 // copied ahead, over the end of a step into the next one. A group that comes
-// out of order is copied on demand, and the new order is learned.
+// out of order is copied on demand, and the new order is learned. A group may
+// come several times in a step: the slot that is overwritten is always that of
+// the group whose next use is the farthest.
 //
 // Ordering contract, by which a backend must implement its calls:
 //   StartCopy   runs after the compute that Released the slot last, before any
@@ -103,10 +105,10 @@ class StreamScheduler {
 
   StreamBackend* backend_;
   std::vector<Slot> slots_;
-  std::vector<int> order_;     // of the last complete step
-  std::vector<int> recorded_;  // of this step
-  std::vector<int> place_;     // of a group in order_, -1: not in it
-  std::size_t cursor_ = 0;     // where in order_ the next group is expected
+  std::vector<int> order_;                // of the last complete step
+  std::vector<int> recorded_;             // of this step
+  std::vector<std::vector<int>> places_;  // of each group in order_, rising
+  std::size_t cursor_ = 0;  // where in order_ the next group is expected
   StreamCounters counters_;
 };
 

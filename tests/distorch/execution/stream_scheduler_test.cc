@@ -20,6 +20,7 @@ namespace distorch {
 namespace {
 
 using testing::ElementsAre;
+using testing::ElementsAreArray;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
@@ -227,6 +228,32 @@ TEST(StreamSchedulerTest, GroupsThatAllFitAreCopiedOnceForGood) {
   EXPECT_EQ(machine.backend.bytes_copied, 3);
 }
 
+TEST(StreamSchedulerTest, AGroupThatComesAgainAtOnceIsThereAlready) {
+  Machine machine(4, 2, 1.0, 0.5, {0, 1, 2, 3});
+  const std::vector<int> order = {0, 1, 1, 1, 2, 3, 3};
+  for (int i = 0; i < 3; ++i) machine.Step(order);
+  const int before = machine.backend.bytes_copied;
+  for (int i = 0; i < 10; ++i) machine.Step(order);
+  EXPECT_EQ(machine.backend.bytes_copied - before, 40);
+  EXPECT_EQ(machine.scheduler.counters().wasted, 0);
+  EXPECT_THAT(machine.scheduler.order(), ElementsAreArray(order));
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+}
+
+TEST(StreamSchedulerTest, AGroupThatIsComeBackToStaysUntilItsLastUse) {
+  Machine machine(6, 2, 1.0, 0.5, {0, 1, 2, 3, 4, 5});
+  const std::vector<int> order = {0, 5, 1, 5, 2, 5, 3, 4};
+  for (int i = 0; i < 3; ++i) machine.Step(order);
+  const StreamCounters before = machine.scheduler.counters();
+  for (int i = 0; i < 10; ++i) machine.Step(order);
+  const StreamCounters& after = machine.scheduler.counters();
+  EXPECT_EQ(after.copies - before.copies, 60) << "each group once a step";
+  EXPECT_EQ(after.on_demand, before.on_demand);
+  EXPECT_EQ(after.wasted, 0);
+  EXPECT_THAT(machine.scheduler.order(), ElementsAreArray(order));
+  EXPECT_THAT(machine.backend.violations, IsEmpty());
+}
+
 TEST(StreamSchedulerTest, AChangedOrderIsServedOnDemandAndLearned) {
   Machine machine(6, 2, 1.0, 0.5, {0, 1, 2, 3, 4, 5});
   const std::vector<int> other = {5, 3, 1, 0, 2, 4};
@@ -350,6 +377,13 @@ TEST(StreamSchedulerTest, NoSlotIsReadEarlyOrOverwrittenEarly) {
       std::vector<int> run = order;
       if (pick(0, 3) == 0) {
         run.resize(static_cast<std::size_t>(pick(0, groups)));
+      }
+      if (pick(0, 3) == 0) {  // some come back, at once or later
+        for (int again = pick(1, 4); again > 0 && !run.empty(); --again) {
+          const int size = static_cast<int>(run.size());
+          const int group = run[static_cast<std::size_t>(pick(0, size - 1))];
+          run.insert(run.begin() + pick(0, size), group);
+        }
       }
       machine.backend.fail_copies = pick(0, 4) == 0 ? pick(1, 6) : 0;
       machine.scheduler.BeginStep();
