@@ -18,7 +18,7 @@ import torch
 from distorch import allocation, placements
 from distorch.devices import name_of
 from distorch.engine.slabs import slab_of
-from distorch.inventory import block_costs
+from distorch.inventory import block_costs, planned_groups
 from distorch.parts import tensor_bytes
 from distorch.placed import PlacementError
 
@@ -47,7 +47,9 @@ class Placed:
         self.keys = {c.key for b in self.blocks for c in b.cells if not c.buffer}
         self.runner: Any = None
         self.pinner: Any = None
-        self.group_seconds: dict[str, float] = {}  # measured: for the next plan
+        # Measured, for the next plan.
+        self.group_seconds: dict[str, float] = {}
+        self.often: list[str] = []
         self.running = ""  # how it runs, for people
         self.accounted = 0  # bytes of the engine's slots that the core knows of
         self._forced = False
@@ -81,7 +83,8 @@ class Placed:
             for name, (total, available) in free.items()
         ]
         spec = allocation.parse(self.request.text, list(free))
-        groups = allocation.group_names([b.name for b in self.blocks])
+        names = allocation.group_names([b.name for b in self.blocks])
+        groups = planned_groups(names, self.often)
         sizes = [(group, b.bytes) for b, group in zip(self.blocks, groups, strict=True)]
         costs = block_costs(sizes, self.group_seconds)
         blocks = [
@@ -154,7 +157,8 @@ class Placed:
         """Before weights move: the engine lets go of its slots."""
         if self.runner is not None:
             if self.runner.engine is not None and self.runner.engine.profile.complete:
-                self.group_seconds = self.runner.engine.profile.group_seconds
+                profile = self.runner.engine.profile
+                self.group_seconds, self.often = profile.group_seconds, profile.often
             self.runner.close()
             self.runner = None
         self.running = ""

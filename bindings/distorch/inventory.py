@@ -10,7 +10,7 @@ move together. Works on graphs of any depth and with modules that are reached by
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -81,24 +81,30 @@ class Inventory:
         """Bytes of all blocks, each tensor once."""
         return sum(block.bytes for block in self.blocks)
 
-    def allocation_blocks(self, seconds: Mapping[str, float] | None = None) -> list[Any]:
+    def allocation_blocks(
+        self, seconds: Mapping[str, float] | None = None, often: Collection[str] = ()
+    ) -> list[Any]:
         """Return the planner's blocks (`distorch.allocation.Block`).
 
-        `seconds`: what the layer groups compute in a step, as measured (`distorch.StreamedExecutor.group_seconds`);
-        those that are spread are then spaced by it.
+        Args:
+            seconds: what the layer groups compute in a step, as measured (`distorch.StreamedExecutor.group_seconds`);
+                those that are spread are then spaced by it.
+            often: groups that are come back to within a step (`distorch.StreamedExecutor.often`).
         """
-        costs = block_costs([(b.group, b.bytes) for b in self.blocks], seconds or {})
+        groups = planned_groups([b.group for b in self.blocks], often)
+        sizes = [(group, b.bytes) for b, group in zip(self.blocks, groups, strict=True)]
+        costs = block_costs(sizes, seconds or {})
         return [
             Block(
                 name=b.name,
                 bytes=b.bytes,
-                group=b.group,
+                group=group,
                 pinned=b.pinned,
                 tied=b.tied,
                 patched=b.patched,
                 cost=cost,
             )
-            for b, cost in zip(self.blocks, costs, strict=True)
+            for b, group, cost in zip(self.blocks, groups, costs, strict=True)
         ]
 
 
@@ -119,10 +125,7 @@ def block_costs(blocks: Sequence[tuple[str, int]], seconds: Mapping[str, float])
         if group:
             sizes[group] = sizes.get(group, 0) + size
     for name, value in seconds.items():
-        parts = name.split(".")
-        group = next(
-            (g for i in range(len(parts), 0, -1) if (g := ".".join(parts[:i])) in sizes), ""
-        )
+        group = _group_of(name, sizes)
         of_group[group] = of_group.get(group, 0.0) + value
     if any(group not in of_group for group in sizes):
         return [0] * len(blocks)
@@ -133,6 +136,24 @@ def block_costs(blocks: Sequence[tuple[str, int]], seconds: Mapping[str, float])
         round(of_group[group] * 1e9 * size / max(1, sizes[group])) if group else 0
         for group, size in blocks
     ]
+
+
+def planned_groups(groups: Sequence[str], often: Collection[str]) -> list[str]:
+    """Return the group of each block as the planner is to see it: "" for one of a group in `often`.
+
+    The planner gives blocks in no group to the compute device first, as one that is brought several times a step costs
+    the link as often.
+    """
+    known = frozenset(groups)
+    first = {_group_of(name, known) for name in often}
+    return ["" if group in first else group for group in groups]
+
+
+def _group_of(measured: str, groups: Collection[str]) -> str:
+    """Return the group that a measured one is, or is a part of ("blocks.3.0" of "blocks.3"); "" where there is none."""
+    parts = measured.split(".")
+    names = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
+    return next((name for name in names if name in groups), "")
 
 
 def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

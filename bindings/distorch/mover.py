@@ -10,7 +10,7 @@ model exactly as it was. The originals are kept: unloading copies nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -211,6 +211,7 @@ def place_string(
     options: Any = None,
     progress: ProgressCallback | None = None,
     seconds: Mapping[str, float] | None = None,
+    often: Collection[str] = (),
     groups: Grouping = group_names,
 ) -> PlacedModel:
     """Parse an allocation string, plan and place in one call.
@@ -224,6 +225,7 @@ def place_string(
         options: the planner's options.
         progress: see `place`.
         seconds: what each layer group computes in a step, as an executor has measured it (`group_seconds`).
+        often: groups that are come back to within a step, as it has seen them (`often`).
         groups: see `distorch.inventory.inventory`.
 
     Raises:
@@ -239,6 +241,10 @@ def place_string(
         table = _counting(blocks, to_allocation_devices(compute=name_of(compute)))
     spec = parse(text, table)
     plan = make_plan(
-        spec, blocks.allocation_blocks(seconds), table, name_of(compute), options or Options()
+        spec,
+        blocks.allocation_blocks(seconds, often),
+        table,
+        name_of(compute),
+        options or Options(),
     )
     return place(model, plan, compute=compute, patches=patches, blocks=blocks, progress=progress)

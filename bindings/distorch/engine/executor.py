@@ -137,6 +137,15 @@ class StreamedExecutor:
         return self.engine.profile.group_seconds
 
     @property
+    def often(self) -> list[str]:
+        """Layer groups that are come back to within a step, so that each step brings them several times.
+
+        To be given to `distorch.place_string` the next time: they come to the compute device first. [] until two steps
+        were measured.
+        """
+        return self.engine.profile.often
+
+    @property
     def decision(self) -> Decision | None:
         """What was chosen after the measured steps; None until then."""
         return self.engine.decision

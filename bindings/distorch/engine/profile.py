@@ -26,6 +26,7 @@ class GroupProfile:
     """One group: mean seconds of a call, bytes of its tensor inputs and outputs, calls measured.
 
     `elsewhere`: it computed on a donor, so that its seconds compare with those of no other group.
+    `visits`: its calls without those that came straight after another of its own, for which it is there already.
     """
 
     seconds: float = 0.0
@@ -33,6 +34,7 @@ class GroupProfile:
     output_bytes: int = 0
     calls: int = 0
     elsewhere: bool = False
+    visits: int = 0
 
 
 class Profile:
@@ -48,6 +50,7 @@ class Profile:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._step = 0
+        self._last = ""
         self._open: dict[str, Any] = {}
         self._closed: list[tuple[str, Any, Any]] = []
         self.groups: dict[str, GroupProfile] = {}
@@ -71,9 +74,16 @@ class Profile:
             return {}
         return {name: _in_a_step(g) for name, g in self.groups.items() if not g.elsewhere}
 
+    @property
+    def often(self) -> list[str]:
+        """Groups that are come back to within a step, each time with others in between."""
+        steps = LAST - FIRST + 1
+        return [name for name, g in self.groups.items() if self.complete and g.visits > steps]
+
     def begin_step(self) -> None:
         """A step begins."""
         self._step += 1
+        self._last = ""
         self.active = FIRST <= self._step <= LAST
         if self._step > LAST and not self.complete:
             self._collect()
@@ -92,6 +102,8 @@ class Profile:
         """A group begins, on `donor` where that is given."""
         group = self.groups.setdefault(name, GroupProfile())
         group.elsewhere = donor is not None
+        group.visits += name != self._last
+        self._last = name
         group.input_bytes = _bytes_in((args, kwargs))
         device = donor or self._device
         self._open[name] = device, _now(device)

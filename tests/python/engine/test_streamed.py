@@ -385,6 +385,32 @@ def test_measured_seconds_space_the_streamed_groups(x: torch.Tensor) -> None:
         assert torch.equal(model(x).cpu(), expected)
 
 
+def test_groups_that_are_come_back_to_stay_on_the_compute_device(
+    model: Deep, x: torch.Tensor
+) -> None:
+    model.order = [0, 1, 2, 2, 2, 3, 4, 5, 6, 7, 4]
+    text, often = "sim:0,45%;cpu,*", ["not.there"]
+    streamed, copied = [], []
+    with torch.inference_mode():
+        expected = model(x)
+        for _ in range(2):
+            placed = place_string(model, text, compute="sim:0", often=often)
+            executor = StreamedExecutor(placed)
+            assert executor.often == []
+            for _ in range(4):
+                assert torch.equal(model(x).cpu(), expected)
+            before = executor.bytes_copied
+            model(x)
+            copied.append(executor.bytes_copied - before)
+            streamed.append(executor.streamed)
+            often = executor.often
+            assert often == ["layers.4"], "layers.2 is there already"
+            placed.unload()
+    assert "layers.4" in streamed[0]
+    assert "layers.4" not in streamed[1]
+    assert copied[1] < copied[0]
+
+
 def test_swapping_notices_other_tensors_and_wrong_slots() -> None:
     table = {"weight": torch.zeros(2), "bias": torch.zeros(1)}
     stored, lent = list(table.values()), [torch.ones(2), torch.ones(1)]

@@ -170,6 +170,22 @@ def test_patched_blocks_survive_being_moved(make, comfy) -> None:
     assert torch.equal(run(patcher), expected)
 
 
+def test_groups_that_a_step_comes_back_to_are_planned_first(make, comfy) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    placed = patcher.distorch_placed()
+    before = placed.placement()
+    group = next(
+        n.removesuffix(".up") for n, d in before.items() if n.endswith(".up") and d == "cpu"
+    )
+    patcher.detach()
+    placed.often = [group]
+    comfy.load_models_gpu([patcher])
+    after = placed.placement()
+    assert {after[f"{group}.up"], after[f"{group}.down"]} == {"sim:0"}
+    assert set(after.values()) == {"sim:0", "sim:1", "cpu"}
+
+
 def test_low_precision_is_counted_as_it_is_stored(make, comfy) -> None:
     patcher = make(high_precision_loras=False)
     keys = [f"blocks.{i}.up.weight" for i in range(4)]
