@@ -15,7 +15,7 @@ from distorch.engine.specs import GroupSpec
 from distorch.engine.travelling import resolve
 from distorch.inventory import ModelBlock, TensorRef
 from distorch.nested import map_tensors
-from distorch.parts import is_composite
+from distorch.parts import can_rebuild
 from distorch.placed import PlacedModel
 
 
@@ -170,7 +170,7 @@ class StreamedExecutor:
         if outside:
             self._input_notes.append(
                 f"{outside / 2**20:.2f} MB are lent module by module: outside of layer groups, tied "
-                "or of a type of their own"
+                "or of a type that cannot be made from its bytes"
             )
         return specs, resident
 
@@ -186,7 +186,7 @@ class StreamedExecutor:
                 here += block.tensors
                 if not block.pinned:
                     donors.add(device)  # part of the group stays: it cannot run elsewhere
-            elif block.tied or any(is_composite(ref.get()) for ref in block.tensors):
+            elif block.tied or not all(can_rebuild(ref.get()) for ref in block.tensors):
                 left_out += block.bytes
                 donors.add("")
             else:

@@ -11,6 +11,7 @@ from placing import plan_of
 from torch import nn
 
 from distorch import parts
+from distorch.engine import StreamedExecutor
 from distorch.engine.slabs import ALIGNMENT, layout, pack, runs, slab_of, views
 from distorch.inventory import inventory
 from distorch.mover import place
@@ -177,6 +178,45 @@ def test_a_quantised_weight_is_placed_and_lent_with_all_its_parts(home: str) -> 
         assert placed.lent_bytes == (0 if home == "sim:0" else 24 + 4)
         placed.unload()
         assert torch.equal(model(x), expected)
+
+
+class Quantised(nn.Module):
+    """A layer with an eight-bit weight, which it reads in full."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        data = torch.randint(-9, 9, (32, 32), dtype=torch.int8, generator=generator)
+        weight = Scaled(data, torch.tensor(0.01 * (seed + 1)), "rows")
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(torch.randn(32, generator=generator))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ self.weight.full() + self.bias)
+
+
+@pytest.mark.usefixtures("sim")
+@pytest.mark.parametrize(("home", "mode"), [("cpu", ""), ("sim:1", "stream"), ("sim:1", "migrate")])
+def test_quantised_layers_run_with_their_groups(home: str, mode: str) -> None:
+    stack = [nn.Sequential(Quantised(2 * i), Quantised(2 * i + 1)) for i in range(6)]
+    layers = nn.Sequential(*stack).eval()
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = layers(x)
+        names = [b.name for b in inventory(layers).blocks]
+        homes = {name: "sim:0" if name.startswith("0.") else home for name in names}
+        placed = place(layers, plan_of(homes), compute="sim:0")
+        executor = StreamedExecutor(placed, modes={"sim:1": mode} if mode else None)
+        for _ in range(4):
+            assert torch.equal(layers(x).cpu(), expected)
+        groups = [str(i) for i in range(1, 6)]
+        assert (executor.migrated.get("sim:1") or executor.streamed) == groups
+        assert executor.notes == []
+        assert placed.lent_bytes == 0
+        if mode != "migrate":
+            assert executor.bytes_per_step == 10 * (32 * 32 + 2 * ALIGNMENT)
+        placed.unload()
+        assert torch.equal(layers(x), expected)
 
 
 @pytest.mark.usefixtures("sim")
