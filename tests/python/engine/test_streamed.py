@@ -285,7 +285,7 @@ def test_what_is_not_streamed_is_said(model: Deep, x: torch.Tensor) -> None:
         executor = StreamedExecutor(placed)
         (note,) = executor.notes
         assert note.endswith(
-            "MB are lent module by module: outside of layer groups, tied or of a type of their own"
+            "MB are lent module by module: outside of layer groups, tied or of a type that cannot be made from its bytes"
         )
         assert torch.equal(model(x).cpu(), expected)
     resident = place(nn.Sequential(nn.Linear(2, 2)), plan_of({"0": "sim:0"}), compute="sim:0")
