@@ -18,7 +18,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from distorch import allocation, placements
+from distorch import allocation, placements, scan
 from distorch.devices import name_of
 
 from . import devices, lifecycle
@@ -112,8 +112,9 @@ def account(model: Any, placed: Placed) -> None:
 
 
 def tell(model: Any, placed: Placed, state: str) -> None:
-    """Makes a change of a model's placement known: to `distorch.placements()`, and to who listens."""
+    """Makes a change of a model's placement known: to `distorch.placements()`, the scan and who listens."""
     placements.record(placed.report(state))
+    scan.invalidate()
     lifecycle.tell(lifecycle.changed, model)
 
 
@@ -227,3 +228,4 @@ def unload(entry: Any) -> None:
         return
     entry.model_unload()
     mm.current_loaded_models[:] = [e for e in mm.current_loaded_models if e is not entry]
+    scan.invalidate()  # of a model that is not ours nobody else tells
