@@ -13,7 +13,8 @@ import threading
 import types
 from collections.abc import Mapping
 
-_lock = threading.Lock()
+# A model may die, and be forgotten, in a collection of garbage that begins while the lock is held.
+_lock = threading.RLock()
 _records: dict[int, Placement] = {}
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import threading
+
+from distorch import placements
 from distorch.placements import Placement
 
 
@@ -29,3 +32,17 @@ def test_a_block_is_used_as_the_group_around_it() -> None:
         "norm": "streamed",
         "blocks (buffers)": "streamed",
     }
+
+
+def test_a_model_may_die_while_another_is_looked_up() -> None:
+    """As when a collection of garbage begins just then."""
+
+    class Key(int):
+        def __hash__(self) -> int:
+            placements.forget(3)
+            return super().__hash__()
+
+    asking = threading.Thread(target=placements.find, args=(Key(2),), daemon=True)
+    asking.start()
+    asking.join(10)
+    assert not asking.is_alive()
