@@ -76,9 +76,9 @@ def _recovering() -> bool:
 def _unload_all_models(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     _last.clear()
     managed = keep.managed()
-    if not managed or getattr(mm, "DISABLE_SMART_MEMORY", False):
+    if not managed:
         return original(*args, **kwargs)
-    if _recovering():
+    if getattr(mm, "DISABLE_SMART_MEMORY", False) or _recovering():
         answer = original(*args, **kwargs)
         _unload_the_rest()
         return answer
@@ -91,7 +91,7 @@ def _unload_all_models(original: Callable[..., Any], *args: Any, **kwargs: Any) 
 
 
 def _unload_the_rest() -> None:
-    """ComfyUI before 0.25 empties its current device only: ours may have run out on another."""
+    """ComfyUI before 0.25 empties its current device only: ours may lie, or have run out, on another."""
     try:
         for entry in list(mm.current_loaded_models):
             if entry.device.type != "cpu":

@@ -153,7 +153,10 @@ def test_recovery_from_out_of_memory_unloads_everything(machine: Machine) -> Non
     assert machine.listed() == []
 
 
-def test_recovery_empties_devices_that_an_old_core_leaves_alone(machine: Machine) -> None:
+@pytest.mark.parametrize("reason", ["recovery", "no smart memory"])
+def test_devices_that_an_old_core_leaves_alone_are_emptied_too(
+    machine: Machine, reason: str
+) -> None:
     machine.unload.uninstall()
     machine.mm.unload_all_models = lambda: machine.comfy.calls.append("the first device only")
     machine.unload.install()
@@ -161,10 +164,14 @@ def test_recovery_empties_devices_that_an_old_core_leaves_alone(machine: Machine
     on_host = machine.comfy.model()
     on_host.load_device = torch.device("cpu")
     machine.mm.load_models_gpu([on_host])
-    try:
-        raise torch.OutOfMemoryError("sim:1")
-    except torch.OutOfMemoryError:
+    if reason == "no smart memory":
+        machine.mm.DISABLE_SMART_MEMORY = True
         machine.mm.unload_all_models()
+    else:
+        try:
+            raise torch.OutOfMemoryError("sim:1")
+        except torch.OutOfMemoryError:
+            machine.mm.unload_all_models()
     assert machine.comfy.calls[0] == "the first device only"
     assert machine.listed() == [on_host]
     assert all(p.device.type == "cpu" for p in other.model.parameters())
