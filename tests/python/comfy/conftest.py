@@ -6,12 +6,15 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from comfy_harness import ComfyServer, models, versions
+from comfy_harness import ComfyServer, Start, models, versions
+
+NEWEST_AND_OLDEST = [versions()[0], versions()[-1]] if versions() else [None]
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +46,24 @@ def comfy(_server: ComfyServer) -> ComfyServer:
     """The server, with nothing kept from the test before."""
     _server.free()
     return _server
+
+
+@pytest.fixture(params=NEWEST_AND_OLDEST, ids=lambda v: v.name if v else "none")
+def start(
+    request: pytest.FixtureRequest, comfy_models: pathlib.Path, tmp_path: pathlib.Path
+) -> Iterator[Start]:
+    """Starts a server with devices of given sizes, or other arguments; it ends with the test."""
+    servers: list[ComfyServer] = []
+
+    def begin(*capacities: int, **more: Any) -> ComfyServer:
+        (tmp_path / "models").symlink_to(comfy_models)
+        if capacities:
+            more["capacities"] = capacities
+        servers.append(ComfyServer(request.param, tmp_path, **more))
+        return servers[-1]
+
+    if request.param is None:
+        pytest.skip("COMFYUI_PATH is not set")
+    yield begin
+    for server in servers:
+        server.stop()

@@ -3,39 +3,14 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow, state, versions
+from comfy_harness import Start, Workflow, state
 
 pytestmark = pytest.mark.comfy
 
 MIB, GIB = 2**20, 2**30
 FOR_COMFYUI = int(0.8 * GIB) + 400 * MIB  # what it keeps free before it loads anything
-NEWEST_AND_OLDEST = [versions()[0], versions()[-1]] if versions() else [None]
-
-Start = Callable[..., ComfyServer]
-
-
-@pytest.fixture(params=NEWEST_AND_OLDEST, ids=lambda v: v.name if v else "none")
-def start(
-    request: pytest.FixtureRequest, comfy_models: pathlib.Path, tmp_path: pathlib.Path
-) -> Iterator[Start]:
-    """Starts a server with devices of given sizes; it ends with the test."""
-    servers: list[ComfyServer] = []
-
-    def begin(*capacities: int, **more: object) -> ComfyServer:
-        (tmp_path / "models").symlink_to(comfy_models)
-        servers.append(ComfyServer(request.param, tmp_path, capacities=capacities, **more))
-        return servers[-1]
-
-    if request.param is None:
-        pytest.skip("COMFYUI_PATH is not set")
-    yield begin
-    for server in servers:
-        server.stop()
 
 
 def load(w: Workflow, placed: str | None, file: str = "wan.safetensors", **inputs: object) -> list:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from . import help_pages, models
-from .server import ComfyError, ComfyServer, Result, repository_root, versions
+from .server import ComfyError, ComfyServer, Result, Start, repository_root, versions
 from .state import State, count_reads, reads, reset_counters, state
 from .workflows import Workflow, write_empty_files
 
@@ -12,6 +12,7 @@ __all__ = [
     "ComfyError",
     "ComfyServer",
     "Result",
+    "Start",
     "State",
     "Workflow",
     "count_reads",

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -196,10 +196,16 @@ class ComfyServer:
             raise ComfyError(answer["error"])
         return answer["result"]
 
-    def run(self, workflow: dict[str, Any], timeout: float = 240) -> Result:
-        """Queues a workflow in API form and waits. Raises ComfyError when refused or failed."""
+    def run(
+        self, workflow: dict[str, Any], timeout: float = 240, *, client: str | None = None
+    ) -> Result:
+        """Queues a workflow in API form and waits. Raises ComfyError when refused or failed.
+
+        `client`: who is told of it over the websocket.
+        """
         start = time.monotonic()
-        queued = self.request("/prompt", {"prompt": workflow, "client_id": uuid.uuid4().hex})
+        body = {"prompt": workflow, "client_id": client or uuid.uuid4().hex}
+        queued = self.request("/prompt", body)
         prompt_id = queued["prompt_id"]
         while time.monotonic() - start < timeout:
             history = self.get(f"/history/{prompt_id}").get(prompt_id)
@@ -252,6 +258,10 @@ class ComfyServer:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+
+
+#: Starts a server of a test's own: capacities of its devices, and arguments of `ComfyServer`.
+Start = Callable[..., ComfyServer]
 
 
 # The worker reads the flags, acts on them, and only then asks the queue for more work.
