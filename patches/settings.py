@@ -5,7 +5,8 @@ ComfyUI's front end writes each choice into `user/default/comfy.settings.json` b
 here, whenever it has changed: so the choices hold after a restart, before any page is open, and without a route that
 could be called from elsewhere. With `--multi-user` each user has such a file, but the server is one: for each setting
 the choice that was made last counts, whoever made it; after a restart, that of the file written last. A value of a
-wrong type or out of its range is passed over with a warning.
+wrong type or out of its range is passed over with a warning; so is a file that is not JSON for longer than a look, as
+ComfyUI's own page then shows the defaults too.
 
 `web/lib/settings.js` shows the same table in the browser; a test compares the two.
 """
@@ -30,6 +31,11 @@ PREFIX = "DisTorch."
 FILE = "comfy.settings.json"
 FILE_LIMIT = 16 * 2**20  # bytes; a settings file is a few KB
 LOOK_SECONDS = 1.0
+
+_BROKEN = (
+    "the settings in %s cannot be read, those of before stay in force: %s. Mend the file, or remove it and choose "
+    "anew on the settings page"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +77,8 @@ class _File:
     mark: tuple[int, int] = (0, 0)
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     since: dict[str, int] = dataclasses.field(default_factory=dict)
+    broken: tuple[int, int] | None = None  # its mark when it could not be read
+    warned: bool = False
 
 
 class Settings:
@@ -100,6 +108,11 @@ class Settings:
             self._listeners.append(listener)
             self._tell([listener])
 
+    def unlisten(self, listener: Callable[[Mapping[str, Any]], None]) -> None:
+        """Call it no more; one that was not listening is no error."""
+        with self._lock:
+            self._listeners[:] = [other for other in self._listeners if other is not listener]
+
     def look(self) -> bool:
         """Read the files that have changed; returns whether a choice did."""
         with self._lock:
@@ -118,9 +131,16 @@ class Settings:
         file = self._files.setdefault(path, _File())
         if mark == file.mark:
             return
-        found = _read(path) if mark != (0, 0) else {}
-        if found is None:  # ComfyUI is writing it: the next look reads it
+        try:
+            found = _read(path) if mark != (0, 0) else {}
+        except (OSError, ValueError, RecursionError) as error:
+            # ComfyUI is writing it, and the next look reads it; unless it stays so.
+            if file.broken == mark and not file.warned:
+                file.warned = True
+                log.warning(_BROKEN, path, error)
+            file.broken = mark
             return
+        file.broken, file.warned = None, False
         values = {name: found[PREFIX + name] for name in CHOICES if _is_chosen(name, found)}
         for name in values.keys() | file.values.keys():
             if name not in file.values or values.get(name) != file.values[name]:
@@ -146,14 +166,23 @@ class Settings:
         """Look now, and from now on every second."""
         self.look()
         if self._thread is None:
+            self._stop.clear()
             self._thread = threading.Thread(target=self._run, name="distorch-settings", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End it."""
+        """End it; start() begins again."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
+
+    def reset(self) -> None:
+        """Forget what was read: every choice is at its default, and who listens is told."""
+        with self._lock:
+            self._files.clear()
+            self._values = {name: choice.default for name, choice in CHOICES.items()}
+            self._tell(self._listeners)
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_SECONDS):
@@ -172,12 +201,9 @@ def _mark(path: pathlib.Path) -> tuple[int, int]:
     return (status.st_mtime_ns, status.st_size)
 
 
-def _read(path: pathlib.Path) -> Mapping[str, Any] | None:
-    try:
-        with path.open("rb") as file:
-            found = json.loads(file.read(FILE_LIMIT))
-    except (OSError, ValueError, RecursionError):
-        return None
+def _read(path: pathlib.Path) -> Mapping[str, Any]:
+    with path.open("rb") as file:
+        found = json.loads(file.read(FILE_LIMIT))
     return found if isinstance(found, dict) else {}
 
 
@@ -236,10 +262,24 @@ def _note_changed(model: Any) -> None:
     cleanup.multigpu_memory_log(type(model).__name__, "placed, spilled or unloaded")
 
 
+_LISTENERS = ((lifecycle.loaded, _note_loaded), (lifecycle.changed, _note_changed))
+
+
 def install() -> None:
     """Follow the file, and give the choices to whom they concern; a second call does nothing."""
     if _apply not in settings._listeners:
         settings.listen(_apply)
-        lifecycle.loaded.append(_note_loaded)
-        lifecycle.changed.append(_note_changed)
+    for listeners, function in _LISTENERS:
+        if function not in listeners:
+            listeners.append(function)  # type: ignore[attr-defined]
     settings.start()
+
+
+def uninstall() -> None:
+    """Follow the file no more, with every choice at its default; a second call does nothing."""
+    settings.stop()
+    settings.reset()
+    settings.unlisten(_apply)
+    for listeners, function in _LISTENERS:
+        if function in listeners:
+            listeners.remove(function)  # type: ignore[attr-defined]

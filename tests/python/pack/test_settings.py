@@ -101,6 +101,47 @@ def test_a_file_that_is_being_written_is_read_again(
     assert chosen.look() is True
 
 
+def broken(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.message for r in caplog.records if "cannot be read" in r.message]
+
+
+def test_a_file_that_stays_broken_is_told_once(
+    chosen: Any, file: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(file, strict=True)
+    chosen.look()
+    file.write_text('{"DisTorch.strict": tr')
+    chosen.look()
+    assert broken(caplog) == [], "ComfyUI may be writing it"
+    for _ in range(3):
+        chosen.look()
+    (message,) = broken(caplog)
+    assert str(file) in message
+    assert "Expecting value" in message
+    assert "Mend the file, or remove it" in message
+    assert chosen["strict"] is True
+    file.write_text('{"DisTorch.strict": fals')
+    chosen.look()
+    chosen.look()
+    assert len(broken(caplog)) == 1, "it is known by now"
+    write(file, strict=False)
+    assert chosen.look() is True
+    file.write_text("{")
+    chosen.look()
+    chosen.look()
+    assert len(broken(caplog)) == 2, "another fault"
+
+
+def test_a_file_that_is_written_in_steps_is_not_told(
+    chosen: Any, file: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for text in ("{", '{"DisTorch.', '{"DisTorch.strict":', '{"DisTorch.strict": true}'):
+        file.write_text(text)
+        chosen.look()
+    assert chosen["strict"] is True
+    assert broken(caplog) == []
+
+
 def test_a_file_of_another_form_sets_nothing(chosen: Any, file: pathlib.Path) -> None:
     file.write_text("[1, 2]")
     assert chosen.look() is False
@@ -169,6 +210,44 @@ def test_the_thread_follows_the_file(
         assert changed.wait(5)
     finally:
         chosen.stop()
+
+
+def test_uninstalling_gives_listeners_thread_and_choices_back(
+    pack: Any, module: Any, comfy: Any, tmp_path: pathlib.Path
+) -> None:
+    import threading
+
+    from distorch import scan
+
+    def threads() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name == "distorch-settings"]
+
+    lifecycle, cleanup = pack.load("patches.lifecycle"), pack.load("patches.cleanup")
+    comfy.folders.get_user_directory = lambda: str(tmp_path)
+    (tmp_path / "default").mkdir()
+    write(tmp_path / "default" / module.FILE, cpu_memory_threshold=60, strict=True, reserve_gb=2)
+    lists = (lifecycle.loaded, lifecycle.changed, module.settings._listeners)
+    before, logger = [list(listeners) for listeners in lists], logging.getLogger("DisTorch")
+    level, cached = logger.level, scan.scanner().cache_seconds
+    try:
+        for _ in range(2):
+            module.install()
+            module.install()
+            assert [
+                len(listeners) - len(b) for listeners, b in zip(lists, before, strict=True)
+            ] == [1] * 3
+            assert threads() == ["distorch-settings"]
+            assert (cleanup.cpu_threshold, module.settings["strict"]) == (0.6, True)
+            assert module.reserve_bytes() == 2 * 2**30
+            module.uninstall()
+            module.uninstall()
+            assert [list(listeners) for listeners in lists] == before
+            assert threads() == []
+            assert (cleanup.cpu_threshold, module.settings["strict"]) == (0.85, False)
+            assert module.reserve_bytes() == 0
+    finally:
+        logger.setLevel(level)
+        scan.scanner().cache_seconds = cached
 
 
 def test_each_choice_reaches_whom_it_concerns(
