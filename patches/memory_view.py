@@ -4,11 +4,16 @@
 `install()` starts the scan, the sampler, the events and the jobs between prompts, registers the
 routes and pushes changes to the browser. Nothing of ComfyUI's behaviour changes: it watches, and
 acts only when a route is called.
+
+`uninstall()` gives all of it back: functions, listeners, threads. What aiohttp's router cannot give
+back are the routes: they stay, answer 404, and are the same ones when it is installed again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from distorch import allocation, placements, sampler, scan
@@ -19,7 +24,8 @@ from distorch.step_times import StepTimes
 from . import metrics
 from .between_prompts import Job
 from .node_events import ENDINGS, NodeEvents
-from .server_routes import add_profiler_route, add_to_table
+from .seam import FunctionSeam
+from .server_routes import Gate, add_profiler_route, add_to_table
 from .view_actions import Actions
 from .view_facts import (
     dynamic_bytes,
@@ -32,6 +38,8 @@ from .view_facts import (
 from .view_updates import Updates
 
 _installed: MemoryView | None = None
+_undo = contextlib.ExitStack()  # what gives back what install() took
+_gate = Gate()
 
 
 class MemoryView:
@@ -174,7 +182,7 @@ class MemoryView:
 
 def install() -> MemoryView:
     """Install everything in the ComfyUI of this process. A second call does nothing."""
-    global _installed
+    global _installed, _undo
     if _installed is not None:
         return _installed
     import comfy.model_base
@@ -185,34 +193,62 @@ def install() -> MemoryView:
 
     server = PromptServer.instance
     view = MemoryView(server, comfy.model_management)
-    scanner = scan.scanner()
-    scanner.add_management(management_of)
-    scanner.add_outside(dynamic_bytes)
-    scanner.add_outside(staging_bytes)
-    scanner.add_users(view.actions.in_use)
-    scanner.start()
-    for kind in ("cuda", "xpu"):
-        ledger = Ledger.of(kind)
-        if ledger is not None:
-            ledger.install()
-    sampler.start()
-    view.actions.jobs.install()
     events = NodeEvents(execution, comfy.utils, comfy.model_base)
     events.listeners.append(view)
-    events.install()
-    add_to_table(server.routes, view)
-    _add_profiler_route_last(server, view)
-    view.updates.start()
+    with contextlib.ExitStack() as undo:  # what fails on the way leaves nothing behind
+        _watch(view, undo)
+        undo.callback(view.actions.jobs.uninstall)
+        view.actions.jobs.install()
+        undo.callback(events.uninstall)
+        events.install()
+        _open_routes(server, view, undo)
+        undo.callback(view.updates.stop)
+        view.updates.start()
+        _undo = undo.pop_all()
     _installed = view
     return view
 
 
-def _add_profiler_route_last(server: Any, view: MemoryView) -> None:
-    # Only when all packs are imported is it known whether one of them has that route.
-    original = server.add_routes
+def uninstall() -> None:
+    """Give everything back but the routes, which answer 404 from now on; a second call does nothing."""
+    global _installed
+    _installed = None
+    _undo.close()
 
-    def add_routes(*args: Any, **kwargs: Any) -> Any:
-        add_profiler_route(server.routes, view)
-        return original(*args, **kwargs)
 
-    server.add_routes = add_routes
+def _watch(view: MemoryView, undo: contextlib.ExitStack) -> None:
+    scanner = scan.scanner()
+    undo.callback(
+        scanner.forget_sources, management_of, dynamic_bytes, staging_bytes, view.actions.in_use
+    )
+    scanner.add_management(management_of)
+    scanner.add_outside(dynamic_bytes)
+    scanner.add_outside(staging_bytes)
+    scanner.add_users(view.actions.in_use)
+    undo.callback(scanner.stop)
+    scanner.install_hooks()
+    scanner.start()
+    for kind in ("cuda", "xpu"):
+        ledger = Ledger.of(kind)
+        if ledger is not None:
+            undo.callback(ledger.uninstall)
+            ledger.install()
+    undo.callback(sampler.sampler().stop)
+    sampler.start()
+
+
+def _open_routes(server: Any, view: MemoryView, undo: contextlib.ExitStack) -> None:
+    undo.callback(setattr, _gate, "backend", None)
+    _gate.backend = view
+    if all(table is not server.routes for table in _gate.tables):
+        add_to_table(server.routes, _gate)
+        _gate.tables.append(server.routes)
+
+    def around(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Only when all packs are imported is it known whether one of them has that route.
+        add_profiler_route(server.routes, _gate)
+        return original(self, *args, **kwargs)
+
+    seam = FunctionSeam(type(server), "add_routes", around, "the profiler's route comes last")
+    undo.callback(seam.uninstall)
+    seam.install()

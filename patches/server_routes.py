@@ -57,6 +57,25 @@ class UnknownModelError(Exception):
     """An id that no live model has, or a model that cannot do what is asked."""
 
 
+class Gate:
+    """A Backend that can be taken from behind routes: aiohttp's router never gives one back.
+
+    Without one, each route answers 404. `tables`: where routes to it are registered already.
+    """
+
+    def __init__(self) -> None:
+        self.backend: Backend | None = None
+        self.tables: list[web.RouteTableDef] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def ask(*arguments: Any) -> Any:
+            if self.backend is None:
+                raise RequestError(404, "the memory view is not installed")
+            return getattr(self.backend, name)(*arguments)
+
+        return ask
+
+
 def is_same_origin(headers: Mapping[str, str]) -> bool:
     """Whether a request comes from a page of this server, or from no page at all.
 
@@ -165,7 +184,7 @@ def _reading_routes(backend: Backend) -> dict[tuple[str, str], Handler]:
         async def handle(_request: web.Request) -> web.Response:
             return web.json_response(await _in_thread(action))
 
-        return handle
+        return _guarded(handle)
 
     async def history(request: web.Request) -> web.Response:
         _check_query(request, "seconds", "prompt")
@@ -191,7 +210,7 @@ def _reading_routes(backend: Backend) -> dict[tuple[str, str], Handler]:
         ("GET", "/distorch/placements"): plain(backend.placements),
         ("GET", "/distorch/history"): _guarded(history),
         ("GET", "/distorch/report"): _guarded(report),
-        ("GET", "/distorch/metrics"): metrics,
+        ("GET", "/distorch/metrics"): _guarded(metrics),
         ("GET", PROFILER_PATH): plain(backend.profiler),
     }
 

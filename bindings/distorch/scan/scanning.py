@@ -143,6 +143,14 @@ class Scanner:
         """Ask `source` at each scan which modules are in use now."""
         self._users.append(source)
 
+    def forget_sources(self, *sources: Callable[..., Any]) -> None:
+        """Ask these no more; undoes add_management(), add_outside() and add_users()."""
+        builder = self._builder
+        lists: tuple[list[Any], ...] = (builder.managements, builder.outsides, self._users)
+        for asked in lists:
+            asked[:] = [source for source in asked if source not in sources]
+        self._made_at = (-1, -1)  # what they said is in the rows
+
     def node_started(self, key: object, inputs: Mapping[str, Any], resolver: Resolver) -> None:
         """Tell of a node run `key` that begins: reads the files that its inputs name."""
         self.pending.started(key, inputs, resolver)
