@@ -147,7 +147,11 @@ class DisTorchMixin:
 
     def _distorch_written(self) -> None:
         placed = getattr(self.model, ATTRIBUTE, None)
-        if placed is not None and placed.runner is not None:
+        if placed is None:
+            return
+        placed.weights.hooked = self.hook_backup
+        placed.weights.hooks_are_out()
+        if placed.runner is not None:
             placed.runner.invalidate()
 
     def _distorch_account(self, placed: Placed) -> None:

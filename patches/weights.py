@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the tensors of a placed model: from their host copies, with the patches that they have.
 
-Patches are computed by the core's own function, at full precision, on the compute device.
+Patches are computed by the core's own function, at full precision, on the compute device. Hook LoRAs
+are written by the core into the stored tensors while a prompt's part samples, and taken out after it:
+a tensor that leaves its device meanwhile comes along as it is.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ class Weights:
         """`low_precision`: patched weights on the host are kept as fp8."""
         self._compute, self._low_precision = compute, low_precision
         self.patched: dict[str, Signature] = {}
+        #: The core's: what hooks have overwritten, as (tensor of before, its device), by key.
+        self.hooked: dict[str, tuple[torch.Tensor, torch.device]] = {}
+        self._carried: list[Cell] = []
 
     def compare(self, patcher: Any, keys: set[str]) -> tuple[dict[str, Signature], set[str]]:
         """What a patcher has for these keys, and the keys whose patches changed since."""
@@ -61,9 +66,23 @@ class Weights:
             self._patch(patcher, cell, device)
 
     def to_host(self, cell: Cell) -> None:
-        """A patched tensor comes along; of others the host copy is there."""
-        patched = cell.key in self.patched
-        cell.put(self._stored(cell.current.to(HOST), HOST) if patched else cell.host_copy_on(HOST))
+        """A tensor with patches or hooks in it comes along; of others the host copy is there."""
+        if cell.key in self.patched:
+            cell.put(self._stored(cell.current.to(HOST), HOST))
+        elif cell.key in self.hooked:
+            cell.put(cell.current.to(HOST))
+            self._carried.append(cell)
+        else:
+            cell.put(cell.host_copy_on(HOST))
+        if cell.key in self.hooked:  # the core brings it to that device to take the hooks out
+            self.hooked[cell.key] = (self.hooked[cell.key][0].to(HOST), HOST)
+
+    def hooks_are_out(self) -> None:
+        """What came along for its hooks only is the host copy again."""
+        for cell in self._carried:
+            if cell.key not in self.hooked:
+                cell.put(cell.host_copy_on(HOST))
+        self._carried = [cell for cell in self._carried if cell.key in self.hooked]
 
     def _patch(self, patcher: Any, cell: Cell, device: torch.device) -> None:
         deferred = hasattr(cell.original, "tensor_type")  # GGUF attaches the patch to the tensor

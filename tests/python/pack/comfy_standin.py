@@ -109,6 +109,7 @@ class ModelPatcher:
         n = self.__class__(self.model, self.load_device, self.offload_device, self.model_size())
         n.patches = {k: v[:] for k, v in self.patches.items()}
         n.patches_uuid, n.backup, n.parent = self.patches_uuid, self.backup, self
+        n.hook_backup = self.hook_backup
         n.callbacks = self.callbacks[:]
         return n
 
@@ -141,8 +142,18 @@ class ModelPatcher:
 
     use_ejected = staticmethod(lambda **_kwargs: contextlib.nullcontext())
 
+    def patch_hooks(self, hooks: dict[str, torch.Tensor] | None) -> None:
+        """`hooks`: differences by key, written into the tensors as they lie."""
+        self.unpatch_hooks()
+        for key, difference in (hooks or {}).items():
+            weight = self.model.get_parameter(key)
+            self.hook_backup[key] = (weight.to(weight.device, copy=True), weight.device)
+            weight.data.copy_(weight + difference.to(weight.device))
+
     def unpatch_hooks(self) -> None:
-        pass
+        for key, (weight, device) in self.hook_backup.items():
+            self.model.get_parameter(key).data.copy_(weight.to(device))
+        self.hook_backup.clear()
 
     def eject_model(self) -> None:
         pass

@@ -209,6 +209,51 @@ def test_a_donor_is_an_entry_that_the_core_can_unload(make, comfy, expected) -> 
     assert torch.sim.memory_allocated(1) == entry.model.model_size()
 
 
+@pytest.mark.parametrize("patched", [False, True])
+def test_hook_loras_stay_in_what_a_donor_gives_back(make, comfy, expected, patched) -> None:
+    patcher = make()
+    keys = [f"blocks.{i}.{name}.weight" for i in range(4) for name in ("up", "down")]
+    shapes = {key: patcher.model.get_parameter(key).shape for key in keys}
+    if patched:
+        patcher.add_patches({keys[0]: torch.full(shapes[keys[0]], 0.02)})
+    comfy.load_models_gpu([patcher])
+    without = run(patcher)
+    patcher.patch_hooks({key: torch.full(shapes[key], 0.01) for key in keys})
+    hooked = run(patcher)
+    assert not torch.allclose(hooked, without)
+    (entry,) = [e for e in comfy.mm.current_loaded_models if e.device == torch.device("sim", 1)]
+    assert entry.model_unload()
+    assert torch.sim.memory_allocated(1) == 0, "what was saved of the weights left it, too"
+    assert torch.equal(run(patcher), hooked), "for the rest of that sampling"
+    distorch_sim.reset_counters()
+    patcher.unpatch_hooks()
+    assert torch.equal(run(patcher), without)
+    assert distorch_sim.copied("cpu", "sim:1") == 0
+    held = dict(patcher.model.named_parameters())
+    placed = patcher.distorch_placed()
+    spilled = [c for b in placed.blocks if b.name in placed.spilled for c in b.cells]
+    assert spilled
+    assert all(held[c.key].data_ptr() == c.original.data_ptr() for c in spilled if c.key != keys[0])
+    comfy.load_models_gpu([patcher])
+    assert torch.sim.memory_allocated(1) == entry.model.model_size()
+    assert torch.equal(run(patcher), without)
+    patcher.detach()
+    assert torch.equal(run(patcher, "cpu"), expected)
+
+
+def test_hook_loras_are_gone_from_a_model_that_is_unloaded_under_them(
+    make, comfy, expected
+) -> None:
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    key = "blocks.1.up.weight"
+    patcher.patch_hooks({key: torch.full((2 * SIZE, SIZE), 0.01)})
+    entries = list(comfy.mm.current_loaded_models)
+    for entry in sorted(entries, key=lambda e: e.device != torch.device("sim", 1)):
+        entry.model_unload()
+    assert torch.equal(run(patcher, "cpu"), expected)
+
+
 def test_a_donor_that_is_full_is_an_error_that_lists_it(make, comfy) -> None:
     patcher = make("sim:1,*")
     hog = torch.empty(torch.sim.mem_get_info(1)[0] - 100_000, dtype=torch.uint8, device="sim:1")
