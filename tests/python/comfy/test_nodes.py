@@ -154,10 +154,12 @@ def test_select_model_device_takes_a_whole_copy(comfy: ComfyServer) -> None:
         comfy.free()
 
 
-def hooked(loader: str, **inputs: object) -> Workflow:
-    """A LoRA that only acts through the conditioning's hook."""
+def hooked(loader: str, code: str = "", **inputs: object) -> Workflow:
+    """A LoRA that only acts through the conditioning's hook; `code` is run with the model first."""
     w = Workflow()
     model = w.add(loader, unet_name="wan.safetensors", weight_dtype="default", **inputs)
+    if code:
+        model = w.add("DistorchTestRun", value=model, code=code)
     hook = w.add("CreateHookLoraModelOnly", lora_name="wan.safetensors", strength_model=1.0)
     prompt = w.add(
         "ConditioningSetProperties",
@@ -189,6 +191,34 @@ def test_hook_loras_act_as_in_the_core(comfy: ComfyServer) -> None:
         plain.sample(model, plain.conditioning(8, 4096), plain.latent(1, 16, 1, 8, 8)), "wan"
     )
     assert torch.equal(without, comfy.run(plain).values["wan"])  # the hook left nothing behind
+
+
+TAKE_DONOR = """
+import comfy.model_management as mm
+value, torch.distorch_test_told = value.clone(), []
+def _step(apply_model, given):
+    shards = [e for e in mm.current_loaded_models if type(e.model).__name__ == "ShardPatcher"]
+    torch.distorch_test_told.append(sum(e.model.loaded_size() for e in shards))
+    for entry in shards:
+        entry.model_unload()
+        mm.current_loaded_models.remove(entry)
+    return apply_model(given["input"], given["timestep"], **given["c"])
+value.set_model_unet_function_wrapper(_step)
+"""
+
+
+def test_a_donor_that_is_taken_while_hook_loras_act_keeps_them(comfy: ComfyServer) -> None:
+    expected = comfy.run(hooked("UNETLoader")).values["wan"]
+    comfy.free()
+    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,8mb;cpu,2mb;sim:0,*"}
+    result = comfy.run(hooked("UNETLoaderDisTorch2MultiGPU", TAKE_DONOR, **inputs)).values["wan"]
+    assert (result - expected).abs().max() <= 1e-5
+    told = comfy.evaluate("import torch\nresult = torch.distorch_test_told")
+    assert told[0] > 6 * 2**20, "the donor was full when the first step began"
+    assert told[1:]
+    assert set(told[1:]) == {0}, "and is streamed from then on"
+    again = comfy.run(hooked("UNETLoaderDisTorch2MultiGPU", **inputs)).values["wan"]
+    assert torch.equal(again, result)
 
 
 INJECT = """
