@@ -52,7 +52,6 @@ constexpr TypeRule kRules[] = {
     {Where::kFamily, "comfy.sd1_clip.", "clip"},
     {Where::kFamily, "comfy.sdxl_clip.", "clip"},
     {Where::kFamily, "comfy.clip_model.", "clip"},
-    {Where::kFamily, "comfy.clip_vision.", "clip"},
     {Where::kFamily, "comfy.image_encoders.", "clip"},
     {Where::kClass, "clip", "clip"},
     {Where::kClass, "textencoder", "clip"},
@@ -75,6 +74,7 @@ constexpr TypeRule kRules[] = {
     {Where::kClass, "upscale", "upscaler"},
     {Where::kClass, "upsampler", "upscaler"},
     {Where::kClass, "superresolution", "upscaler"},
+    {Where::kClass, "srmodel3d", "upscaler"},
     {Where::kClass, "wanvideo", "checkpoint"},
     {Where::kClass, "wan2", "checkpoint"},
     {Where::kClass, "wanmodel", "checkpoint"},
@@ -101,6 +101,7 @@ constexpr TypeRule kRules[] = {
     {Where::kFolder, "controlnet/", "controlnet"},
     {Where::kFolder, "model_patches/", "controlnet"},
     {Where::kFolder, "upscale_models/", "upscaler"},
+    {Where::kFolder, "latent_upscale_models/", "upscaler"},
 };
 
 bool Has(std::string_view text, std::string_view pattern) {

@@ -33,7 +33,8 @@ INSTANTIATE_TEST_SUITE_P(
         TypeCase{{"comfy.model_base.DepthAnything3"}, "", "depth"},
         TypeCase{{"comfy.sdxl_clip.SDXLClipModel"}, "", "clip"},
         TypeCase{{"comfy.text_encoders.flux.FluxClipModel"}, "", "clip"},
-        TypeCase{{"comfy.text_encoders.wan.WanTEModel"}, "", "clip"},
+        TypeCase{
+            {"comfy.text_encoders.wan.te.<locals>.WanTEModel"}, "", "clip"},
         TypeCase{{"comfy.clip_model.CLIPVisionModelProjection"}, "", "clip"},
         TypeCase{{"comfy.image_encoders.dino2.Dinov2Model"}, "", "clip"},
         TypeCase{{"comfy.text_encoders.hunyuan_video.HunyuanVideoClipModel"},
@@ -55,6 +56,11 @@ INSTANTIATE_TEST_SUITE_P(
         TypeCase{{"comfy.cldm.mmdit.ControlNet"}, "", "controlnet"},
         TypeCase{{"comfy.t2i_adapter.adapter.Adapter_light"}, "", "controlnet"},
         TypeCase{
+            {"comfy.ldm.hunyuan_video.upsampler.SRModel3DV2"}, "", "upscaler"},
+        TypeCase{{"comfy.ldm.lightricks.latent_upsampler.LatentUpsampler"},
+                 "",
+                 "upscaler"},
+        TypeCase{
             {"spandrel.architectures.DAT.__arch.DAT.DAT"}, "", "upscaler"}));
 
 INSTANTIATE_TEST_SUITE_P(
@@ -71,6 +77,7 @@ INSTANTIATE_TEST_SUITE_P(
         TypeCase{{"depth_anything_v2.DepthAnythingV2"}, "", "depth"},
         TypeCase{{"pack.Thing"}, "loras/my.safetensors", "lora"},
         TypeCase{{"pack.Thing"}, "upscale_models/x.pth", "upscaler"},
+        TypeCase{{"pack.Thing"}, "latent_upscale_models/x.pth", "upscaler"},
         TypeCase{{"pack.Thing"}, "my/vae/x.pth", "model"},
         TypeCase{{"Thing"}, "", "model"}, TypeCase{{}, "", "model"}));
 
