@@ -2,9 +2,10 @@
 """`make bench`: runs every benchmark there is and prints one table.
 
 C++: every `build/release/bench/*_benchmark` (Google Benchmark). Python: every `bench/*_bench.py`, whose
-`main(moment: bool) -> list[Row]` returns rows. A benchmark that reports an error, and a folder without any
-benchmark, end the run with status 1. `--moment` runs each just long enough to show that it works: its numbers
-mean nothing, and the table says so.
+`main(moment: bool) -> list[Row]` returns rows; its table `GOALS`, if it has one, says of some of them by name how much
+the figure may be at most. A benchmark that reports an error or misses a goal, and a folder without any benchmark, end the
+run with status 1. `--moment` runs each just long enough to show that it works: its numbers mean nothing, the table says
+so, and no goal is looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +78,30 @@ def run_module(path: Path, moment: bool) -> list[Row]:
     return list(module.main(moment))
 
 
+def missed(rows: Sequence[Row], goals: Mapping[str, float]) -> list[str]:
+    """Return a line for each goal that the rows miss; one whose row is not there is missed as well."""
+    found = {name: (figure, unit) for name, figure, unit, _ in rows}
+    lines = []
+    for name, most in goals.items():
+        figure, unit = found.get(name, (None, ""))
+        if figure is None:
+            lines.append(f"{name}: not measured")
+        elif not figure <= most:
+            lines.append(f"{name}: {figure:.2f} {unit}, at most {most:g} is the goal")
+    return lines
+
+
+def alone(measure: Callable[[], list[Row]], goals: Mapping[str, float]) -> int:
+    """Print the rows of one module that is run by itself, in full; returns the exit status."""
+    rows = measure()
+    for name, value, unit, beside in rows:
+        print(f"{name:54} {value:9.2f} {unit:4} {beside}")
+    lines = missed(rows, goals)
+    for line in lines:
+        print(f"MISSED: {line}")
+    return 1 if lines else 0
+
+
 def main() -> int:
     """Run everything; returns the exit status."""
     parser = argparse.ArgumentParser(description="Run every benchmark and print one table.")
@@ -109,6 +135,11 @@ def main() -> int:
             continue
         for name, figure, unit, beside in table[path.name]:
             print(f"  {name:<64} {figure:>14,.3f} {unit:<8} {beside}")
+        goals = getattr(sys.modules.get(path.stem), "GOALS", {})
+        lines = [] if args.moment else missed(table[path.name], goals)
+        for line in lines:
+            print(f"  MISSED: {line}")
+        failed += len(lines)
     if args.json:
         args.json.write_text(json.dumps({"context": context, "rows": table}, indent=1) + "\n")
     return 1 if failed else 0
