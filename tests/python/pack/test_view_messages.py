@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's messages to open pages: sample, run and report, with what the routes answer at that moment."""
+"""What the server tells pages: its messages, and that its answers are what docs/openapi.json describes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ MB = 2**20
 SCHEMAS = json.loads((ROOT / "docs/openapi.json").read_text())["components"]["schemas"]
 
 
+def check(data: Any, schema: dict[str, Any], where: str) -> None:
+    """Every field that is required is there, and none that is not described."""
+    schema = SCHEMAS[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if isinstance(data, list):
+        for value in data:
+            check(value, schema["items"], f"{where}[]")
+    elif isinstance(data, dict) and "properties" in schema:
+        missing = set(schema.get("required", ())) - data.keys()
+        assert not missing, f"{where}: {missing} missing"
+        extra = data.keys() - schema["properties"].keys()
+        assert not extra, f"{where}: {extra} not described"
+        for name, value in data.items():
+            check(value, schema["properties"][name], f"{where}.{name}")
+
+
 class Server:
     """The memory view of a server with one open page; the worker does its work when told to."""
 
@@ -35,8 +50,8 @@ class Server:
     def told(self, event: str) -> list[Any]:
         """What was sent under this name; each has the fields that the page is promised."""
         found = [data for name, data in self.sent if name == event]
-        schema = SCHEMAS[event.removeprefix("distorch.").title()]
-        assert all(data.keys() == set(schema["required"]) for data in found)
+        for data in found:
+            check(data, SCHEMAS[event.removeprefix("distorch.").title()], event)
         return found
 
     def work(self) -> None:
@@ -129,3 +144,29 @@ def test_a_report_is_sent_of_each_job_when_it_is_done(
     assert reports[1]["freed"] == {}
     assert reports == [view.report(r["ticket"]) for r in reports]
     assert view.updates._wake.is_set(), "the update with the new rows follows at once"
+
+
+def test_answers_have_the_fields_that_are_described(
+    server: Server, pack: Any, comfy: comfy_standin.StandIn, sampler: sampling.Sampler
+) -> None:
+    """With a model of ours over three devices and one of others."""
+    view, request = server.view, pack.load("patches.request").Request
+    ours, others = comfy.model(), comfy.model()
+    text = "sim:1,300kb;cpu,300kb;sim:0,*#sim:0"
+    pack.load("patches.adopt").adopt(ours, request("sim:0", text, "node", "file"))
+    comfy.mm.load_models_gpu([ours, others])
+    sampler.take_sample()
+    view.message("execution_start", {"prompt_id": "p"})
+    view.node_started("p", "3", "KSampler", {})
+    view.node_ended("p", "3", [])
+    answers = {
+        "Models": view.models(), "Devices": view.devices(), "Placements": view.placements(),
+        "History": view.history(60), "Profiler": view.profiler(),
+    }  # fmt: skip
+    for name, answer in answers.items():
+        check(json.loads(json.dumps(answer)), SCHEMAS[name], name)
+    assert len(answers["Models"]["models"]) >= 2
+    (placement,) = [p for p in answers["Placements"]["placements"] if p["key"] == id(ours.model)]
+    assert {block["how"] for block in placement["blocks"]} >= {"resident", "streamed"}
+    assert answers["History"]["samples"]
+    assert answers["History"]["runs"][0]["nodes"]
