@@ -203,8 +203,9 @@ def _make_room(patcher: Any, placed: Placed, donor: str) -> None:
 
 
 def _fit(placed: Placed, budget: float) -> None:
-    staging, left_out = 0, 0
-    # What is left out is streamed as well, which may take larger slots, or one more.
+    staging = placed.staging(streams())
+    left_out = placed.fit(budget, staging)
+    # What is left out is streamed as well, which may take slots where there were none, or larger ones.
     while (needed := placed.staging(streams())) > staging:
         staging = needed
         left_out = placed.fit(budget, staging)

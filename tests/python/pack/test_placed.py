@@ -68,6 +68,17 @@ def test_a_second_load_on_a_full_device_asks_for_nothing_and_moves_nothing(make,
     assert patcher.loaded_size() == torch.sim.memory_allocated(0) - hog.nbytes
 
 
+def test_a_model_without_donors_streams_what_does_not_fit(make, comfy, expected) -> None:
+    patcher = make("sim:0,*")
+    assert patcher.model_size() > 1000 * 1024
+    comfy.load_models_gpu([patcher], 1000 * 1024)
+    assert patcher.distorch_placed().spilled
+    assert torch.equal(run(patcher), expected)
+    assert 0 < torch.sim.memory_allocated(0) <= 1000 * 1024
+    comfy.load_models_gpu([patcher], 4000 * 1024)
+    assert not patcher.distorch_placed().spilled, "it all fits now"
+
+
 def test_a_donor_that_gives_memory_back_is_accounted_for(make, comfy) -> None:
     patcher = make()
     comfy.load_models_gpu([patcher])
