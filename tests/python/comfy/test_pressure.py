@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_harness import Start, Workflow, state
+from comfy_harness import Start, Workflow, models, state
 
 pytestmark = pytest.mark.comfy
 
@@ -91,3 +91,49 @@ def test_a_model_that_the_core_loaded_at_once_is_placed_all_the_same(start: Star
     now = state(comfy)
     assert now.placed("BaseModel")["bytes"]["sim:1"] == now.allocated["sim:1"] > 0
     assert len([row for row in now.loaded if row[1] == "BaseModel"]) == 1
+
+
+STORED = """
+import comfy.model_management as mm
+(_entry,) = [m for m in mm.current_loaded_models if type(m.model.model).__name__ == "WAN21"]
+result = {n: [str(m.weight.dtype), m.weight.device.type]
+          for n, m in _entry.model.model.diffusion_model.named_modules()
+          if getattr(m, "weight", None) is not None}
+_entry = None
+"""
+
+
+def test_patched_blocks_on_the_host_are_fp8_with_the_low_precision_loader(start: Start) -> None:
+    comfy = start(FOR_COMFYUI + 12 * MIB, 8 * GIB)
+
+    def one(loader: str, *, lora: bool = True, **inputs: object) -> Workflow:
+        w, file = Workflow(), "wan.safetensors"
+        model = w.add(loader, unet_name=file, **inputs)
+        if lora:
+            model = w.add("LoraLoaderModelOnly", model=model, lora_name=file, strength_model=0.8)
+        return w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+
+    plain = {"weight_dtype": "default"}
+    bare = comfy.run(one("UNETLoader", lora=False, **plain)).values["wan"]
+    expected = comfy.run(one("UNETLoader", **plain)).values["wan"]
+    effect = (expected - bare).abs().max()
+    comfy.free()
+    whole = {**plain, "compute_device": "sim:0", "expert_mode_allocations": "sim:0,*"}
+    result = comfy.run(one("UNETLoaderDisTorch2MultiGPU", **whole)).values["wan"]
+    assert (result - expected).abs().max() <= 1e-5
+    stored = comfy.evaluate(STORED)
+    host = {name for name, (_, device) in stored.items() if device == "cpu"}
+    assert {dtype for dtype, _ in stored.values()} == {"torch.float32"}
+    comfy.free()
+    result = comfy.run(one("UNetLoaderLP")).values["wan"]
+    stored = comfy.evaluate(STORED)
+    low = {name for name, (dtype, _) in stored.items() if "float8" in dtype}
+    assert low == host & set(models.wan_lora_keys())
+    difference = (result - expected).abs().max()
+    if comfy.version.number < (0, 8):  # that old, it allows 128 MB whatever is free
+        assert host == low == set()
+        assert difference <= 1e-5
+    else:
+        assert len(low) >= 2
+        assert stored["blocks.2.ffn.2"] == ["torch.float32", "cpu"], "not patched"
+        assert 0 < difference < 0.1 * effect
