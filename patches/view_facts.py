@@ -34,7 +34,7 @@ def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[st
         "bytes": dict(placement.bytes_per_device),
         "streaming": placement.streaming,
         "streamed_bytes": placement.streamed_bytes,
-        "staging_byte": placement.staging_bytes,
+        "staging_bytes": placement.staging_bytes,
         "notes": list(placement.notes),
         "predicted_step_ms": None if predicted is None else round(predicted * 1000, 3),
         "measured_step_ms": None if measured is None else round(measured * 1000, 3),
