@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow, reset_counters, state
+from comfy_harness import ComfyServer, Workflow, models, reset_counters, state
 
 pytestmark = pytest.mark.comfy
 
@@ -94,6 +94,61 @@ def test_scaled_fp8_layers_come_with_their_groups(comfy: ComfyServer, donor: str
     shown = state(comfy).placed("WAN21")
     assert "layer by layer" not in shown["streaming"], shown["streaming"]
     assert now["bytes"] < 9 * MIB  # a step moves what is stored, of 16 MB in float32
+
+
+LAYOUTS = """
+import torch
+import comfy.model_management as mm
+(_placed,) = {p for m in mm.current_loaded_models
+              if (p := getattr(m.model.model, "_distorch_placed", None)) and p.name == "WAN21"}
+_weights = [c.current for b in _placed.blocks for c in b.cells if c.name == "weight" and ".ffn.0" in c.key]
+result = {"kinds": sorted({f"{type(w).__name__} {w._layout_cls}" for w in _weights}),
+          "stored": sorted({str(w._qdata.dtype) for w in _weights}),
+          "bytes": _placed.bytes_per_device(), "planned": _placed.planned_bytes("sim:1"),
+          "allocated": torch.sim.memory_allocated(1)}
+del _placed, _weights
+"""
+
+
+@pytest.mark.parametrize("layout", models.QUANTISED)
+@pytest.mark.parametrize("donor", ["sim:1,*", "sim:1,2mb;cpu,*", "sim:1,*,mode=migrate"])
+def test_layouts_of_comfy_kitchen_are_placed_and_streamed(
+    comfy: ComfyServer, layout: str, donor: str
+) -> None:
+    """Files of 4 and 8 bits through the core's own loader; what is stored is what is moved."""
+    known = comfy.version.path / "comfy" / "quant_ops.py"
+    if not known.exists() or f'"{layout}"' not in known.read_text():
+        pytest.skip(f"this ComfyUI does not know {layout}")
+    file = f"wan_{layout}.safetensors"
+    reference = comfy.run(wan(None, steps=4, file=file)).values["wan"]
+    assert reference.isfinite().all()
+    comfy.free()
+    result = comfy.run(wan(f"sim:0,12%;{donor}", steps=4, file=file)).values["wan"]
+    assert torch.equal(result, reference)
+    found = comfy.evaluate(LAYOUTS)
+    kind, stored = {"nvfp4": ("NVFP4", "uint8"), "int8_tensorwise": ("INT8", "int8")}[layout]
+    assert len(found["kinds"]) == 1
+    assert kind in found["kinds"][0]
+    assert found["stored"] == [f"torch.{stored}"]
+    assert found["bytes"]["sim:1"] == found["planned"] > 1.9 * MIB
+    assert found["planned"] <= found["allocated"] < found["planned"] + MIB // 8
+    now = engine(comfy, "WAN21")
+    groups = [*now["streamed"], *now["migrated"].get("sim:1", [])]
+    assert sorted(groups) == [f"diffusion_model.blocks.{i}" for i in range(3)]
+    assert bool(now["migrated"]) is ("migrate" in donor)
+    assert "layer by layer" not in state(comfy).placed("WAN21")["streaming"]
+    assert now["counters"]["ahead"] > now["counters"]["on_demand"] or donor != "sim:1,*"
+    assert now["bytes"] < 3 * MIB  # of 9.5 MB that these weights take in float32
+    comfy.free(let_go=True)
+    comfy.evaluate(FORGET_TABLES)
+    assert set(state(comfy).allocated.values()) == {0}
+
+
+FORGET_TABLES = """
+from comfy_kitchen.backends.eager import quantization
+getattr(quantization, "E2M1_LUT_CACHE", {}).clear()  # comfy-kitchen's own, a table on each device
+result = None
+"""
 
 
 def test_groups_run_on_their_donor(comfy: ComfyServer) -> None:

@@ -8,6 +8,7 @@ Sizes in float32 unless said: `flux` 5.6 MB (hidden 128, ComfyUI 0.25 and later)
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import pathlib
 
@@ -287,6 +288,8 @@ def write_all(models: pathlib.Path) -> None:
             write(models / name, shapes, dtype, seed)
     folder = models / "diffusion_models"
     write_scaled_fp8(folder / "wan.safetensors", folder / "wan_scaled_fp8.safetensors")
+    for layout in QUANTISED:
+        write_quantised(folder / "wan.safetensors", folder / f"wan_{layout}.safetensors", layout)
 
 
 def write_scaled_fp8(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -300,6 +303,44 @@ def write_scaled_fp8(source: pathlib.Path, target: pathlib.Path) -> None:
         else:
             tensors[key] = tensor
     save_file(tensors, target)
+
+
+#: Layouts of comfy-kitchen, as files name them layer by layer.
+QUANTISED = ("nvfp4", "int8_tensorwise")
+
+
+def write_quantised(source: pathlib.Path, target: pathlib.Path, layout: str) -> None:
+    """A float32 diffusion model with random 4 or 8-bit linear weights in its blocks, in comfy-kitchen's layout."""
+    generator = torch.Generator().manual_seed(99)
+    tensors = {}
+    for key, tensor in load_file(source).items():
+        if key.startswith("blocks.") and key.endswith(".weight") and tensor.ndim == 2:
+            name = key.removesuffix(".weight")
+            for part, value in _quantised(tensor.shape, layout, generator).items():
+                tensors[f"{name}.{part}"] = value
+            note = json.dumps({"format": layout}).encode()
+            tensors[f"{name}.comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
+        else:
+            tensors[key] = tensor
+    save_file(tensors, target)
+
+
+def _quantised(
+    shape: tuple[int, ...], layout: str, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Random weights of variance 1 / width. nvfp4: two a byte, a scale for each 16, one for all."""
+    rows, width = shape
+    if layout == "int8_tensorwise":
+        weight = torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+        scale = torch.tensor(1 / (73.3 * math.sqrt(width)))  # 73.3: root mean square of these
+        return {"weight": weight, "weight_scale": scale}
+    packed = torch.randint(0, 256, (rows, width // 2), generator=generator).to(torch.uint8)
+    blocks = torch.rand((rows, width // 16), generator=generator) + 0.5
+    return {
+        "weight": packed,
+        "weight_scale": blocks.to(torch.float8_e4m3fn),
+        "weight_scale_2": torch.tensor(1 / (2.93 * math.sqrt(width))),
+    }
 
 
 def wan_lora_keys(blocks: int = 2) -> list[str]:
