@@ -10,6 +10,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+import torch
 from comfy_harness import ComfyServer, Workflow, state, versions
 
 pytestmark = pytest.mark.comfy
@@ -38,19 +39,25 @@ def chosen(comfy: ComfyServer):
     """Choices for one test."""
     yield lambda **choices: choose(comfy, **choices)
     choose(comfy, reserve_gb=0, strict=False, log_level="INFO", debug_mode=False)
+    choose(comfy, kept_memory_threshold=92, kept_under_pressure=True)
+
+
+PLACED = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,6mb;cpu,*"}
+
+
+def run_file(comfy: ComfyServer, file: str, loader: str, **inputs: Any) -> torch.Tensor:
+    w = Workflow()
+    model = w.add(loader, unet_name=file, weight_dtype="default", **inputs)
+    w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
+    return comfy.run(w).values["wan"]
+
+
+def run_placed(comfy: ComfyServer, file: str) -> torch.Tensor:
+    return run_file(comfy, file, "UNETLoaderDisTorch2MultiGPU", **PLACED)
 
 
 def run_wan(comfy: ComfyServer) -> dict[str, int]:
-    w = Workflow()
-    model = w.add(
-        "UNETLoaderDisTorch2MultiGPU",
-        unet_name="wan.safetensors",
-        weight_dtype="default",
-        compute_device="sim:0",
-        expert_mode_allocations="sim:1,6mb;cpu,*",
-    )
-    w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "wan")
-    comfy.run(w)
+    run_placed(comfy, "wan.safetensors")
     return dict(state(comfy).placed("WAN21")["bytes"])
 
 
@@ -127,3 +134,52 @@ def test_with_several_users_the_choice_made_last_counts(tmp_path: pathlib.Path) 
         assert server.evaluate(NOW)["reserve_gb"] == 4
     finally:
         server.stop()
+
+
+# The host has `FREE` of its memory available as long as more than one model is kept, then plenty.
+FULL_HOST = """
+import sys
+from distorch import hostmemory
+_keep = next(m for n, m in sys.modules.items() if n.endswith("patches.keep"))
+torch.distorch_test_available = hostmemory.available_bytes
+hostmemory.available_bytes = lambda: int(
+    hostmemory.total_bytes() * (FREE if len(_keep.kept()) > 1 else 0.9))
+"""
+REAL_HOST = """
+from distorch import hostmemory
+hostmemory.available_bytes = torch.distorch_test_available
+"""
+KEPT = "result = [entry.request.file for entry in _keep.kept()]"
+
+
+@pytest.mark.parametrize(
+    ("choices", "kept"),
+    [
+        ({}, ["wan_second.safetensors", "wan_scaled_fp8.safetensors"]),
+        ({"kept_memory_threshold": 96}, None),
+        ({"kept_under_pressure": False}, None),
+    ],
+)
+def test_a_full_host_lets_go_of_the_kept_model_that_waited_longest(
+    comfy: ComfyServer, chosen: Any, choices: dict[str, Any], kept: list[str] | None
+) -> None:
+    files = ["wan.safetensors", "wan_second.safetensors", "wan_scaled_fp8.safetensors"]
+    expected = run_file(comfy, files[2], "UNETLoader")
+    run_placed(comfy, files[0])
+    run_placed(comfy, files[1])
+    chosen(**choices)
+    before = comfy.log().count("is no longer kept")
+    comfy.evaluate(FULL_HOST.replace("FREE", "0.06"))
+    try:
+        assert comfy.evaluate(KEPT) == files[:2]
+        result = run_placed(comfy, files[2])
+    finally:
+        comfy.evaluate(REAL_HOST)
+    assert (result - expected).abs().max() <= 1e-5
+    assert comfy.evaluate(KEPT) == (kept or files)
+    told = "memory is more than 92 % full: WAN21 (wan.safetensors) is no longer kept"
+    assert comfy.log().count("is no longer kept") == before + (kept is not None)
+    assert (told in comfy.log().rpartition("got prompt")[2]) is (kept is not None)
+    comfy.free(let_go=False)
+    there = [row for row in state(comfy).loaded if row[1] == "WAN21"]
+    assert len(there) == len(kept or files)
