@@ -19,7 +19,7 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     devices.install()
     unload.install()
     unload_now.install()
-    memory_view.install().actions.jobs.finishing.append(unload.add_details)
+    memory_view.install()
     settings.install()
     old_names.install(__name__.rpartition(".")[0])
     folders = other_folders(map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes")))

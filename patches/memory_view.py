@@ -21,7 +21,7 @@ from distorch.peaks import Ledger
 from distorch.recorder import Held, RunRecorder
 from distorch.step_times import StepTimes
 
-from . import metrics
+from . import metrics, unload
 from .between_prompts import Job
 from .node_events import ENDINGS, NodeEvents
 from .seam import FunctionSeam
@@ -193,6 +193,7 @@ def install() -> MemoryView:
 
     server = PromptServer.instance
     view = MemoryView(server, comfy.model_management)
+    view.actions.jobs.finishing.append(unload.add_details)
     events = NodeEvents(execution, comfy.utils, comfy.model_base)
     events.listeners.append(view)
     with contextlib.ExitStack() as undo:  # what fails on the way leaves nothing behind

@@ -120,6 +120,7 @@ def test_uninstalling_gives_everything_back(core: Core, pack: Any) -> None:
         assert sources() != asked
         assert threads() == THREADS
         assert sampler.sampler().running
+        assert first.actions.jobs.finishing == [pack.load("patches.unload").add_details]
         view.uninstall()
         view.uninstall()
         assert all(a is b for a, b in zip(core.taken(), functions, strict=True))
