@@ -265,10 +265,12 @@ def test_injections_object_patches_and_callbacks_act_as_in_the_core(comfy: Comfy
 
 
 def controlled(loader: str, **inputs: object) -> Workflow:
-    """Samples a checkpoint under a ControlNet."""
+    """Samples a checkpoint under a ControlNet, whose loader may want to be given the model."""
     w = Workflow()
     model = w.add("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")
     prompt = w.add("CLIPTextEncode", clip=w.output(model, 1), text="a hint")
+    if loader.startswith("Diff"):
+        inputs["model"] = model
     control = w.add(loader, control_net_name="controlnet.safetensors", **inputs)
     image = w.add("EmptyImage", width=64, height=64, batch_size=1, color=0x808080)
     prompt = w.add(
@@ -277,11 +279,12 @@ def controlled(loader: str, **inputs: object) -> Workflow:
     return w.save(w.sample(model, prompt, w.latent(1, 4, 8, 8)), "latent")
 
 
-def test_a_controlnet_is_placed_beside_a_model_of_the_core(comfy: ComfyServer) -> None:
-    expected = comfy.run(controlled("ControlNetLoader")).values["latent"]
+@pytest.mark.parametrize("loader", ["ControlNetLoader", "DiffControlNetLoader"])
+def test_a_controlnet_is_placed_beside_a_model_of_the_core(comfy: ComfyServer, loader: str) -> None:
+    expected = comfy.run(controlled(loader)).values["latent"]
     comfy.free()
     inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,10mb;cpu,5mb;sim:0,*"}
-    result = comfy.run(controlled("ControlNetLoaderDisTorch2MultiGPU", **inputs)).values["latent"]
+    result = comfy.run(controlled(f"{loader}DisTorch2MultiGPU", **inputs)).values["latent"]
     assert torch.equal(result, expected)
     now = state(comfy)
     sizes = now.placed("ControlNet")["bytes"]

@@ -111,27 +111,3 @@ def test_a_folder_of_diffusers(comfy: ComfyServer) -> None:
     sizes = state(comfy).placed("WAN21")["bytes"]
     assert 4 * MIB < sizes["sim:1"] <= 6 * MIB
     assert sizes["cpu"] > 0
-
-
-def controlled(loader: str, **inputs: Any) -> Workflow:
-    """Samples under a ControlNet that is loaded for its model."""
-    w = Workflow()
-    model = w.add("CheckpointLoaderSimple", ckpt_name="sd15.safetensors")
-    prompt = w.add("CLIPTextEncode", clip=w.output(model, 1), text="a hint")
-    control = w.add(loader, model=model, control_net_name="controlnet.safetensors", **inputs)
-    image = w.add("EmptyImage", width=64, height=64, batch_size=1, color=0x808080)
-    prompt = w.add(
-        "ControlNetApply", conditioning=prompt, control_net=control, image=image, strength=1.0
-    )
-    return w.save(w.sample(model, prompt, w.latent(1, 4, 8, 8)), "latent")
-
-
-def test_a_controlnet_that_takes_a_model(comfy: ComfyServer) -> None:
-    expected = comfy.run(controlled("DiffControlNetLoader")).values["latent"]
-    comfy.free()
-    inputs = {"compute_device": "sim:0", "expert_mode_allocations": "sim:1,10mb;cpu,5mb;sim:0,*"}
-    result = comfy.run(controlled("DiffControlNetLoaderDisTorch2MultiGPU", **inputs))
-    assert torch.equal(result.values["latent"], expected)
-    now = state(comfy)
-    sizes = now.placed("ControlNet")["bytes"]
-    assert 9 * MIB < sizes["sim:1"] == now.allocated["sim:1"] <= 10 * MIB
