@@ -72,7 +72,7 @@ def _fastest_us(run: Callable[[], object], repeats: int) -> float:
 
 def _streamed(model: nn.Module, compute: str) -> tuple[object, object]:
     from distorch.engine import StreamedExecutor
-    from distorch.inventory import inventory
+    from distorch.model_blocks import inventory
     from distorch.mover import place
 
     placement = {block.name: "cpu" for block in inventory(model).blocks}

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from distorch import allocation, placements, sampler, scan
+from distorch import allocation, placement_records, sampler, scan
 from distorch.peaks import Ledger
 from distorch.recorder import Held, RunRecorder
 from distorch.step_times import StepTimes
@@ -76,7 +76,9 @@ class MemoryView:
 
     def placements(self) -> dict[str, Any]:
         """Return where the blocks of each model of ours lie, in the model's order."""
-        return {"placements": [placement_json(p, self._steps) for p in placements.placements()]}
+        return {
+            "placements": [placement_json(p, self._steps) for p in placement_records.placements()]
+        }
 
     def history(self, seconds: int, prompt: str | None = None) -> dict[str, Any]:
         """Return the samples of the last `seconds` and what runs needed then (or one prompt's)."""

@@ -16,7 +16,7 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from distorch import placements, scan
+from distorch import placement_records, scan
 from distorch.devices import name_of
 
 from . import shards
@@ -199,7 +199,7 @@ def attach(model: Any, request: Request) -> Placed:
     """Puts a placement on the inner model; it is forgotten when the model dies, which the scan hears of."""
     placed = Placed(model, request, torch.device(request.compute))
     setattr(model, ATTRIBUTE, placed)
-    weakref.finalize(model, placements.forget, placed.key).atexit = False
+    weakref.finalize(model, placement_records.forget, placed.key).atexit = False
     weakref.finalize(model, scan.scanner().invalidate).atexit = False
     return placed
 

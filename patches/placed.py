@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from distorch import allocation, placements
+from distorch import allocation, placement_records
 from distorch.devices import name_of
 from distorch.engine.slabs import slab_of
-from distorch.inventory import block_costs, planned_groups
+from distorch.model_blocks import block_costs, planned_groups
 from distorch.parts import tensor_bytes
 from distorch.placed import PlacementError
 
@@ -297,6 +297,6 @@ class Placed:
         """Bytes of weights on the compute device now; 0 when not loaded there."""
         return self.bytes_per_device().get(name_of(self.compute), 0) if self.loaded else 0
 
-    def report(self, state: str) -> placements.Placement:
+    def report(self, state: str) -> placement_records.Placement:
         """What `distorch.placements()` shows."""
         return placed_report.report(self, state)

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from distorch import placements
+from distorch import placement_records
 from distorch.devices import name_of
 
 if TYPE_CHECKING:
     from .placed import Placed
 
 
-def report(placed: Placed, state: str) -> placements.Placement:
-    """Where its tensors are, why, and how it runs; `state` as in `placements.Placement`."""
+def report(placed: Placed, state: str) -> placement_records.Placement:
+    """Where its tensors are, why, and how it runs; `state` as in `placement_records.Placement`."""
     plan = placed.plan
-    return placements.Placement(
+    return placement_records.Placement(
         key=placed.key,
         name=placed.name,
         file=placed.request.file,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from distorch import allocation, placements
+from distorch import allocation, placement_records
 from distorch.engine import GroupEngine, GroupSpec, HostPinner
 from distorch.engine.executor import host_links
 from distorch.engine.pinning import registrar_for
@@ -213,7 +213,7 @@ def _reporter(placed: Any) -> Callable[[], None]:
     def report() -> None:
         placed = reference()
         if placed is not None and placed.runner is not None:
-            placements.record(placed.report("placed"))
+            placement_records.record(placed.report("placed"))
             log.info("%s: %s", placed.name, placed.runner.describe())
 
     return report

@@ -18,7 +18,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from distorch import allocation, placements, scan
+from distorch import allocation, placement_records, scan
 from distorch.devices import name_of
 
 from . import devices, lifecycle
@@ -113,7 +113,7 @@ def account(model: Any, placed: Placed) -> None:
 
 def tell(model: Any, placed: Placed, state: str) -> None:
     """Makes a change of a model's placement known: to `distorch.placements()`, the scan and who listens."""
-    placements.record(placed.report(state))
+    placement_records.record(placed.report(state))
     scan.invalidate()
     lifecycle.tell(lifecycle.changed, model)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from distorch import devices, placements, scan
+from distorch import devices, placement_records, scan
 from distorch.recorder import Held
 from distorch.step_times import StepTimes
 
 from . import keep
 
 
-def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[str, Any]:
+def placement_json(placement: placement_records.Placement, steps: StepTimes) -> dict[str, Any]:
     """Return one placement; step times are null where they are not known."""
     predicted = placement.predicted_step_s
     measured = steps.seconds(placement.key)
@@ -43,7 +43,7 @@ def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[st
 
 def management_of(module: nn.Module) -> scan.Management | None:
     """Return how DisTorch manages `module`, None where it does not."""
-    placement = placements.find(id(module))
+    placement = placement_records.find(id(module))
     if placement is None:
         return None
     away = sum(placement.bytes_per_device.values()) - placement.bytes_per_device.get(
@@ -56,7 +56,7 @@ def management_of(module: nn.Module) -> scan.Management | None:
     return scan.Management(flagged, placement.compute, max(0, away - migrated), migrated)
 
 
-def _migrated_bytes(module: nn.Module, placement: placements.Placement) -> int:
+def _migrated_bytes(module: nn.Module, placement: placement_records.Placement) -> int:
     """Return the bytes of the groups that run on a donor, by their modules' tensors."""
     sizes = {}
     for name, mode in placement.groups.items():
@@ -70,7 +70,7 @@ def _migrated_bytes(module: nn.Module, placement: placements.Placement) -> int:
 
 def staging_bytes(module: nn.Module) -> dict[str, int]:
     """Return the memory through which the blocks of a placed model are streamed."""
-    placement = placements.find(id(module))
+    placement = placement_records.find(id(module))
     if placement is None or placement.state != "placed" or not placement.staging_bytes:
         return {}
     return {placement.compute: placement.staging_bytes}

@@ -50,7 +50,7 @@ def resident(model: nn.Module, device: str, away: Sequence[str]) -> Iterator[Non
 def streamed(model: nn.Module, device: str, away: Sequence[str]) -> Iterator[Any]:
     """DisTorch: whole blocks ahead of their use, nothing copied back."""
     from distorch.engine import StreamedExecutor
-    from distorch.inventory import inventory
+    from distorch.model_blocks import inventory
     from distorch.mover import place
 
     chosen = set(away)

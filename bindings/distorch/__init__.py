@@ -19,13 +19,13 @@ _EXPORTS: dict[str, str] = {
     "PlacedModel": "distorch.placed",
     "PlanError": "distorch.allocation",
     "StreamedExecutor": "distorch.engine",
-    "inventory": "distorch.inventory",
+    "inventory": "distorch.model_blocks",
     "list_devices": "distorch.devices",
     "make_plan": "distorch.allocation",
     "parse": "distorch.allocation",
     "place": "distorch.mover",
     "place_string": "distorch.mover",
-    "placements": "distorch.placements",
+    "placements": "distorch.placement_records",
     "registry": "distorch.eject",
 }
 

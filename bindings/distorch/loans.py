@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from distorch.inventory import TensorRef, walk
+from distorch.model_blocks import TensorRef, walk
 
 # Modules that read the weights of their children without calling them.
 _READS_CHILDREN: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoderLayer)

@@ -18,7 +18,7 @@ from torch import nn
 
 from distorch.allocation import Device, Options, group_names, make_plan, parse
 from distorch.devices import name_of
-from distorch.inventory import (
+from distorch.model_blocks import (
     Grouping,
     Inventory,
     ModelBlock,
@@ -226,7 +226,7 @@ def place_string(
         progress: see `place`.
         seconds: what each layer group computes in a step, as an executor has measured it (`group_seconds`).
         often: groups that are come back to within a step, as it has seen them (`often`).
-        groups: see `distorch.inventory.inventory`.
+        groups: see `distorch.model_blocks.inventory`.
 
     Raises:
         AllocationError: the string is wrong; the message points at the place.

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from distorch.devices import name_of
-from distorch.inventory import Inventory, TensorKey, TensorRef, tensor_key, walk
 from distorch.loans import Loan, borrowers, refresh_flat_weights, was_written
+from distorch.model_blocks import Inventory, TensorKey, TensorRef, tensor_key, walk
 from distorch.nested import map_tensors
 from distorch.parts import moved, tensor_bytes
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from distorch.devices import name_of
-from distorch.inventory import ModelBlock, TensorKey, TensorRef, tensor_key
+from distorch.model_blocks import ModelBlock, TensorKey, TensorRef, tensor_key
 from distorch.parts import moved, rebuilt, tensor_bytes
 from distorch.patching import Patch, apply_patches
 from distorch.placed import PlacedModel

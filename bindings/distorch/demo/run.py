@@ -23,7 +23,7 @@ from distorch.demo.model import SENTENCES, DemoError, Encoder, load_model, make_
 from distorch.demo.picture import placement_svg
 from distorch.demo.setting import MB, FixedPlan, Setting, choose_setting, least_transfers
 from distorch.devices import name_of
-from distorch.inventory import Inventory, inventory
+from distorch.model_blocks import Inventory, inventory
 from distorch.mover import place
 from distorch.patching import Patches
 from distorch.placed import PlacedModel

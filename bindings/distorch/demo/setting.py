@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from distorch.demo.model import DemoError
-from distorch.inventory import Inventory
+from distorch.model_blocks import Inventory
 from distorch.placed import PlacedModel
 
 MB = 2**20

@@ -15,7 +15,7 @@ from torch import nn
 
 
 class TensorPlace(Protocol):
-    """What names a tensor: `distorch.inventory.TensorRef`, and Cell."""
+    """What names a tensor: `distorch.model_blocks.TensorRef`, and Cell."""
 
     @property
     def module(self) -> nn.Module:
@@ -39,7 +39,7 @@ class Cell:
     __slots__ = ("_module", "kind", "name", "qualified", "table")
 
     def __init__(self, place: Any) -> None:
-        """`place`: has `module`, `name`, `table`, `kind` and `qualified`, as `distorch.inventory.TensorRef`."""
+        """`place`: has `module`, `name`, `table`, `kind` and `qualified`, as `distorch.model_blocks.TensorRef`."""
         self._module = weakref.ref(place.module)
         self.table: dict[str, Any] = place.table
         self.name: str = place.name

@@ -13,7 +13,7 @@ from distorch.engine.groups import GroupEngine
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.specs import GroupSpec
 from distorch.engine.travelling import resolve
-from distorch.inventory import ModelBlock, TensorRef
+from distorch.model_blocks import ModelBlock, TensorRef
 from distorch.nested import map_tensors
 from distorch.parts import can_rebuild
 from distorch.placed import PlacedModel

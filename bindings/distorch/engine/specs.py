@@ -42,7 +42,7 @@ class GroupSpec:
         here: Iterable[Any] = (),
         donor: str = "",
     ) -> None:
-        """Tensors are `distorch.inventory.TensorRef`s or Cells."""
+        """Tensors are `distorch.model_blocks.TensorRef`s or Cells."""
         self.name, self.donor = name, donor
         self._module = weakref.ref(module)
         self.away = tuple(ref if isinstance(ref, Cell) else Cell(ref) for ref in away)

@@ -14,7 +14,7 @@ from placing import plan_of
 from torch import nn
 
 from distorch.eject import EjectReport, Registry
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import place
 from distorch.placed import PlacedModel
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from distorch.engine import StreamedExecutor
 from distorch.engine.travelling import TravellingTensor, travelling
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import place, place_string
 from distorch.nested import map_tensors
 from distorch.placed import PlacedModel

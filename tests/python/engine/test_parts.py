@@ -13,7 +13,7 @@ from torch import nn
 from distorch import parts
 from distorch.engine import StreamedExecutor
 from distorch.engine.slabs import ALIGNMENT, layout, pack, runs, slab_of, views
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import place
 from distorch.patching import DiffPatch, PatchError
 

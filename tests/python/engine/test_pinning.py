@@ -15,7 +15,7 @@ from torch import nn
 from distorch.engine import HostPinner, StreamedExecutor, bounce, pinning, slabs, streaming
 from distorch.engine.bounce import BounceCopier
 from distorch.engine.slabs import PAGE
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import place
 from distorch.patching import DiffPatch
 from distorch.placed import PlacedModel

@@ -14,7 +14,7 @@ from torch import nn
 
 from distorch._load import core
 from distorch.engine import ALIGNMENT, StreamedExecutor
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import place, place_string
 from distorch.placed import PlacedModel
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from placing import Model
 
-from distorch.inventory import Inventory, inventory
+from distorch.model_blocks import Inventory, inventory
 
 
 @pytest.fixture

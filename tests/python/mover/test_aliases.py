@@ -8,7 +8,7 @@ import torch
 from placing import plan_of
 from torch import nn
 
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import place, place_string
 from distorch.patching import DiffPatch
 

@@ -9,7 +9,7 @@ import torch
 from placing import DEVICES, Layer, Model, State, lora, plan_of, some_patches, spread
 from torch import nn
 
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import Progress, place
 from distorch.patching import DiffPatch, LoraPatch, PatchError, Patches
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distorch.inventory import block_costs, inventory, walk
+from distorch.model_blocks import block_costs, inventory, walk
 
 
 def nested(depth: int) -> nn.Module:

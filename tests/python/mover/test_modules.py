@@ -12,8 +12,8 @@ import torch
 from placing import plan_of
 from torch import nn
 
-from distorch.inventory import inventory
 from distorch.loans import borrowers
+from distorch.model_blocks import inventory
 from distorch.mover import place
 from distorch.patching import DiffPatch
 from distorch.placed import PlacedModel, PlacementError

@@ -8,7 +8,7 @@ import torch
 from placing import Model, lora, plan_of, some_patches, spread
 from torch import nn
 
-from distorch.inventory import inventory
+from distorch.model_blocks import inventory
 from distorch.mover import place
 from distorch.patching import LoraPatch
 

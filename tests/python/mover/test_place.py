@@ -13,7 +13,7 @@ from torch import nn
 
 import distorch
 from distorch.allocation import Device
-from distorch.inventory import Inventory, inventory
+from distorch.model_blocks import Inventory, inventory
 from distorch.mover import Progress, place, place_string
 from distorch.patching import DiffPatch, LoraPatch
 from distorch.placed import PlacementError

@@ -8,7 +8,7 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch import placements
+from distorch import placement_records
 from distorch.allocation import PlanError
 
 SIZE = 128
@@ -85,7 +85,7 @@ def test_a_donor_that_gives_memory_back_is_accounted_for(make, comfy) -> None:
     (entry,) = [e for e in comfy.mm.current_loaded_models if e.device == torch.device("sim", 1)]
     assert entry.model_unload()
     assert patcher.loaded_size() == torch.sim.memory_allocated(0), "the slots are gone as well"
-    shown = placements.find(patcher.distorch_placed().key)
+    shown = placement_records.find(patcher.distorch_placed().key)
     assert "sim:1" not in shown.bytes_per_device
     assert shown.spilled > 0
 
@@ -306,17 +306,17 @@ def test_a_block_that_is_not_where_it_belongs_is_named(make, comfy) -> None:
 def test_the_registry_knows_the_model_while_it_lives(make, comfy) -> None:
     patcher = make(file="a.safetensors")
     key = patcher.distorch_placed().key
-    assert placements.find(key).state == "waiting"
+    assert placement_records.find(key).state == "waiting"
     comfy.load_models_gpu([patcher])
-    shown = placements.find(key)
+    shown = placement_records.find(key)
     assert (shown.state, shown.file) == ("placed", "a.safetensors")
     assert shown.blocks["blocks.0.up"] == patcher.distorch_placed().plan.placement["blocks.0.up"]
     assert shown.total == sum(t.nbytes for t in patcher.model.state_dict().values())
     patcher.detach()
-    assert placements.find(key).state == "released"
+    assert placement_records.find(key).state == "released"
     comfy.mm.current_loaded_models.clear()
     del patcher
-    assert placements.find(key) is None
+    assert placement_records.find(key) is None
 
 
 def test_a_plain_patcher_on_a_placed_model_is_reported(make, comfy, pack, caplog) -> None:

@@ -11,7 +11,7 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch import placements
+from distorch import placement_records
 
 SIZE = 128
 
@@ -61,7 +61,9 @@ def test_a_step_copies_each_streamed_group_once_and_ahead(make, expected) -> Non
     assert distorch_sim.copied("sim:0", "cpu") == value.nbytes, "the result; no weights come back"
     assert engine.counters["ahead"] - before["ahead"] == 4
     assert engine.counters["on_demand"] == before["on_demand"]
-    assert "4 groups are streamed" in placements.find(patcher.distorch_placed().key).streaming
+    assert (
+        "4 groups are streamed" in placement_records.find(patcher.distorch_placed().key).streaming
+    )
 
 
 def test_groups_run_on_their_donor_when_the_string_says_so(make, expected) -> None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import distorch
 from distorch import _load, cli
@@ -36,6 +40,28 @@ def test_every_export_and_every_command_can_be_loaded() -> None:
     for command in cli.COMMANDS:
         text = run("-m", "distorch", command, "--help")
         assert text.startswith(f"usage: distorch {command}"), text
+
+
+def test_no_public_name_is_a_module_as_well() -> None:
+    # A module that is imported hangs on its package under its name, over what `__getattr__` gives.
+    modules = {module.name for module in pkgutil.iter_modules(distorch.__path__)}
+    assert {"devices", "model_blocks"} <= modules
+    assert not modules & set(distorch.__all__)
+
+
+def test_every_export_is_the_same_the_second_time() -> None:
+    for module in set(distorch._EXPORTS.values()):
+        importlib.import_module(module)
+    for name in distorch.__all__:
+        first = getattr(distorch, name)
+        assert not inspect.ismodule(first), name
+        assert getattr(distorch, name) is first
+
+
+def test_a_model_is_listed_twice() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2, bias=False))
+    for _ in range(2):
+        assert [(b.name, b.bytes) for b in distorch.inventory(model).blocks] == [("0", 32)]
 
 
 def test_unknown_attribute_is_named() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distorch.inventory import Inventory, walk
+from distorch.model_blocks import Inventory, walk
 from distorch.patching import DiffPatch, LoraPatch, Patches
 
 DEVICES = ("sim:0", "sim:1", "sim:2", "cpu")

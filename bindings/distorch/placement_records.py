@@ -8,9 +8,7 @@ It knows neither torch nor ComfyUI and holds no model alive. Safe to use from se
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
-import types
 from collections.abc import Mapping
 
 # A model may die, and be forgotten, in a collection of garbage that begins while the lock is held.
@@ -94,13 +92,3 @@ def find(key: int) -> Placement | None:
     """What is known of one model."""
     with _lock:
         return _records.get(key)
-
-
-class _CallableModule(types.ModuleType):
-    """`distorch.placements` is this module and, called, the list."""
-
-    def __call__(self) -> list[Placement]:
-        return placements()
-
-
-sys.modules[__name__].__class__ = _CallableModule
