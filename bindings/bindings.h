@@ -12,6 +12,7 @@ void BindAllocation(pybind11::module_& module);
 void BindCost(pybind11::module_& module);
 void BindDevice(pybind11::module_& module);
 void BindExecution(pybind11::module_& module);
+void BindPlacement(pybind11::module_& module);
 void BindSampler(pybind11::module_& module);
 void BindScan(pybind11::module_& module);
 void BindTelemetry(pybind11::module_& module);

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_C, module) {
   distorch::bindings::BindCost(module);
   distorch::bindings::BindDevice(module);
   distorch::bindings::BindExecution(module);
+  distorch::bindings::BindPlacement(module);
   distorch::bindings::BindSampler(module);
   distorch::bindings::BindScan(module);
   distorch::bindings::BindTelemetry(module);

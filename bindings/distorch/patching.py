@@ -4,7 +4,7 @@
     weight' = round(float32(weight) + sum(strength * alpha / rank * up @ down) + sum(strength * diff))
 
 Sums are taken in float32 on the device of the weight and rounded once to the weight's type
-(`distorch/mover/patch_math.h`).
+(`distorch/placement/patch_math.h`).
 """
 
 from __future__ import annotations

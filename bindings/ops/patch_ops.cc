@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch.ops.distorch.patch_weight and right_factor: distorch/mover/patch_math.h
+// torch.ops.distorch.patch_weight and right_factor: distorch/placement/patch_math.h
 // for Python.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <vector>
 
-#include "distorch/mover/patch_math.h"
+#include "distorch/placement/patch_math.h"
 
 namespace {
 

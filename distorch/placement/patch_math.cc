@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "distorch/mover/patch_math.h"
+#include "distorch/placement/patch_math.h"
 
 #include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/ops.h>

@@ -14,8 +14,8 @@
 // PatchWeight allocates nothing, so that running out of memory is the caller's
 // own error, with its own type and message: the stable ABI turns exceptions of
 // operators into plain runtime errors.
-#ifndef DISTORCH_MOVER_PATCH_MATH_H_
-#define DISTORCH_MOVER_PATCH_MATH_H_
+#ifndef DISTORCH_PLACEMENT_PATCH_MATH_H_
+#define DISTORCH_PLACEMENT_PATCH_MATH_H_
 
 #include <torch/csrc/stable/tensor.h>
 
@@ -46,4 +46,4 @@ void PatchWeight(torch::stable::Tensor weight, torch::stable::Tensor scratch,
 
 }  // namespace distorch
 
-#endif  // DISTORCH_MOVER_PATCH_MATH_H_
+#endif  // DISTORCH_PLACEMENT_PATCH_MATH_H_
