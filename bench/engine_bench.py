@@ -73,7 +73,7 @@ def _fastest_us(run: Callable[[], object], repeats: int) -> float:
 def _streamed(model: nn.Module, compute: str) -> tuple[object, object]:
     from distorch.engine import StreamedExecutor
     from distorch.model_blocks import inventory
-    from distorch.mover import place
+    from distorch.placing import place
 
     placement = {block.name: "cpu" for block in inventory(model).blocks}
     placed = place(model, SimpleNamespace(placement=placement), compute=compute)

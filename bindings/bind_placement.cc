@@ -176,10 +176,9 @@ void BindPlacement(py::module_& module) {
             Check(placement.Assign(std::move(devices)));
           },
           py::arg("device_of_block"))
-      .def("bring", &BringShim, py::arg("table"),
-           py::arg("patched") = std::vector<bool>(),
-           py::arg("changed") = std::vector<bool>(),
-           py::arg("give_way") = false, py::arg("host_free") = py::none())
+      .def("bring", &BringShim, py::arg("table"), py::arg("patched"),
+           py::arg("changed"), py::arg("give_way") = false,
+           py::arg("host_free") = py::none())
       .def(
           "spill",
           [](Placement& placement, const py::object& table, uint32_t device,

@@ -17,10 +17,10 @@ import torch
 
 from distorch import allocation, placement_records
 from distorch.devices import name_of
-from distorch.engine.slabs import slab_of
 from distorch.model_blocks import block_costs, planned_groups
 from distorch.parts import tensor_bytes
 from distorch.placed import PlacementError
+from distorch.slabs import slab_of
 
 from . import placed_report, progress, runner
 from .blocks import Block, Cell, find_blocks, tensor_devices

@@ -21,11 +21,11 @@ from distorch import allocation, placement_records
 from distorch.engine import GroupEngine, GroupSpec, HostPinner
 from distorch.engine.executor import host_links
 from distorch.engine.pinning import registrar_for
-from distorch.engine.slabs import moved_to, slab_of
 from distorch.engine.streaming import slots_for
 from distorch.engine.travelling import resolve
 from distorch.nested import map_tensors
 from distorch.parts import can_rebuild, same_bytes
+from distorch.slabs import moved_to, slab_of
 
 from .blocks import Block, Cell
 

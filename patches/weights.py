@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from distorch.engine.slabs import alias
+from distorch.slabs import alias
 
 from .blocks import Cell
 

@@ -51,7 +51,7 @@ def streamed(model: nn.Module, device: str, away: Sequence[str]) -> Iterator[Any
     """DisTorch: whole blocks ahead of their use, nothing copied back."""
     from distorch.engine import StreamedExecutor
     from distorch.model_blocks import inventory
-    from distorch.mover import place
+    from distorch.placing import place
 
     chosen = set(away)
     placement = {

@@ -23,8 +23,8 @@ _EXPORTS: dict[str, str] = {
     "list_devices": "distorch.devices",
     "make_plan": "distorch.allocation",
     "parse": "distorch.allocation",
-    "place": "distorch.mover",
-    "place_string": "distorch.mover",
+    "place": "distorch.placing",
+    "place_string": "distorch.placing",
     "placements": "distorch.placement_records",
     "registry": "distorch.eject",
 }

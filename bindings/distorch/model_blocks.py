@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -33,6 +33,25 @@ _HEAD_NAMES = re.compile(
     r"(^|\.)(shared|wte|wpe|embed_tokens|embed_positions|embeddings|token_embedding|position_embedding|"
     r"word_embeddings|position_embeddings|token_type_embeddings)$"
 )
+
+
+class TensorPlace(Protocol):
+    """What names a tensor: TensorRef, and what an engine has."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds it."""
+
+    @property
+    def name(self) -> str:
+        """Its name there."""
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The module's dictionary that holds it."""
+
+    def get(self) -> torch.Tensor:
+        """Return it as it is now."""
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,11 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
     """Return the bytes of a tensor, those of its parts where it has some (quantised layouts, sparse tensors)."""
-    return sum(map(_plain_bytes, parts_of(tensor)))
+    return sum(map(plain_bytes, parts_of(tensor)))
 
 
-def _plain_bytes(tensor: torch.Tensor) -> int:
+def plain_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor that is made of no others, of any layout."""
     parts = _SPARSE_PARTS.get(tensor.layout)
     return sum(getattr(tensor, part)().nbytes for part in parts) if parts else tensor.nbytes
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from distorch import hostmemory
 from distorch.devices import name_of
-from distorch.loans import Loan, borrowers, refresh_flat_weights, was_written
-from distorch.model_blocks import Inventory, TensorKey, TensorRef, tensor_key, walk
+from distorch.loans import Loan, borrowers
+from distorch.model_blocks import Inventory, TensorKey, TensorPlace, tensor_key, walk
 from distorch.nested import map_tensors
 from distorch.parts import moved, tensor_bytes
-
-if TYPE_CHECKING:
-    from distorch.patching import Patches
+from distorch.patching import Patch, Patches, check_patches
+from distorch.tables import ModuleTable, Reporter
 
 
 class PlacementError(RuntimeError):
@@ -56,40 +57,102 @@ def bytes_per_device(inventory: Inventory) -> dict[str, int]:
 
 
 class PlacedModel:
-    """A model whose blocks are where a plan put them. Made by `distorch.mover.place`.
+    """A model whose blocks are where a plan put them. Made by `distorch.place`.
 
     Attributes:
         model: the caller's module, changed in place: entries of its parameter and buffer tables are replaced.
         plan: the plan.
         compute: canonical name of the compute device.
         inventory: blocks and layer groups.
-        transfers: bytes the load moved, by (from, to); factors of patches are in `factor_bytes`.
-        notes: what the user should know.
+        assignment: the device of each block, as planned.
+        patches: those that are in the weights, by qualified parameter name.
+        executor: what brings the weights ahead of their use; None while they come module by module.
+        lent_bytes: copied to the compute device module by module so far.
     """
 
     def __init__(self, model: nn.Module, plan: Any, compute: str, inventory: Inventory) -> None:
+        """Nothing moves yet. Raises PlacementError when the plan lacks a block, or a part is placed already."""
+        check_free(inventory)
         self.model = model
         self.plan = plan
         self.compute = compute
         self.compute_device = torch.device(compute)
         self.inventory = inventory
-        self.assignment: dict[str, str] = {}
-        self.transfers: dict[tuple[str, str], int] = defaultdict(int)
-        self.factor_bytes = 0
+        self.assignment = _assignment(plan, inventory)
         self.notes: list[str] = []
         self.patches: Patches = {}
+        self.executor: Any = None
         self.lent_bytes = 0
-        # by the table that holds the tensor and its name there
-        self._originals: dict[tuple[int, str], tuple[TensorRef, torch.Tensor]] = {}
+        self._table = ModuleTable(inventory, compute, list(self.assignment.values()))
+        self._core = self._table.placement(inventory, compute)
+        self._core.assign([self._table.index_of(d) for d in self.assignment.values()])
         self._loans: list[Loan] = []
         # Forward pre-hooks that modules had when the model was placed.
         self._hooks_before: dict[nn.Module, list[int]] = {}
-        # by the same: the placed buffer, and its version then
-        self._buffers: dict[tuple[int, str], tuple[torch.Tensor, int]] = {}
         self._input_handle: Any = None
-        self._has_run = False
         self._on_unload: list[Callable[[PlacedModel], None]] = []
         self._on_repatch: list[Callable[[PlacedModel], None]] = []
+
+    def load(self, patches: Patches, progress: Reporter | None = None) -> None:
+        """Bring the blocks, verify, and let the model run from there; called once, by `distorch.place`.
+
+        Raises as `distorch.place` does; the model is then as it was.
+        """
+        self._check(patches)
+        self._table.progress = progress
+        try:
+            with self._patched_with(patches):
+                self._bring()
+        finally:
+            self._table.progress = None
+        try:
+            self.install()
+            self.verify()
+        except BaseException:
+            self.unload()
+            raise
+
+    def _check(self, patches: Patches) -> None:
+        found = zip(self._table.refs, self._table.found, strict=True)
+        check_patches(patches, {ref.qualified: tensor for ref, tensor in found})
+
+    @contextmanager
+    def _patched_with(self, patches: Patches) -> Iterator[None]:
+        """Have these patches from now on; those of before again where the block fails."""
+        before = self.patches, self._table.patches
+        found: dict[int, list[Patch]] = {}
+        # Gathered for each tensor, under whichever of its names they were given.
+        for i, ref in enumerate(self._table.refs):
+            if ref.kind == "parameter" and ref.qualified in patches:
+                known = found.setdefault(self._table.same[i], [])
+                known.extend(p for p in patches[ref.qualified] if all(p is not k for k in known))
+        self.patches, self._table.patches = patches, found
+        try:
+            yield
+        except BaseException:
+            self.patches, self._table.patches = before
+            raise
+
+    def _bring(self, changed: Collection[int] = ()) -> None:
+        patches, same = self._table.patches, self._table.same
+        self._core.bring(
+            self._table,
+            patched=[first in patches for first in same],
+            changed=[first in changed for first in same],
+            host_free=hostmemory.available_bytes() if patches else None,
+        )
+
+    @property
+    def transfers(self) -> dict[tuple[str, str], int]:
+        """Bytes that loading and patching moved, by (from, to); without those of patches' factors."""
+        moved_bytes: dict[tuple[str, str], int] = self._core.transfers
+        return moved_bytes
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes of patches' factors that were brought to the compute device."""
+        size: int = self._core.factor_bytes
+        return size
 
     @property
     def groups(self) -> dict[str, nn.Module]:
@@ -99,7 +162,7 @@ class PlacedModel:
     @property
     def loaded(self) -> bool:
         """Whether the model is placed (False after `unload`)."""
-        return bool(self._originals) or self._input_handle is not None
+        return self._input_handle is not None
 
     def placement(self) -> dict[str, str]:
         """Read back where each block is now; "a+b" for one whose tensors are on several devices."""
@@ -114,21 +177,54 @@ class PlacedModel:
 
     def verify(self) -> None:
         """Compare the placement read back with the plan; raises PlacementError with the first block that differs."""
+        self._must_be_loaded()
+        try:
+            self._core.verify(self._table)
+        except RuntimeError as error:
+            raise PlacementError(str(error)) from None
+
+    def _must_be_loaded(self) -> None:
         if not self.loaded:
             raise PlacementError("the model was unloaded")
-        for name, device in self.placement().items():
-            wanted = self.assignment[name]
-            if device != wanted:
-                raise PlacementError(f"block {name} is on {device}, the plan says {wanted}")
+
+    def report(self) -> str:
+        """Say in lines what lies where and how it runs, read back."""
+        sizes = self.bytes_per_device()
+        lines = [f"{type(self.model).__name__} on {self.compute}:"]
+        lines += [f"  {device}: {size / 2**20:.2f} MB" for device, size in sorted(sizes.items())]
+        lines += [f"  {line}" for line in (self.executor.report() if self.executor else ())]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def repatch(self, patches: Patches | None) -> None:
-        """Change the patches: only blocks that were or become patched are touched, all others keep their storage.
+        """Change the patches: only tensors that were or become patched are touched, all others keep their storage.
 
         As safe as `place`: on any error the model is as before.
         """
-        from distorch.mover import repatch
+        self._must_be_loaded()
+        patches = patches or {}
+        self.recover()
+        self._table.look()
+        self._check(patches)
+        names = set(patches) | set(self.patches)
+        same = self._table.same
+        changed = {same[i] for i, r in enumerate(self._table.refs) if r.qualified in names}
+        with self._patched_with(patches):
+            self._bring(changed)
+        for callback in self._on_repatch:
+            callback(self)
+        self.verify()
 
-        repatch(self, patches or {})
+    def stream(self, **options: Any) -> None:
+        """Let weights come ahead of their use, group by group, where some lie elsewhere; see `StreamedExecutor`.
+
+        Done by `distorch.place` with a string. Does nothing where it would not help, or the second time.
+        """
+        from distorch.engine import StreamedExecutor
+
+        away = any(device != self.compute for device in self.assignment.values())
+        if self.executor is None and away and self.compute != "cpu":
+            self._must_be_loaded()
+            self.executor = StreamedExecutor(self, **options)
 
     def attach_hooks(self, skip: Collection[str] = ()) -> None:
         """Install the hooks that lend weights to the compute device, module by module.
@@ -169,8 +265,7 @@ class PlacedModel:
         return here
 
     def install(self) -> None:
-        """Make the model run from where its blocks are. Raises PlacementError if a part of it is placed already."""
-        check_free(self.inventory)
+        """Make the model run from where its blocks are."""
         for _, module in walk(self.model):
             if module._forward_pre_hooks:
                 self._hooks_before[module] = list(module._forward_pre_hooks)
@@ -180,7 +275,7 @@ class PlacedModel:
 
         def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
             self.recover()
-            self._has_run = True
+            self._table.ran = True
             return map_tensors(args, arrive), map_tensors(kwargs, arrive)
 
         self._input_handle = self.model.register_forward_pre_hook(
@@ -212,64 +307,34 @@ class PlacedModel:
         callbacks, self._on_unload = self._on_unload, []
         self._on_repatch.clear()
         steps: list[Callable[[], object]] = [functools.partial(c, self) for c in callbacks]
+        # Last: the tensors themselves. A failure, or an interrupt, has to wait until the model is whole.
+        steps += [self.detach_hooks, self._stop_running, self._table.look]
+        steps += [functools.partial(self._core.release, self._table), self._table.unpack]
         failures = []
-        for step in [*steps, self.detach_hooks, self._keep_written]:
+        for step in steps:
             try:
                 step()
-            except (
-                BaseException
-            ) as error:  # an interrupt, too, has to wait until the model is whole
+            except BaseException as error:
                 failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _stop_running(self) -> None:
         if self._input_handle is not None:
             self._input_handle.remove()
             self._input_handle = None
             _PLACED.difference_update([block.module for block in self.inventory.blocks])
-        originals = list(self._originals.values())
-        self._originals.clear()
-        self._buffers.clear()
-        for ref, original in originals:
-            ref.table[ref.name] = original
-        for module in {ref.module for ref, _ in originals}:
-            refresh_flat_weights(module)
-        if failures:
-            raise failures[0]
 
-    def _keep_written(self) -> None:
-        """Copy buffers that a run has written to the originals."""
-        for key, (ref, original) in self._originals.items():
-            buffer, version = self._buffers.get(key, (None, 0))
-            if not self._has_run or buffer is None or ref.get() is not buffer:
-                continue
-            if was_written(ref.module, buffer, version):
-                with torch.no_grad():
-                    original.copy_(buffer)
+    def replace(self, tensors: Sequence[tuple[TensorPlace, torch.Tensor]]) -> None:
+        """Hang copies that an engine has made on the same device: it has packed them into slabs."""
+        self._table.replace(tensors)
 
-    def commit(self, staged: list[tuple[TensorRef, torch.Tensor]]) -> None:
-        """Replace tensors of the model; on any interruption all of them are put back."""
-        done: list[tuple[TensorRef, torch.Tensor]] = []
-        new: list[tuple[int, str]] = []
-        try:
-            for ref, tensor in staged:
-                done.append((ref, ref.get()))
-                key = (id(ref.table), ref.name)
-                if key not in self._originals:
-                    new.append(key)
-                    self._originals[key] = done[-1]
-                if ref.kind == "buffer":
-                    self._buffers[key] = (tensor, tensor._version)
-                ref.table[ref.name] = tensor
-            for module in {ref.module for ref, _ in done}:
-                refresh_flat_weights(module)
-        except BaseException:
-            for ref, before in reversed(done):
-                ref.table[ref.name] = before
-            for key in new:
-                self._originals.pop(key, None)
-            for module in {ref.module for ref, _ in done}:
-                refresh_flat_weights(module)
-            raise
 
-    def original(self, ref: TensorRef) -> torch.Tensor:
-        """Return the tensor that was there before the model was placed."""
-        entry = self._originals.get((id(ref.table), ref.name))
-        return ref.get() if entry is None else entry[1]
+def _assignment(plan: Any, inventory: Inventory) -> dict[str, str]:
+    placement = plan.placement
+    missing = [block.name for block in inventory.blocks if block.name not in placement]
+    if missing:
+        raise PlacementError(
+            f"the plan has no place for {missing[0]} ({len(missing)} blocks are missing)"
+        )
+    return {block.name: name_of(placement[block.name]) for block in inventory.blocks}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch.ops.distorch.patch_weight and right_factor: distorch/placement/patch_math.h
-// for Python.
+// torch.ops.distorch.patch_weight and right_factor:
+// distorch/placement/patch_math.h for Python.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 

@@ -82,7 +82,8 @@ absl::Status Placement::Verify(TensorTable& table) const {
         "block ", blocks_[block].name, " is on ",
         found[i] < 0 || index >= devices_.size() ? "a device of none of ours"
                                                  : devices_[index].ToString(),
-        ", it belongs on ", devices_[wanted].ToString()));
+        spilled_[block] ? ", it was spilled to " : ", the plan says ",
+        devices_[wanted].ToString()));
   }
   return absl::OkStatus();
 }

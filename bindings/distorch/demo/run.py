@@ -24,9 +24,9 @@ from distorch.demo.picture import placement_svg
 from distorch.demo.setting import MB, FixedPlan, Setting, choose_setting, least_transfers
 from distorch.devices import name_of
 from distorch.model_blocks import Inventory, inventory
-from distorch.mover import place
 from distorch.patching import Patches
 from distorch.placed import PlacedModel
+from distorch.placing import place
 
 
 class Demo:

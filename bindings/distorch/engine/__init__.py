@@ -19,8 +19,8 @@ from distorch.engine.choice import Decision
 from distorch.engine.executor import StreamedExecutor
 from distorch.engine.groups import GroupEngine
 from distorch.engine.pinning import HostPinner, Registrar
-from distorch.engine.slabs import ALIGNMENT
 from distorch.engine.specs import GroupSpec
+from distorch.slabs import ALIGNMENT
 
 __all__ = [
     "ALIGNMENT",

@@ -8,29 +8,10 @@ stay in memory until the next garbage collection.
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
-
-
-class TensorPlace(Protocol):
-    """What names a tensor: `distorch.model_blocks.TensorRef`, and Cell."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The module that holds it."""
-
-    @property
-    def name(self) -> str:
-        """Its name there."""
-
-    @property
-    def table(self) -> dict[str, Any]:
-        """The module's dictionary that holds it."""
-
-    def get(self) -> torch.Tensor:
-        """Return it as it is now."""
 
 
 class Cell:

@@ -75,7 +75,7 @@ class StreamedExecutor:
         self.engine = GroupEngine(
             specs,
             placed.compute_device,
-            placed.commit,
+            placed.replace,
             modes=wanted,
             links=host_links(placed.compute) if links is None else links,
             slots=slots,
@@ -97,6 +97,14 @@ class StreamedExecutor:
     def notes(self) -> list[str]:
         """What is not run group by group, and why."""
         return [*self._input_notes, *self.engine.notes]
+
+    def report(self) -> list[str]:
+        """Say in lines how the groups run."""
+        lines = [
+            f"{len(self.streamed)} groups are streamed, {self.bytes_per_step / 2**20:.2f} MB a step"
+        ]
+        lines += [f"{len(names)} groups run on {donor}" for donor, names in self.migrated.items()]
+        return [*lines, *self.notes]
 
     @property
     def streamed(self) -> list[str]:

@@ -27,9 +27,9 @@ from distorch.engine.hooks import GroupHooks, touches
 from distorch.engine.migration import MigratedGroup, Migrator
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.profile import Profile
-from distorch.engine.slabs import slabs_of
 from distorch.engine.specs import ActiveGroup, GroupSpec, Store, pack_group, refresh
 from distorch.engine.streaming import Streamer, slots_for
+from distorch.slabs import slabs_of
 
 log = logging.getLogger("distorch")
 

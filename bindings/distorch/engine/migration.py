@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from distorch.devices import device_module
-from distorch.engine.cells import TensorPlace
 from distorch.engine.travelling import TravellingTensor, travelling
+from distorch.model_blocks import TensorPlace
 from distorch.nested import map_tensors, tensors_in, write_back
 from distorch.parts import moved, parts_of, tensor_bytes
 

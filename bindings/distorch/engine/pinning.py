@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from distorch.engine.slabs import PAGE, aligned
 from distorch.hostmemory import total_bytes
+from distorch.slabs import PAGE, aligned
 
 log = logging.getLogger("distorch")
 

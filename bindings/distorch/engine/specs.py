@@ -14,10 +14,10 @@ from torch import nn
 
 from distorch.engine.cells import Cell
 from distorch.engine.migration import MigratedGroup, Migrator
-from distorch.engine.slabs import pack, slab_of
 from distorch.engine.streaming import StreamGroup
 from distorch.loans import refresh_flat_weights
 from distorch.parts import parts_of, tensor_bytes
+from distorch.slabs import pack, slab_of
 
 # Takes over tensors: each Cell's place is to hold this tensor from now on.
 Store = Callable[[list[tuple[Any, torch.Tensor]]], None]

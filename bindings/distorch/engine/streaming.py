@@ -23,8 +23,8 @@ from distorch._load import core
 from distorch.devices import device_module
 from distorch.engine.bounce import BounceCopier
 from distorch.engine.pinning import HostPinner
-from distorch.engine.slabs import Run, borders, layout, runs, views
 from distorch.parts import rebuilt
+from distorch.slabs import Run, borders, layout, runs, views
 
 log = logging.getLogger("distorch")
 

@@ -186,10 +186,10 @@ TEST_F(PlacementTest, VerifyNamesTheFirstBlockThatIsElsewhere) {
   ASSERT_TRUE(BringTo({kGpu, kDonor, kGpu, kCpu, kDonor, kGpu}).ok());
   table.Current(3).device = kCpu;
   EXPECT_EQ(placement.Verify(table).message(),
-            "block layers.0.b is on cpu, it belongs on cuda:0");
+            "block layers.0.b is on cpu, the plan says cuda:0");
   table.lost = 1;
   EXPECT_EQ(placement.Verify(table).message(),
-            "block layers.0.a is on a device of none of ours, it belongs on "
+            "block layers.0.a is on a device of none of ours, the plan says "
             "cuda:1");
 }
 

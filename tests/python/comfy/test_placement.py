@@ -348,7 +348,7 @@ if not hasattr(_mm, "_recorded_pins"):
 
 HOST_POINTERS = """
 (_model,) = [m.model.model for m in _mm.current_loaded_models if type(m.model.model).__name__ == "WAN21"]
-from distorch.engine.slabs import slab_of as _slab
+from distorch.slabs import slab_of as _slab
 _host = [p for p in _model.parameters() if p.device.type == "cpu"]
 result = sorted(p.data_ptr() for p in _host if _slab(p) is None)
 del _model, _host
@@ -356,7 +356,7 @@ del _model, _host
 
 SLAB_BYTES = """
 (_model,) = [m.model.model for m in _mm.current_loaded_models if type(m.model.model).__name__ == "WAN21"]
-from distorch.engine.slabs import slab_of as _slab
+from distorch.slabs import slab_of as _slab
 _host = [p for p in _model.parameters() if p.device.type == "cpu"]
 result = sum(p.nbytes for p in _host if _slab(p) is not None)
 del _model, _host

@@ -15,8 +15,8 @@ from torch import nn
 
 from distorch.eject import EjectReport, Registry
 from distorch.model_blocks import inventory
-from distorch.mover import place
 from distorch.placed import PlacedModel
+from distorch.placing import place
 
 pytestmark = pytest.mark.usefixtures("sim")
 

@@ -17,9 +17,9 @@ from torch import nn
 from distorch.engine import StreamedExecutor
 from distorch.engine.travelling import TravellingTensor, travelling
 from distorch.model_blocks import inventory
-from distorch.mover import place, place_string
 from distorch.nested import map_tensors
 from distorch.placed import PlacedModel
+from distorch.placing import place, place_string
 
 pytestmark = pytest.mark.usefixtures("sim")
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from distorch import parts
 from distorch.engine import StreamedExecutor
-from distorch.engine.slabs import ALIGNMENT, layout, pack, runs, slab_of, views
 from distorch.model_blocks import inventory
-from distorch.mover import place
 from distorch.patching import DiffPatch, PatchError
+from distorch.placing import place
+from distorch.slabs import ALIGNMENT, layout, pack, runs, slab_of, views
 
 
 class Scaled(torch.Tensor):

@@ -12,13 +12,14 @@ import torch
 from placing import Layer, plan_of
 from torch import nn
 
-from distorch.engine import HostPinner, StreamedExecutor, bounce, pinning, slabs, streaming
+from distorch import slabs
+from distorch.engine import HostPinner, StreamedExecutor, bounce, pinning, streaming
 from distorch.engine.bounce import BounceCopier
-from distorch.engine.slabs import PAGE
 from distorch.model_blocks import inventory
-from distorch.mover import place
 from distorch.patching import DiffPatch
 from distorch.placed import PlacedModel
+from distorch.placing import place
+from distorch.slabs import PAGE
 
 pytestmark = pytest.mark.usefixtures("sim")
 

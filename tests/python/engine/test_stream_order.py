@@ -12,7 +12,8 @@ import pytest
 import torch
 from stream_order import Gpu
 
-from distorch.engine import HostPinner, bounce, slabs, streaming
+from distorch import slabs
+from distorch.engine import HostPinner, bounce, streaming
 from distorch.engine.streaming import Streamer, StreamGroup
 
 HOST = torch.device("cpu")

@@ -15,8 +15,8 @@ from torch import nn
 from distorch._load import core
 from distorch.engine import ALIGNMENT, StreamedExecutor
 from distorch.model_blocks import inventory
-from distorch.mover import place, place_string
 from distorch.placed import PlacedModel
+from distorch.placing import place, place_string
 
 pytestmark = pytest.mark.usefixtures("sim")
 

@@ -9,8 +9,8 @@ from placing import plan_of
 from torch import nn
 
 from distorch.model_blocks import inventory
-from distorch.mover import place, place_string
 from distorch.patching import DiffPatch
+from distorch.placing import place, place_string
 
 pytestmark = pytest.mark.usefixtures("sim")
 

@@ -10,8 +10,8 @@ from placing import DEVICES, Layer, Model, State, lora, plan_of, some_patches, s
 from torch import nn
 
 from distorch.model_blocks import inventory
-from distorch.mover import Progress, place
 from distorch.patching import DiffPatch, LoraPatch, PatchError, Patches
+from distorch.placing import Progress, place
 
 FAULT = r"injected|patching a weight .* on sim:0 failed"
 

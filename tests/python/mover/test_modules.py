@@ -14,9 +14,9 @@ from torch import nn
 
 from distorch.loans import borrowers
 from distorch.model_blocks import inventory
-from distorch.mover import place
 from distorch.patching import DiffPatch
 from distorch.placed import PlacedModel, PlacementError
+from distorch.placing import place
 
 pytestmark = pytest.mark.usefixtures("sim")
 

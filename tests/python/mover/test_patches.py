@@ -9,8 +9,8 @@ from placing import Model, lora, plan_of, some_patches, spread
 from torch import nn
 
 from distorch.model_blocks import inventory
-from distorch.mover import place
 from distorch.patching import LoraPatch
+from distorch.placing import place
 
 
 @pytest.mark.usefixtures("sim")

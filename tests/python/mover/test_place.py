@@ -14,9 +14,9 @@ from torch import nn
 import distorch
 from distorch.allocation import Device
 from distorch.model_blocks import Inventory, inventory
-from distorch.mover import Progress, place, place_string
 from distorch.patching import DiffPatch, LoraPatch
 from distorch.placed import PlacementError
+from distorch.placing import Progress, place, place_string
 
 
 @pytest.mark.usefixtures("sim")

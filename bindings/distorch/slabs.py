@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slabs: the tensors of one layer group that lie on one device, one behind the other, so that they move in one copy.
 
-A slab is exactly as large as its tensors, each begun at a multiple of `ALIGNMENT`. On the host it begins at a page and
-owns whole pages, because memory is pinned by pages. Tensors of whole pages come first, so that a slab can be pinned up to
-where one of them ends.
+How tensors lie in a slab is decided by `distorch/placement/slab_layout.h`. On the host a slab begins at a page and owns
+whole pages, because memory is pinned by pages.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from distorch.parts import SLAB, parts_of, rebuilt
+from distorch._load import core
+from distorch.parts import SLAB, is_composite, parts_of, rebuilt
 
-# Tensors begin at multiples of this many bytes: the alignment that CUDA's own allocator gives.
-ALIGNMENT = 256
+# Tensors begin at multiples of this many bytes.
+ALIGNMENT: int = core().SLAB_ALIGNMENT
 # Of the host. Larger pages of some systems are multiples of it; pinning rounds by itself there.
-PAGE = 4096
+PAGE: int = core().HOST_PAGE
 
 
 def aligned(size: int, to: int = ALIGNMENT) -> int:
@@ -39,8 +39,11 @@ def layout(tensors: Sequence[torch.Tensor]) -> tuple[list[list[int]], int]:
 
 
 def view(buffer: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the bytes of `buffer` from `offset` on, with the type and shape of the plain `like`, contiguous."""
-    return buffer[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
+    """Return the bytes of `buffer` from `offset` on, with the type, shape and memory format of the plain `like`."""
+    flat = buffer[offset : offset + like.nbytes].view(like.dtype)
+    if like.is_contiguous():
+        return flat.view(like.shape)
+    return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
 
 
 def views(buffer: torch.Tensor, offsets: Sequence[int], like: torch.Tensor) -> list[torch.Tensor]:
@@ -51,8 +54,13 @@ def views(buffer: torch.Tensor, offsets: Sequence[int], like: torch.Tensor) -> l
 
 
 def slab_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return the slab that a tensor was packed into, or None."""
-    return getattr(tensor, SLAB, None)
+    """Return the slab in which a tensor lies, or None; one that was given other memory since lies in none."""
+    slab: torch.Tensor | None = getattr(tensor, SLAB, None)
+    if slab is None:
+        return None
+    memory = slab.untyped_storage().data_ptr()
+    stays = all(part.untyped_storage().data_ptr() == memory for part in parts_of(tensor))
+    return slab if stays else None
 
 
 def moved_to(source: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
@@ -78,25 +86,56 @@ def allocate(size: int, device: torch.device) -> torch.Tensor:
     return whole[start : start + size]
 
 
-def pack(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Bring tensors of one device together in a slab; returns them as views of it.
+def in_slab(
+    source: torch.Tensor, slab: torch.Tensor, offsets: Sequence[int], parts: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return what `source` is, with the bytes of `parts` copied to these offsets of a slab."""
+    # `.data`: tensors of one slab that are written to do not count as one another's new versions.
+    places = [part.data for part in views(slab, offsets, source)]
+    for place, part in zip(places, parts, strict=True):
+        place.copy_(part)
+    result = rebuilt(source, places)
+    setattr(result, SLAB, slab)
+    return result
 
-    What lies in a slab already stays where it is; only the others are copied, into one new slab. Raises
-    torch.OutOfMemoryError when there is no room for the copy.
+
+def pack(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring tensors of one device together in a slab; returns them as they lie there.
+
+    What lies in a slab already stays where it is; only the others are copied, into one new slab. A tensor that is the
+    only user of its memory moves into the slab itself, and its memory is free at once: it is returned as it is. Raises
+    torch.OutOfMemoryError when there is no room for the slab.
     """
     loose = [tensor for tensor in tensors if slab_of(tensor) is None]
-    loose.sort(key=lambda tensor: any(part.nbytes % PAGE for part in parts_of(tensor)))
     packed: dict[int, torch.Tensor] = {}
     if loose:
-        offsets, size = layout(loose)
+        sizes = [[part.nbytes for part in parts_of(tensor)] for tensor in loose]
+        offsets, size = core().lay_out(sizes)
         slab = allocate(size, loose[0].device)
         for tensor, places in zip(loose, offsets, strict=True):
-            parts = views(slab, places, tensor)
-            for part, old in zip(parts, parts_of(tensor), strict=True):
-                part.copy_(old)
-            packed[id(tensor)] = rebuilt(tensor, parts)
-            setattr(packed[id(tensor)], SLAB, slab)
+            there = in_slab(tensor, slab, places, parts_of(tensor))
+            packed[id(tensor)] = tensor if _moves_into(tensor, there) else there
     return [packed.get(id(tensor), tensor) for tensor in tensors]
+
+
+# Of a storage: the tensor's, and that of the object by which Python counts them.
+_USERS_OF_OWN = 2
+
+
+def _moves_into(tensor: torch.Tensor, there: torch.Tensor) -> bool:
+    """Let a tensor have the memory of its copy, if nobody else uses the memory that it has now."""
+    if is_composite(tensor) and not hasattr(tensor, "__tensor_flatten__"):
+        return False  # what its class notes beside the bytes may be about their address
+    parts = parts_of(tensor)
+    for part in parts:
+        storage = part.untyped_storage()
+        users = torch._C._storage_Use_Count(storage._cdata)
+        if users > _USERS_OF_OWN or storage.nbytes() != part.nbytes:
+            return False
+    for part, place in zip(parts, parts_of(there), strict=True):
+        part.data = place.data
+    setattr(tensor, SLAB, there.__dict__[SLAB])
+    return True
 
 
 def slabs_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load, patch, distribute: brings the blocks of a model to where a plan, or an allocation string, puts them.
+
+Order, slabs, roll-back and the comparison with the plan are those of `distorch/placement/placement.h`; whatever fails on
+the way (out of memory, a patch that does not fit, an interrupt) leaves the model exactly as it was. The originals are
+kept: unloading copies nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from distorch.allocation import Device, Options, group_names, make_plan, parse
+from distorch.devices import name_of
+from distorch.model_blocks import Grouping, Inventory, inventory
+from distorch.patching import Patches
+from distorch.placed import PlacedModel, bytes_per_device
+from distorch.tables import Reporter
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a load has come; bytes and blocks done and in all, seconds since it began."""
+
+    done_blocks: int
+    blocks: int
+    done_bytes: int
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = self.done_bytes / self.seconds / 2**30 if self.seconds > 0 else 0.0
+        return (
+            f"placing block {self.done_blocks}/{self.blocks}, "
+            f"{self.done_bytes / 2**20:.0f} of {self.bytes / 2**20:.0f} MB, {rate:.2f} GB/s"
+        )
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class StderrProgress:
+    """Writes a line to standard error, but only for loads that take more than a second."""
+
+    def __init__(self) -> None:
+        self._next = 1.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Show `progress` at most once a second, and the end of what was begun."""
+        last = progress.done_blocks == progress.blocks
+        if progress.seconds < self._next and not (last and self._next > 1.0):
+            return
+        self._next = progress.seconds + 1.0
+        sys.stderr.write(f"distorch: {progress}\n")
+
+
+def _timed(callback: ProgressCallback) -> Reporter:
+    begin = time.monotonic()
+
+    def report(done_blocks: int, blocks: int, done: int, size: int) -> None:
+        callback(Progress(done_blocks, blocks, done, size, time.monotonic() - begin))
+
+    return report
+
+
+def place(
+    model: nn.Module,
+    where: Any,
+    *,
+    compute: str | None = None,
+    patches: Patches | None = None,
+    blocks: Inventory | None = None,
+    progress: ProgressCallback | None = None,
+    **planning: Any,
+) -> PlacedModel:
+    """Bring the blocks of `model` to their devices, patched; returns the placed model, ready to run.
+
+        placed = distorch.place(model, "cuda:0,2.5gb;cuda:1,3gb;cpu,*")
+        model(inputs)
+        placed.unload()
+
+    Args:
+        model: its parameter and buffer tables are changed in place; the original tensors are kept for `unload`.
+        where: an allocation string: it is planned, placed, and run with weights that come ahead of their use
+            (`placed.executor`). Or a plan, which is placed, no more: what has `placement`, a mapping of block names to
+            devices (`distorch.make_plan`).
+        compute: the device on which the model runs; default for a string: the first accelerator of this machine, else the host.
+        patches: patches by qualified parameter name.
+        blocks: the inventory, where the caller has made it already.
+        progress: called after each block; default: lines on standard error when the load takes over a second.
+        planning: for a string: see `place_string`.
+
+    Raises:
+        AllocationError, PlanError: see `place_string`.
+        PatchError: a patch does not fit. PlacementError: the plan lacks a block, the read-back differs, or a part of the
+            model is placed already.
+        torch.OutOfMemoryError, MemoryError, RuntimeError: as raised on the way. In every case the model is unchanged.
+    """
+    if isinstance(where, str):
+        compute = compute or _first_accelerator()
+        placed = place_string(
+            model, where, compute=compute, patches=patches, progress=progress, **planning
+        )
+        try:
+            placed.stream()
+        except BaseException:
+            placed.unload()
+            raise
+        return placed
+    if compute is None:
+        raise TypeError("place: a plan needs compute=, the device on which the model runs")
+    placed = PlacedModel(
+        model, where, name_of(compute), blocks or inventory(model, patches=patches)
+    )
+    placed.load(patches or {}, _timed(progress or StderrProgress()))
+    return placed
+
+
+def _first_accelerator() -> str:
+    from distorch.devices import to_allocation_devices
+
+    names = (device.device for device in to_allocation_devices(compute="cpu"))
+    return next((name for name in names if name != "cpu"), "cpu")
+
+
+def _counting(blocks: Inventory, table: Iterable[Any]) -> list[Any]:
+    """Return the table with what the model holds itself counted as free: a block that stays needs no memory."""
+    held = bytes_per_device(blocks)
+    return [
+        Device(
+            device=row.device,
+            total=row.total,
+            # A mapped file is counted as free already; 0 is a total that is not known.
+            free=min(row.free + held[row.device], row.total or sys.maxsize),
+            reserve=row.reserve,
+            link_gbps=row.link_gbps,
+        )
+        if row.device in held
+        else row
+        for row in table
+    ]
+
+
+def place_string(
+    model: nn.Module,
+    text: str,
+    *,
+    compute: str,
+    patches: Patches | None = None,
+    devices: Iterable[Any] | None = None,
+    options: Any = None,
+    progress: ProgressCallback | None = None,
+    seconds: Mapping[str, float] | None = None,
+    often: Collection[str] = (),
+    groups: Grouping = group_names,
+) -> PlacedModel:
+    """Parse an allocation string, plan and place in one call; weights then come module by module.
+
+    Args:
+        model: see `place`.
+        text: the allocation string, for example "cuda:0,2.5gb;cuda:1,3gb;cpu,*".
+        compute: the device on which the model runs.
+        patches: see `place`.
+        devices: the planner's devices; default: those of this machine, where what the model holds already is free.
+        options: the planner's options.
+        progress: see `place`.
+        seconds: what each layer group computes in a step, as an executor has measured it (`group_seconds`).
+        often: groups that are come back to within a step, as it has seen them (`often`).
+        groups: see `distorch.inventory.inventory`.
+
+    Raises:
+        AllocationError: the string is wrong; the message points at the place.
+        PlanError: the model does not fit; the message lists every candidate.
+    """
+    from distorch.devices import to_allocation_devices
+
+    blocks = inventory(model, patches=patches, groups=groups)
+    if devices is not None:
+        table = list(devices)
+    else:
+        table = _counting(blocks, to_allocation_devices(compute=name_of(compute)))
+    plan = make_plan(
+        parse(text, table),
+        blocks.allocation_blocks(seconds, often),
+        table,
+        name_of(compute),
+        options or Options(),
+    )
+    return place(model, plan, compute=compute, patches=patches, blocks=blocks, progress=progress)
