@@ -126,13 +126,15 @@ def _moves_into(tensor: torch.Tensor, there: torch.Tensor) -> bool:
     """Let a tensor have the memory of its copy, if nobody else uses the memory that it has now."""
     if is_composite(tensor) and not hasattr(tensor, "__tensor_flatten__"):
         return False  # what its class notes beside the bytes may be about their address
-    parts = parts_of(tensor)
-    for part in parts:
+    pairs = list(zip(parts_of(tensor), parts_of(there), strict=True))
+    for part, place in pairs:
         storage = part.untyped_storage()
         users = torch._C._storage_Use_Count(storage._cdata)
         if users > _USERS_OF_OWN or storage.nbytes() != part.nbytes:
             return False
-    for part, place in zip(parts, parts_of(there), strict=True):
+        if not torch._has_compatible_shallow_copy_type(part, place):
+            return False
+    for part, place in pairs:
         part.data = place.data
     setattr(tensor, SLAB, there.__dict__[SLAB])
     return True
