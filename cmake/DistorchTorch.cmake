@@ -2,15 +2,19 @@
 # Finds the torch of the Python environment in use, without torch's own CMake package: that one insists on a CUDA
 # toolkit of its own version, sets global flags and links libtorch_python, which the stable ABI forbids.
 #
+# DISTORCH_TORCH_DIR names the folder of another torch, for an interpreter that has none.
+#
 #   distorch::torch_stable    headers and libtorch_cpu for code on libtorch's stable ABI (architecture.md, decision 1)
 #   distorch::torch_unstable  all of libtorch and libtorch_python; for the simulated accelerator only
 include_guard(GLOBAL)
 
-execute_process(
-  COMMAND ${Python_EXECUTABLE} -c
-          "import importlib.util as u, pathlib; s = u.find_spec('torch'); print(pathlib.Path(s.origin).parent if s else '', end='')"
-  OUTPUT_VARIABLE DISTORCH_TORCH_DIR RESULT_VARIABLE _distorch_torch_rc)
-if(_distorch_torch_rc OR NOT EXISTS "${DISTORCH_TORCH_DIR}/include/torch/csrc/stable/library.h")
+if(NOT DISTORCH_TORCH_DIR)
+  execute_process(
+    COMMAND ${Python_EXECUTABLE} -c
+            "import importlib.util as u, pathlib; s = u.find_spec('torch'); print(pathlib.Path(s.origin).parent if s else '', end='')"
+    OUTPUT_VARIABLE DISTORCH_TORCH_DIR)
+endif()
+if(NOT EXISTS "${DISTORCH_TORCH_DIR}/include/torch/csrc/stable/library.h")
   message(FATAL_ERROR
     "torch >= 2.10 was not found for ${Python_EXECUTABLE}. Install it there (pip install 'torch>=2.10'), "
     "or give -DPython_EXECUTABLE=<python of your ComfyUI environment>, "

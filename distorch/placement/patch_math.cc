@@ -24,8 +24,8 @@ void Multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
   std::array<StableIValue, 3> stack{stable::detail::from(a),
                                     stable::detail::from(b),
                                     stable::detail::from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(
-      "aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(),
+                                               TORCH_ABI_VERSION));
   stable::detail::to<Tensor>(stack[0]);  // takes over the result's reference
 }
 
