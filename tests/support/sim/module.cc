@@ -21,6 +21,8 @@ PYBIND11_MODULE(_sim, m) {
   m.def("reset_peak", &sim::ResetPeak);
   m.def("fail_allocation", &sim::FailAllocation);
   m.def("fail_copy", &sim::FailCopy);
+  m.def("log_frees", &sim::LogFrees);
+  m.def("take_freed", &sim::TakeFreed);
   m.attr("READ_FIGURES") = reinterpret_cast<std::uintptr_t>(&sim::ReadFigures);
   m.def("counters", [](int device) {
     const sim::DeviceCounters c = sim::Counters(device);

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <utility>
 
 namespace distorch_sim {
 namespace {
@@ -40,6 +41,8 @@ struct State {
   std::map<const char*, Range> ranges;  // by first byte
   Fault allocation_fault;
   Fault copy_fault;
+  bool log_frees = false;
+  std::vector<std::pair<std::uintptr_t, std::int64_t>> freed;
 
   State() : copied{} { devices[0].capacity = std::int64_t{1} << 30; }
 
@@ -133,6 +136,10 @@ void Free(void* data) {
     const auto it = state.ranges.find(static_cast<char*>(data));
     if (it == state.ranges.end()) return;
     if (it->second.device != kHost) {
+      if (state.log_frees) {
+        state.freed.emplace_back(reinterpret_cast<std::uintptr_t>(data),
+                                 static_cast<std::int64_t>(it->second.bytes));
+      }
       state.devices[static_cast<std::size_t>(it->second.device)].allocated -=
           static_cast<std::int64_t>(it->second.bytes);
     }
@@ -164,6 +171,19 @@ bool IsPinned(const void* data) {
   const std::lock_guard lock(state.mutex);
   const Range* range = state.Find(data);
   return range != nullptr && range->device == kHost;
+}
+
+void LogFrees(bool on) {
+  State& state = TheState();
+  const std::lock_guard lock(state.mutex);
+  state.log_frees = on;
+  state.freed.clear();
+}
+
+std::vector<std::pair<std::uintptr_t, std::int64_t>> TakeFreed() {
+  State& state = TheState();
+  const std::lock_guard lock(state.mutex);
+  return std::exchange(state.freed, {});
 }
 
 void CountCopy(int source, int target, std::int64_t bytes) {

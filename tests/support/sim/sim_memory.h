@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace distorch_sim {
@@ -42,6 +43,12 @@ bool IsDeviceMemory(const void* data);
 void* AllocatePinned(std::size_t bytes);
 void FreePinned(void* data);
 bool IsPinned(const void* data);
+
+// With `on`, what is freed on devices from now on is remembered until it is
+// asked for; without, nothing is.
+void LogFrees(bool on);
+// First byte and size of each, in their order, since the last call.
+std::vector<std::pair<std::uintptr_t, std::int64_t>> TakeFreed();
 
 // Accounts for a copy of `bytes` between two places (kHost or a device).
 // Throws c10::Error when a fault says so; nothing is counted then.

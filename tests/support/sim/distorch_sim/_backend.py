@@ -102,6 +102,27 @@ def empty_cache() -> None:
 def synchronize(device: Any = None) -> None:
     """Work is done when the call that started it returns; raises for a device that does not exist."""
     sim_core.counters(_index(device))
+    observer.host_waits_for_device(_index(device))
+
+
+class Observer:
+    """What is told of the order that streams and events give to work; distorch_sim.races has one."""
+
+    def recorded(self, event: Event, stream: Stream) -> None: ...
+    def waits_for_event(self, stream: Stream, event: Event) -> None: ...
+    def waits_for_stream(self, stream: Stream, other: Stream) -> None: ...
+    def host_waits_for_event(self, event: Event) -> None: ...
+    def host_waits_for_stream(self, stream: Stream) -> None: ...
+    def host_waits_for_device(self, index: int) -> None: ...
+
+
+observer = Observer()
+
+
+def observe(by: Observer | None) -> None:
+    """Tell `by` from now on; None ends it."""
+    global observer
+    observer = by or Observer()
 
 
 class Stream:
@@ -121,9 +142,11 @@ class Stream:
 
     def wait_stream(self, stream: Stream) -> None:
         assert isinstance(stream, Stream)
+        observer.waits_for_stream(self, stream)
 
     def wait_event(self, event: Event) -> None:
         assert isinstance(event, Event)
+        observer.waits_for_event(self, event)
 
     def record_event(self, event: Event | None = None) -> Event:
         event = event or Event()
@@ -131,7 +154,7 @@ class Stream:
         return event
 
     def synchronize(self) -> None:
-        pass
+        observer.host_waits_for_stream(self)
 
     def query(self) -> bool:
         return True
@@ -153,15 +176,16 @@ class Event:
 
     def record(self, stream: Stream | None = None) -> None:
         self.recorded_on = stream or current_stream()
+        observer.recorded(self, self.recorded_on)
 
     def wait(self, stream: Stream | None = None) -> None:
-        pass
+        (stream or current_stream()).wait_event(self)
 
     def query(self) -> bool:
         return True
 
     def synchronize(self) -> None:
-        pass
+        observer.host_waits_for_event(self)
 
     def elapsed_time(self, end_event: Event) -> float:
         return 0.0
