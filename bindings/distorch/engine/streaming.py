@@ -145,6 +145,11 @@ class Streamer:
             ]
             for parts in planned
         ]
+        # A streamer that just dies: its slots may be somebody else's as soon as they are free, so the copies come first.
+        self._finalizer = weakref.finalize(
+            self, _finish, self._pending, self._streams, self._buffers, list(self.groups)
+        )
+        self._finalizer.atexit = False
         # By weak reference: the garbage collector cannot look through a C++ object that holds its owner.
         me = weakref.ref(self)
         self._scheduler = core().StreamScheduler(
@@ -270,27 +275,45 @@ class Streamer:
 
     def drain(self) -> None:
         """Wait until no copy is under way and nothing computes from a slot."""
-        for slot, pending in enumerate(self._pending):
-            self._pending[slot] = None
-            if pending is not None:
-                pending.exception()  # waits; a copy nobody needs any more may have failed
-        if self._streams.module is not None:
-            self._streams.synchronize()
+        _drain(self._pending, self._streams)
 
     def close(self) -> None:
         """Give the slots back. Nothing may compute from them any more."""
-        self.drain()
+        self._finalizer()
         if self._bounce is not None:
             self._bounce.close()
             self._bounce = None
-        self._buffers.clear()
         self._copies.clear()
-        for group in self.groups:
-            group.views.clear()
+
+
+def _drain(pending: list[Future[None] | None], streams: DeviceStreams) -> None:
+    for slot, copy in enumerate(pending):
+        pending[slot] = None
+        if copy is not None:
+            copy.exception()  # waits; a copy nobody needs any more may have failed
+    if streams.module is not None:
+        streams.synchronize()
+
+
+def _finish(
+    pending: list[Future[None] | None],
+    streams: DeviceStreams,
+    buffers: list[torch.Tensor],
+    groups: list[StreamGroup],
+) -> None:
+    """Let go of the slots behind the last copy; the sources, which the groups hold, are there until then."""
+    _drain(pending, streams)
+    buffers.clear()
+    for group in groups:
+        group.views.clear()
 
 
 def _cut(begin: int, end: int, pinned: list[tuple[int, int]]) -> list[tuple[int, int, bool]]:
-    """Cut [begin, end) where pinned parts begin and end: (begin, end, whether it is pageable)."""
+    """Cut [begin, end) where pinned parts begin and end: (begin, end, whether it is pageable).
+
+    Also where one pinned part follows another: CUDA knows a registration by its first address and may refuse a copy
+    across the border of two.
+    """
     parts = []
     for low, high in pinned:
         low, high = max(low, begin), min(high, end)
@@ -298,8 +321,7 @@ def _cut(begin: int, end: int, pinned: list[tuple[int, int]]) -> list[tuple[int,
             continue
         if low > begin:
             parts.append((begin, low, True))
-        joins = parts and not parts[-1][2] and parts[-1][1] == low
-        parts.append((parts.pop()[0] if joins else low, high, False))
+        parts.append((low, high, False))
         begin = high
     if begin < end:
         parts.append((begin, end, True))

@@ -335,7 +335,7 @@ def test_the_bounce_copier_waits_for_its_buffers() -> None:
 def test_cutting_at_pinned_parts() -> None:
     cut = streaming._cut
     assert cut(0, 10, []) == [(0, 10, True)]
-    assert cut(2, 9, [(0, 4), (4, 12)]) == [(2, 9, False)]
+    assert cut(2, 9, [(0, 4), (4, 12)]) == [(2, 4, False), (4, 9, False)]
     assert cut(2, 9, [(0, 4), (6, 7)]) == [(2, 4, False), (4, 6, True), (6, 7, False), (7, 9, True)]
     assert cut(5, 9, [(0, 4)]) == [(5, 9, True)]
 
