@@ -39,6 +39,8 @@ void BindRuntime(void* library, CudaFunctions& f,
   BindSymbol(library, "cudaFree", f.free, missing);
   BindSymbol(library, "cudaHostAlloc", f.host_alloc, missing);
   BindSymbol(library, "cudaFreeHost", f.host_free, missing);
+  BindSymbol(library, "cudaHostRegister", f.host_register, missing);
+  BindSymbol(library, "cudaHostUnregister", f.host_unregister, missing);
   BindSymbol(library, "cudaMemcpyAsync", f.copy, missing);
   BindSymbol(library, "cudaMemcpyPeerAsync", f.copy_peer, missing);
   BindSymbol(library, "cudaStreamCreateWithFlags", f.stream_create, missing);
@@ -49,6 +51,7 @@ void BindRuntime(void* library, CudaFunctions& f,
   BindSymbol(library, "cudaEventDestroy", f.event_destroy, missing);
   BindSymbol(library, "cudaEventRecord", f.event_record, missing);
   BindSymbol(library, "cudaEventSynchronize", f.event_synchronize, missing);
+  BindSymbol(library, "cudaEventElapsedTime", f.event_elapsed, missing);
   BindSymbol(library, "cudaPointerGetAttributes", f.pointer_attributes,
              missing);
   BindSymbol(library, "cudaGetLastError", f.take_last_error, missing);

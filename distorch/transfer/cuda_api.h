@@ -49,6 +49,8 @@ struct CudaFunctions {
   std::function<int(void*)> free;                      // likewise
   std::function<int(void**, std::size_t, unsigned)> host_alloc;
   std::function<int(void*)> host_free;
+  std::function<int(void*, std::size_t, unsigned)> host_register;
+  std::function<int(void*)> host_unregister;
   std::function<int(void*, const void*, std::size_t, int, Stream)> copy;
   std::function<int(void*, int, const void*, int, std::size_t, Stream)>
       copy_peer;
@@ -60,6 +62,7 @@ struct CudaFunctions {
   std::function<int(Event)> event_destroy;
   std::function<int(Event, Stream)> event_record;
   std::function<int(Event)> event_synchronize;
+  std::function<int(float*, Event, Event)> event_elapsed;  // milliseconds
   std::function<int(PointerAttributes*, const void*)> pointer_attributes;
   std::function<int()> take_last_error;
   std::function<const char*(int)> error_name;

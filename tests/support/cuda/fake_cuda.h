@@ -1,15 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA without a GPU: devices whose memory is host memory, streams that run
-// late and in any order that their events allow, errors on demand.
+// A double of CUDA's entry points, for tests without a GPU: devices whose
+// memory is host memory, streams that run late and in any order that their
+// events allow, errors on demand, virtual time.
 //
 //   FakeCuda fake(2);
 //   CudaFunctions cuda = fake.Functions();
-//   fake.FailCall("cudaMemcpyAsync", 3, 1);     // the third one: error 1
+//   fake.FailCall("cudaMemcpyAsync", 3, 1);      // the third one: error 1
+//   ...
+//   EXPECT_THAT(fake.violations, IsEmpty());
 //
-// Work is only run when somebody waits, by streams picked at random (the seed
-// decides): a missing wait between two streams shows as wrong bytes. Asserts
-// what real CUDA would refuse: an event or a stream used under another device's
-// context, unknown handles, memory that is not there.
+// `violations` has what real CUDA would refuse, and what nothing orders:
+//   - a copy across two registrations, or of memory that is registered at one
+//     end only, was given back, or is another device's than was said;
+//   - a copy between two devices whose access was not opened, also for each
+//     pool of cudaMallocAsync or of expandable segments;
+//   - streams and events that were destroyed, or are used under another
+//     device's context;
+//   - two accesses to the same bytes, one of them a write, that no event
+//     orders (see access_log.h), memory given back among them;
+//   - waiting for what never comes.
+// The first three are also answered with CUDA's error. Memory that nobody has
+// written, and what was given back, is poisoned (memory_ranges.h).
+//
+// Work is done as stream_simulation.h says; virtual time is virtual_clock.h's.
+// A copy of pageable memory reads its source before the call returns, and may
+// write its target later; one to pageable memory is done when the call returns.
 //
 // The functions may be called from several threads, each with its own stack of
 // contexts; everything else from one.
@@ -18,18 +33,21 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <random>
+#include <set>
 #include <string>
+#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "distorch/transfer/cuda_api.h"
 #include "distorch/transfer/nccl.h"
+#include "tests/support/cuda/memory_ranges.h"
+#include "tests/support/cuda/stream_simulation.h"
 
 namespace distorch {
 
@@ -37,6 +55,8 @@ class FakeCuda {
  public:
   explicit FakeCuda(int devices, std::uint32_t seed = 1);
   ~FakeCuda();
+  FakeCuda(const FakeCuda&) = delete;  // its functions point here
+  FakeCuda& operator=(const FakeCuda&) = delete;
 
   CudaFunctions Functions();
   NcclFunctions Nccl();
@@ -48,40 +68,63 @@ class FakeCuda {
   // Copies from `source` to `target` deliver one wrong byte.
   void Corrupt(int source, int target) { corrupt_ = {source, target}; }
 
-  // Runs everything that is queued.
+  // Memory, poisoned. A pool's is opened to a peer by OpenPool alone: torch
+  // does it with its first copy between the two.
+  void* NewMemory(int device, std::size_t bytes);
+  void* NewPoolMemory(int device, std::size_t bytes);
+  void OpenPool(int device, int peer) { pools_.insert({device, peer}); }
+  // The caller's memory is the device's until it is taken back by Release.
+  void Adopt(int device, void* data, std::size_t bytes);
+  void Release(void* data);
+  // As torch's allocator takes memory of a stream back, to give it out again
+  // behind what is queued there: nothing waits.
+  void ReturnToPool(void* data, void* stream);
+
+  void* NewStream(int device);
+  // Queues a kernel. `run` is what it computes; it is told by `label`.
+  void Launch(void* stream, double seconds, std::vector<Access> accesses,
+              std::function<void()> run = {}, std::string label = "kernel");
+  // The host itself reads or writes.
+  void HostAccess(const void* data, std::size_t bytes, bool write);
+  // Runs everything that is queued; the host learns nothing by it.
   void RunAll();
-  // Seconds of copying done so far: bytes by the pair's rate, no overlap.
-  double seconds() const { return seconds_; }
-  // GB/s of device to device copies (peer; staged copies count twice at
-  // host_gbps).
+
+  // Virtual seconds of the host.
+  double seconds() const { return streams_.clock().host_now(); }
+  // Bandwidth of one link (-1: the host), and of those not set. A copy between
+  // devices takes driver_gbps where access was not opened.
+  VirtualClock& clock() { return streams_.clock(); }
   double peer_gbps = 50;
   double driver_gbps = 5;
   double host_gbps = 20;
+  double call_seconds = 0;  // that the host spends in each call
 
-  // Memory that is taken and streams and events that exist.
+  // Memory that is taken or registered, and streams and events that exist.
   std::size_t allocations() const { return memory_.size(); }
-  std::size_t handles() const { return streams_.size() + events_.size(); }
+  std::size_t handles() const { return streams_.live() + events_.size(); }
   int current() const { return Contexts().empty() ? -1 : Contexts().back(); }
-  void* NewStream(int device);
-  void* NewMemory(int device, std::size_t bytes);
+  // Devices that have got a context.
+  const std::set<int>& contexts() const { return contexts_; }
+  // The error that the next take_last_error returns.
+  int last_error() const { return last_error_; }
 
   // Calls in their order, "cudaMemcpyAsync cuda:0" and so on.
+  bool records_calls = true;
   std::vector<std::string> calls;
-  // What real CUDA would have refused or what would have raced.
   std::vector<std::string> violations;
 
  private:
-  struct Stream {
-    int device = 0;
-    std::deque<std::function<bool()>> queue;  // false: not ready yet
-  };
+  using Stream = StreamSimulation::Stream;
   struct Event {
     int device = 0;
-    std::shared_ptr<bool> done;  // of the last record; null: never recorded
+    StreamSimulation::MarkPtr mark;  // of the last record; null: never recorded
   };
-  struct Memory {
+  // What one end of a copy is.
+  struct End {
     int device = -1;
-    std::vector<std::byte> bytes;
+    bool pageable = false;
+    bool pool = false;
+    int error = 0;
   };
   struct Posted {
     bool send = false;
@@ -89,39 +132,45 @@ class FakeCuda {
     int peer = 0;
     void* data = nullptr;
     std::size_t bytes = 0;
-    void* stream = nullptr;
+    Stream* stream = nullptr;
   };
 
   // The calling thread's stack of devices.
   std::vector<int>& Contexts() const;
-  int Enter(const std::string& name);
-  Stream& StreamFor(void* handle);
+  // Notes the call; the error it is to return, or 0.
+  int Enter(const char* name);
+  int Refuse(int code, std::string what);
+  // Null, told, for a stream or event that does not exist.
+  Stream* StreamFor(void* handle);
+  Event* EventFor(void* handle);
   void CheckDevice(const char* what, int device);
-  bool RunOne();
-  int Drain(const std::function<bool()>& done);
-  int MemoryDevice(const void* data) const;
-  int Copy(void* to, int to_device, const void* from, int from_device,
-           std::size_t bytes, double gbps, void* stream);
+  End Resolve(const void* data, std::size_t bytes, const char* what);
+  int Copy(void* to, const End& target, const void* from, const End& source,
+           std::size_t bytes, void* handle);
+  int Remove(void* data, MemoryKind kind);
   void Move(void* to, int to_device, const void* from, int from_device,
-            std::size_t bytes, double gbps);
+            std::size_t bytes);
+  int HostWaits(const StreamSimulation::MarkPtr& mark);
   int FlushNccl();
   void BindMemory(CudaFunctions& f);
+  void BindCopies(CudaFunctions& f);
   void BindStreams(CudaFunctions& f);
+  void BindEvents(CudaFunctions& f);
   void BindContexts(CudaFunctions& f);
 
   const int devices_;
-  std::mt19937 random_;
+  StreamSimulation streams_;
+  MemoryRanges memory_;
   std::map<std::string, std::vector<std::pair<int, int>>> failures_;
-  std::map<std::string, int> counts_;
   std::map<std::pair<int, int>, bool> peers_;
-  std::map<std::pair<int, int>, bool> enabled_;
+  std::set<std::pair<int, int>> enabled_;
+  std::set<std::pair<int, int>> pools_;
   std::pair<int, int> corrupt_ = {-2, -2};
-  std::map<void*, std::unique_ptr<Stream>> streams_;
-  std::map<void*, std::unique_ptr<Event>> events_;
-  std::map<void*, Memory> memory_;
-  std::map<int, std::unique_ptr<Stream>> default_streams_;
+  std::unordered_set<void*> handles_;  // streams
+  std::unordered_map<void*, std::unique_ptr<Event>> events_;
+  std::set<int> contexts_;
+  int last_error_ = 0;
   std::recursive_mutex mutex_;  // held by every function of the tables
-  double seconds_ = 0;
   bool grouping_ = false;
   std::vector<Posted> posted_;
   std::map<void*, std::pair<int, std::vector<int>>> comms_;  // rank, devices

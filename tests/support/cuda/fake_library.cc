@@ -43,6 +43,13 @@ FAKE_EXPORT int cudaHostAlloc(void** data, std::size_t bytes, unsigned flags) {
   return Cuda().host_alloc(data, bytes, flags);
 }
 FAKE_EXPORT int cudaFreeHost(void* data) { return Cuda().host_free(data); }
+FAKE_EXPORT int cudaHostRegister(void* data, std::size_t bytes,
+                                 unsigned flags) {
+  return Cuda().host_register(data, bytes, flags);
+}
+FAKE_EXPORT int cudaHostUnregister(void* data) {
+  return Cuda().host_unregister(data);
+}
 FAKE_EXPORT int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
                                 int kind, void* stream) {
   return Cuda().copy(to, from, bytes, kind, stream);
@@ -75,6 +82,10 @@ FAKE_EXPORT int cudaEventRecord(void* event, void* stream) {
 }
 FAKE_EXPORT int cudaEventSynchronize(void* event) {
   return Cuda().event_synchronize(event);
+}
+FAKE_EXPORT int cudaEventElapsedTime(float* milliseconds, void* begin,
+                                     void* end) {
+  return Cuda().event_elapsed(milliseconds, begin, end);
 }
 FAKE_EXPORT int cudaPointerGetAttributes(void* out, const void* data) {
   return Cuda().pointer_attributes(

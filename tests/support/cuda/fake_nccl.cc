@@ -2,7 +2,6 @@
 // NCCL on the fake devices: sends and receives of one group are matched when it
 // ends, then run when both streams have come to them.
 #include <algorithm>
-#include <cstring>
 
 #include "tests/support/cuda/fake_cuda.h"
 
@@ -29,19 +28,22 @@ int FakeCuda::FlushNccl() {
     const Posted& from = one.send ? one : *other;
     const Posted& to = one.send ? *other : one;
     // Both streams stop until the other has come: as NCCL's kernels do.
-    auto arrived = std::make_shared<int>(0);
-    auto moved = std::make_shared<bool>(false);
-    const auto meet = [=, this, to_data = to.data, from_data = from.data,
-                       bytes = one.bytes](const std::shared_ptr<bool>& here) {
-      if (!*here) *here = (++*arrived, true);
-      if (*arrived < 2) return false;
-      if (!*moved) Move(to_data, to.rank, from_data, from.rank, bytes, 50);
-      return *moved = true;
+    const auto there = streams_.Queue(to.stream, {});
+    const Access accesses[] = {{from.data, from.bytes, false},
+                               {to.data, to.bytes, true}};
+    StreamSimulation::Work move;
+    move.kind = "NCCL kernel";
+    move.accesses = accesses;
+    move.behind = {there};
+    move.link = {from.stream->device, to.stream->device};
+    move.seconds = clock().Seconds(*move.link, from.bytes, peer_gbps);
+    move.run = [this, from, to] {
+      Move(to.data, to.stream->device, from.data, from.stream->device,
+           from.bytes);
     };
-    for (void* stream : {from.stream, to.stream}) {
-      streams_.at(stream)->queue.emplace_back(
-          [meet, here = std::make_shared<bool>(false)] { return meet(here); });
-    }
+    StreamSimulation::Work end;
+    end.behind = {streams_.Queue(from.stream, std::move(move))};
+    streams_.Queue(to.stream, std::move(end));
     open.erase(other);
     open.erase(open.begin());
   }
@@ -81,32 +83,35 @@ NcclFunctions FakeCuda::Nccl() {
   const auto post = [this](const char* name, Posted posted) {
     if (const int code = Enter(name)) return code;
     if (!grouping_) violations.emplace_back("outside of a group");
-    CheckDevice("a communicator's stream", streams_.at(posted.stream)->device);
+    if (posted.stream == nullptr) return kInvalidUsage;
     posted_.push_back(posted);
     return 0;
   };
   f.send = [this, post](const void* data, std::size_t bytes, int, int peer,
                         Comm comm, void* stream) {
-    return post("ncclSend", {true, comms_.at(comm).first, peer,
-                             const_cast<void*>(data), bytes, stream});
+    return post("ncclSend",
+                {true, comms_.at(comm).first, peer, const_cast<void*>(data),
+                 bytes, StreamFor(stream)});
   };
   f.receive = [this, post](void* data, std::size_t bytes, int, int peer,
                            Comm comm, void* stream) {
-    return post("ncclRecv",
-                {false, comms_.at(comm).first, peer, data, bytes, stream});
+    return post("ncclRecv", {false, comms_.at(comm).first, peer, data, bytes,
+                             StreamFor(stream)});
   };
   // As the root's sends to every other rank; a call of another rank receives.
   f.broadcast = [this, post](const void* from, void* to, std::size_t bytes, int,
                              int root, Comm comm, void* stream) {
     const auto& [rank, devices] = comms_.at(comm);
     if (rank != root) {
-      return post("ncclBroadcast", {false, rank, root, to, bytes, stream});
+      return post("ncclBroadcast",
+                  {false, rank, root, to, bytes, StreamFor(stream)});
     }
     if (const int code = Enter("ncclBroadcast")) return code;
+    Stream* const on = StreamFor(stream);
+    if (on == nullptr) return kInvalidUsage;
     for (int peer = 0; peer < static_cast<int>(devices.size()); ++peer) {
       if (peer == root) continue;
-      posted_.push_back(
-          {true, rank, peer, const_cast<void*>(from), bytes, stream});
+      posted_.push_back({true, rank, peer, const_cast<void*>(from), bytes, on});
     }
     return 0;
   };
