@@ -30,42 +30,67 @@ void* OpenFirst(const std::string& path,
   return nullptr;
 }
 
-void BindRuntime(void* library, CudaFunctions& f,
-                 std::vector<std::string>* missing) {
-  BindSymbol(library, "cudaGetDeviceCount", f.device_count, missing);
-  BindSymbol(library, "cudaDeviceCanAccessPeer", f.can_access_peer, missing);
-  BindSymbol(library, "cudaDeviceEnablePeerAccess", f.enable_peer, missing);
-  BindSymbol(library, "cudaMalloc", f.malloc, missing);
-  BindSymbol(library, "cudaFree", f.free, missing);
-  BindSymbol(library, "cudaHostAlloc", f.host_alloc, missing);
-  BindSymbol(library, "cudaFreeHost", f.host_free, missing);
-  BindSymbol(library, "cudaHostRegister", f.host_register, missing);
-  BindSymbol(library, "cudaHostUnregister", f.host_unregister, missing);
-  BindSymbol(library, "cudaMemcpyAsync", f.copy, missing);
-  BindSymbol(library, "cudaMemcpyPeerAsync", f.copy_peer, missing);
-  BindSymbol(library, "cudaStreamCreateWithFlags", f.stream_create, missing);
-  BindSymbol(library, "cudaStreamDestroy", f.stream_destroy, missing);
-  BindSymbol(library, "cudaStreamSynchronize", f.stream_synchronize, missing);
-  BindSymbol(library, "cudaStreamWaitEvent", f.stream_wait, missing);
-  BindSymbol(library, "cudaEventCreateWithFlags", f.event_create, missing);
-  BindSymbol(library, "cudaEventDestroy", f.event_destroy, missing);
-  BindSymbol(library, "cudaEventRecord", f.event_record, missing);
-  BindSymbol(library, "cudaEventSynchronize", f.event_synchronize, missing);
-  BindSymbol(library, "cudaEventElapsedTime", f.event_elapsed, missing);
-  BindSymbol(library, "cudaPointerGetAttributes", f.pointer_attributes,
-             missing);
-  BindSymbol(library, "cudaGetLastError", f.take_last_error, missing);
-  BindSymbol(library, "cudaGetErrorName", f.error_name, missing);
-  BindSymbol(library, "cudaGetErrorString", f.error_text, missing);
+// The name of a function of CUDA's in HIP's library.
+std::string HipName(std::string_view cuda) {
+  if (cuda == "cudaHostAlloc") return "hipHostMalloc";
+  if (cuda == "cudaFreeHost") return "hipHostFree";
+  cuda.remove_prefix(cuda.starts_with("cuda") ? 4 : 2);
+  if (cuda.ends_with("_v2")) cuda.remove_suffix(3);
+  return "hip" + std::string(cuda);
 }
 
-void BindDriver(void* library, CudaFunctions& f,
-                std::vector<std::string>* missing) {
-  BindSymbol(library, "cuInit", f.init, missing);
-  BindSymbol(library, "cuDeviceGet", f.driver_device, missing);
-  BindSymbol(library, "cuDevicePrimaryCtxRetain", f.context_retain, missing);
-  BindSymbol(library, "cuCtxPushCurrent_v2", f.context_push, missing);
-  BindSymbol(library, "cuCtxPopCurrent_v2", f.context_pop, missing);
+// Binds functions of one library; notes those that it lacks.
+class Binder {
+ public:
+  Binder(void* library, bool hip, std::vector<std::string>* missing)
+      : library_(library), hip_(hip), missing_(missing) {}
+
+  template <typename Function>
+  void operator()(const char* name, Function& out) const {
+    const std::string symbol = hip_ ? HipName(name) : name;
+    BindSymbol(library_, symbol.c_str(), out, missing_);
+  }
+
+ private:
+  void* library_;
+  bool hip_;
+  std::vector<std::string>* missing_;
+};
+
+void BindRuntime(const Binder& bind, CudaFunctions& f) {
+  bind("cudaGetDeviceCount", f.device_count);
+  bind("cudaDeviceCanAccessPeer", f.can_access_peer);
+  bind("cudaDeviceEnablePeerAccess", f.enable_peer);
+  bind("cudaMalloc", f.malloc);
+  bind("cudaFree", f.free);
+  bind("cudaHostAlloc", f.host_alloc);
+  bind("cudaFreeHost", f.host_free);
+  bind("cudaHostRegister", f.host_register);
+  bind("cudaHostUnregister", f.host_unregister);
+  bind("cudaMemcpyAsync", f.copy);
+  bind("cudaMemcpyPeerAsync", f.copy_peer);
+  bind("cudaDeviceSynchronize", f.device_synchronize);
+  bind("cudaStreamCreateWithFlags", f.stream_create);
+  bind("cudaStreamDestroy", f.stream_destroy);
+  bind("cudaStreamSynchronize", f.stream_synchronize);
+  bind("cudaStreamWaitEvent", f.stream_wait);
+  bind("cudaEventCreateWithFlags", f.event_create);
+  bind("cudaEventDestroy", f.event_destroy);
+  bind("cudaEventRecord", f.event_record);
+  bind("cudaEventSynchronize", f.event_synchronize);
+  bind("cudaEventElapsedTime", f.event_elapsed);
+  bind("cudaPointerGetAttributes", f.pointer_attributes);
+  bind("cudaGetLastError", f.take_last_error);
+  bind("cudaGetErrorName", f.error_name);
+  bind("cudaGetErrorString", f.error_text);
+}
+
+void BindDriver(const Binder& bind, CudaFunctions& f) {
+  bind("cuInit", f.init);
+  bind("cuDeviceGet", f.driver_device);
+  bind("cuDevicePrimaryCtxRetain", f.context_retain);
+  bind("cuCtxPushCurrent_v2", f.context_push);
+  bind("cuCtxPopCurrent_v2", f.context_pop);
 }
 
 // One remedy for each kind of failure.
@@ -104,6 +129,28 @@ void RetainOnce(CudaFunctions& f) {
   };
 }
 
+absl::StatusOr<CudaFunctions> Bound(void* runtime, void* driver, bool hip) {
+  CudaFunctions functions;
+  std::vector<std::string> missing;
+  BindRuntime(Binder(runtime, hip, &missing), functions);
+  BindDriver(Binder(driver, hip, &missing), functions);
+  if (!missing.empty()) {
+    return absl::UnavailableError(absl::StrCat(
+        hip ? "HIP" : "CUDA", " lacks ", absl::StrJoin(missing, ", "),
+        hip ? ": update ROCm to version 6 or later"
+            : ": update the driver and CUDA to version 12 or later"));
+  }
+  if (const int code = functions.init(0); code != 0) {
+    return absl::UnavailableError(
+        absl::StrCat(hip ? "hipInit failed with HIP error "
+                         : "cuInit failed with CUDA error ",
+                     code, ": run ", hip ? "rocm-smi" : "nvidia-smi",
+                     " to see whether the driver works at all"));
+  }
+  RetainOnce(functions);
+  return functions;
+}
+
 }  // namespace
 
 absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path,
@@ -120,22 +167,18 @@ absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path,
         "libcudart was not found: import a torch that is built for CUDA first, "
         "or put CUDA's lib64 on LD_LIBRARY_PATH");
   }
-  CudaFunctions functions;
-  std::vector<std::string> missing;
-  BindRuntime(runtime, functions, &missing);
-  BindDriver(driver, functions, &missing);
-  if (!missing.empty()) {
+  return Bound(runtime, driver, /*hip=*/false);
+}
+
+absl::StatusOr<CudaFunctions> LoadHip(const std::string& path) {
+  void* library = OpenFirst(
+      path, {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so"});
+  if (library == nullptr) {
     return absl::UnavailableError(
-        absl::StrCat("CUDA lacks ", absl::StrJoin(missing, ", "),
-                     ": update the driver and CUDA to version 12 or later"));
+        "libamdhip64 was not found: import a torch that is built for ROCm "
+        "first, or put ROCm's lib on LD_LIBRARY_PATH");
   }
-  if (const int code = functions.init(0); code != 0) {
-    return absl::UnavailableError(absl::StrCat(
-        "cuInit failed with CUDA error ", code,
-        ": run nvidia-smi to see whether the driver works at all"));
-  }
-  RetainOnce(functions);
-  return functions;
+  return Bound(library, library, /*hip=*/true);
 }
 
 std::string PlaceName(int device) {
@@ -158,20 +201,42 @@ absl::Status CudaFailure(const CudaFunctions& cuda, std::string_view call,
                               : absl::InternalError(message);
 }
 
-DeviceGuard::DeviceGuard(const CudaFunctions& cuda, int device) : cuda_(cuda) {
-  if (device < 0) return;
+absl::StatusOr<CudaFunctions::Context> ContextOf(const CudaFunctions& cuda,
+                                                 int device) {
   int handle = 0;
   CudaFunctions::Context context = nullptr;
   int code = cuda.driver_device(&handle, device);
   if (code == 0) code = cuda.context_retain(&context, handle);
-  if (code == 0) code = cuda.context_push(context);
-  if (code != 0) {
-    status_ = absl::InternalError(absl::StrCat(
-        PlaceName(device), " cannot be used: the driver answers error ", code,
-        ". Compare the device's number with `distorch devices`."));
+  if (code == 0) return context;
+  return absl::InternalError(absl::StrCat(
+      PlaceName(device), " cannot be used: the driver answers error ", code,
+      ". Compare the device's number with `distorch devices`."));
+}
+
+DeviceGuard::DeviceGuard(const CudaFunctions& cuda, int device) : cuda_(cuda) {
+  if (device < 0) return;
+  const absl::StatusOr<CudaFunctions::Context> context =
+      ContextOf(cuda, device);
+  if (!context.ok()) {
+    status_ = context.status();
     return;
   }
-  pushed_ = true;
+  Push(*context);
+}
+
+DeviceGuard::DeviceGuard(const CudaFunctions& cuda,
+                         CudaFunctions::Context context)
+    : cuda_(cuda) {
+  Push(context);
+}
+
+void DeviceGuard::Push(CudaFunctions::Context context) {
+  const int code = cuda_.context_push(context);
+  pushed_ = code == 0;
+  if (pushed_) return;
+  status_ = absl::InternalError(
+      absl::StrCat("a device cannot be made current: the driver answers error ",
+                   code, ". The device is lost to this process: restart it."));
 }
 
 DeviceGuard::~DeviceGuard() {

@@ -54,6 +54,7 @@ struct CudaFunctions {
   std::function<int(void*, const void*, std::size_t, int, Stream)> copy;
   std::function<int(void*, int, const void*, int, std::size_t, Stream)>
       copy_peer;
+  std::function<int()> device_synchronize;  // of the current device
   std::function<int(Stream*, unsigned)> stream_create;
   std::function<int(Stream)> stream_destroy;
   std::function<int(Stream)> stream_synchronize;
@@ -81,6 +82,10 @@ struct CudaFunctions {
 absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path = "",
                                        const std::string& driver_path = "");
 
+// The same of AMD's HIP, whose one library (libamdhip64.so.7, .6) has the same
+// functions by other names. Not run on an AMD GPU so far.
+absl::StatusOr<CudaFunctions> LoadHip(const std::string& path = "");
+
 // What failed: call, device (-1: the host), bytes (0: none), CUDA's error.
 // Takes the error off CUDA's state, and never fails itself.
 //   "cudaMemcpyAsync of 4096 bytes to cuda:1 failed: cudaErrorInvalidValue
@@ -91,11 +96,17 @@ absl::Status CudaFailure(const CudaFunctions& cuda, std::string_view call,
 // "cuda:1", or "cpu" for -1.
 std::string PlaceName(int device);
 
+// The primary context of `device`. Internal when it cannot be had.
+absl::StatusOr<CudaFunctions::Context> ContextOf(const CudaFunctions& cuda,
+                                                 int device);
+
 // Makes the primary context of `device` current for the calling thread, and
 // puts back what was there. The host (-1) changes nothing.
 class DeviceGuard {
  public:
   DeviceGuard(const CudaFunctions& cuda, int device);
+  // Of a context that ContextOf gave: for what is done often.
+  DeviceGuard(const CudaFunctions& cuda, CudaFunctions::Context context);
   DeviceGuard(const DeviceGuard&) = delete;  // one restoration
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   ~DeviceGuard();
@@ -104,6 +115,8 @@ class DeviceGuard {
   const absl::Status& status() const { return status_; }
 
  private:
+  void Push(CudaFunctions::Context context);
+
   const CudaFunctions& cuda_;
   bool pushed_ = false;
   absl::Status status_;

@@ -114,6 +114,13 @@ absl::StatusOr<Choice> Router::Choose(int source, int target) {
   return choice;
 }
 
+std::optional<Way> Router::Known(int source, int target) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = choices_.find({source, target});
+  if (found == choices_.end()) return std::nullopt;
+  return found->second.way;
+}
+
 absl::Status Router::Adopt(int source, int target, Way way, double gbps) {
   if (!Serves(way, source, target)) {
     return absl::InvalidArgumentError(
@@ -258,6 +265,9 @@ absl::StatusOr<Way> Router::Copy(const CopyRequest& request) {
     const bool pageable =
         !known || attributes.type == CudaFunctions::kUnregistered;
     if (!pageable || request.bytes < chunk_) return by(Way::kDirect);
+  }
+  if (const auto known = Known(request.source_device, request.target_device)) {
+    return by(*known);
   }
   const absl::StatusOr<Choice> choice =
       Choose(request.source_device, request.target_device);

@@ -19,6 +19,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -90,6 +91,8 @@ class Router {
                                  int repeats);
 
  private:
+  // The way of a pair that was chosen before.
+  std::optional<Way> Known(int source, int target);
   absl::StatusOr<Choice> MeasurePair(int source, int target);
   absl::StatusOr<double> MeasureInRoom(int source, int target, Way way);
   absl::StatusOr<double> Time(Transfer& transfer, const CopyRequest& request,

@@ -1,286 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
-#include <array>
-#include <cstddef>
-#include <cstring>
-#include <string>
-
-#include "absl/strings/str_cat.h"
+#include "distorch/transfer/staged_lane.h"
 #include "distorch/transfer/transfer.h"
 
 namespace distorch {
-namespace {
-
-std::byte* At(void* data, std::int64_t offset) {
-  return static_cast<std::byte*>(data) + offset;
-}
-const std::byte* At(const void* data, std::int64_t offset) {
-  return static_cast<const std::byte*>(data) + offset;
-}
-
-}  // namespace
-
-// Two pinned buffers and their events, for one ordered pair. The host end of a
-// pair has no stream and no event: the host itself copies and waits.
-class StagedTransfer::Lane {
- public:
-  Lane(const CudaFunctions& cuda, int source, int target, std::int64_t chunk)
-      : cuda_(cuda), source_(source), target_(target), chunk_(chunk) {}
-  Lane(const Lane&) = delete;
-  Lane& operator=(const Lane&) = delete;
-  ~Lane();
-
-  absl::Status Make();
-  absl::Status Copy(const CopyRequest& request);
-
- private:
-  struct Slot {
-    void* buffer = nullptr;
-    void* filled = nullptr;   // source's device: the bytes are in the buffer
-    void* drained = nullptr;  // target's device: the buffer may be overwritten
-    bool busy = false;        // `drained` was recorded
-  };
-
-  absl::Status FromHost(const CopyRequest& request);
-  absl::Status ToHost(const CopyRequest& request);
-  absl::Status Between(const CopyRequest& request);
-  absl::Status MakeEvent(int device, void** event);
-  absl::Status MakeStream(int device, void** stream);
-  absl::Status Move(void* target, const void* source, std::int64_t bytes,
-                    StreamOn stream);
-  absl::Status Record(void* event, StreamOn stream);
-  absl::Status Wait(StreamOn stream, void* event);
-  absl::Status HostWait(void* event, int device);
-  absl::Status Done(const char* call, int device, std::int64_t bytes, int code);
-  void Settle(const CopyRequest& request);
-  Slot& slot(std::int64_t chunk_index) {
-    return slots_[static_cast<std::size_t>(chunk_index % 2)];
-  }
-
-  const CudaFunctions& cuda_;
-  const int source_;
-  const int target_;
-  const std::int64_t chunk_;
-  std::array<Slot, 2> slots_;
-  // The ends' own streams: the caller's is on one device only.
-  void* source_stream_ = nullptr;
-  void* target_stream_ = nullptr;
-  void* entry_source_ = nullptr;  // events: the caller's stream has come here
-  void* entry_target_ = nullptr;
-};
-
-StagedTransfer::Lane::~Lane() {
-  // Errors are ignored: nothing is left to be told.
-  for (const int end : {source_, target_}) {
-    if (end < 0) continue;
-    const DeviceGuard guard(cuda_, end);
-    void* stream = end == source_ ? source_stream_ : target_stream_;
-    if (stream != nullptr) {
-      cuda_.stream_synchronize(stream);
-      cuda_.stream_destroy(stream);
-    }
-    void* entry = end == source_ ? entry_source_ : entry_target_;
-    if (entry != nullptr) cuda_.event_destroy(entry);
-    for (Slot& each : slots_) {
-      void* event = end == source_ ? each.filled : each.drained;
-      if (event == nullptr) continue;
-      cuda_.event_synchronize(event);
-      cuda_.event_destroy(event);
-    }
-  }
-  for (Slot& each : slots_) {
-    if (each.buffer != nullptr) cuda_.host_free(each.buffer);
-  }
-}
-
-absl::Status StagedTransfer::Lane::Make() {
-  const DeviceGuard guard(cuda_, std::max(source_, target_));
-  if (!guard.status().ok()) return guard.status();
-  for (Slot& each : slots_) {
-    const int code =
-        cuda_.host_alloc(&each.buffer, static_cast<std::size_t>(chunk_),
-                         CudaFunctions::kPortable);
-    if (absl::Status s = Done("cudaHostAlloc", kHost, chunk_, code); !s.ok()) {
-      return s;
-    }
-  }
-  if (source_ >= 0) {
-    for (Slot& each : slots_) {
-      if (absl::Status s = MakeEvent(source_, &each.filled); !s.ok()) return s;
-    }
-  }
-  if (target_ >= 0) {
-    for (Slot& each : slots_) {
-      if (absl::Status s = MakeEvent(target_, &each.drained); !s.ok()) return s;
-    }
-  }
-  if (source_ < 0 || target_ < 0) return absl::OkStatus();
-  absl::Status made = MakeStream(source_, &source_stream_);
-  if (made.ok()) made = MakeStream(target_, &target_stream_);
-  if (made.ok()) made = MakeEvent(source_, &entry_source_);
-  if (made.ok()) made = MakeEvent(target_, &entry_target_);
-  return made;
-}
-
-absl::Status StagedTransfer::Lane::Copy(const CopyRequest& request) {
-  absl::Status done = source_ < 0   ? FromHost(request)
-                      : target_ < 0 ? ToHost(request)
-                                    : Between(request);
-  if (!done.ok()) Settle(request);
-  return done;
-}
-
-absl::Status StagedTransfer::Lane::FromHost(const CopyRequest& request) {
-  for (std::int64_t begin = 0, i = 0; begin < request.bytes;
-       begin += chunk_, ++i) {
-    const std::int64_t size = std::min(chunk_, request.bytes - begin);
-    Slot& to = slot(i);
-    if (to.busy) {
-      absl::Status s = HostWait(to.drained, target_);
-      if (!s.ok()) return s;
-    }
-    std::memcpy(to.buffer, At(request.source, begin),
-                static_cast<std::size_t>(size));
-    absl::Status s =
-        Move(At(request.target, begin), to.buffer, size, request.stream);
-    if (s.ok()) s = Record(to.drained, request.stream);
-    if (!s.ok()) return s;
-    to.busy = true;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status StagedTransfer::Lane::ToHost(const CopyRequest& request) {
-  const std::int64_t chunks = (request.bytes + chunk_ - 1) / chunk_;
-  const auto size = [&](std::int64_t i) {
-    return std::min(chunk_, request.bytes - i * chunk_);
-  };
-  // One chunk ahead: the device fills a buffer while the host empties the
-  // other. The host is done with a buffer before it queues into it again.
-  for (std::int64_t i = 0; i <= chunks; ++i) {
-    if (i < chunks) {
-      Slot& next = slot(i);
-      absl::Status s = Move(next.buffer, At(request.source, i * chunk_),
-                            size(i), request.stream);
-      if (s.ok()) s = Record(next.filled, request.stream);
-      if (!s.ok()) return s;
-    }
-    if (i > 0) {
-      Slot& full = slot(i - 1);
-      absl::Status s = HostWait(full.filled, source_);
-      if (!s.ok()) return s;
-      std::memcpy(At(request.target, (i - 1) * chunk_), full.buffer,
-                  static_cast<std::size_t>(size(i - 1)));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status StagedTransfer::Lane::Between(const CopyRequest& request) {
-  const StreamOn caller = request.stream;
-  const bool on_target = caller.device == target_;
-  const StreamOn out = on_target ? StreamOn{source_, source_stream_} : caller;
-  const StreamOn in = on_target ? caller : StreamOn{target_, target_stream_};
-  // Behind what the caller has queued: also the end on the other device, whose
-  // bytes may be read or written by that work.
-  void* entry = on_target ? entry_target_ : entry_source_;
-  absl::Status s = Record(entry, caller);
-  if (s.ok()) s = Wait(on_target ? out : in, entry);
-  for (std::int64_t begin = 0, i = 0; s.ok() && begin < request.bytes;
-       begin += chunk_, ++i) {
-    const std::int64_t size = std::min(chunk_, request.bytes - begin);
-    Slot& through = slot(i);
-    if (through.busy) s = Wait(out, through.drained);
-    if (s.ok()) s = Move(through.buffer, At(request.source, begin), size, out);
-    if (s.ok()) s = Record(through.filled, out);
-    if (s.ok()) s = Wait(in, through.filled);
-    if (s.ok()) s = Move(At(request.target, begin), through.buffer, size, in);
-    if (s.ok()) s = Record(through.drained, in);
-    if (!s.ok()) return s;
-    through.busy = true;
-    // The caller's later work on its stream comes after the bytes arrived.
-    if (!on_target && begin + size == request.bytes) {
-      s = Wait(out, through.drained);
-    }
-  }
-  return s;
-}
-
-absl::Status StagedTransfer::Lane::MakeEvent(int device, void** event) {
-  const DeviceGuard guard(cuda_, device);
-  if (!guard.status().ok()) return guard.status();
-  return Done("cudaEventCreate", device, 0,
-              cuda_.event_create(event, CudaFunctions::kDisableTiming));
-}
-
-absl::Status StagedTransfer::Lane::MakeStream(int device, void** stream) {
-  const DeviceGuard guard(cuda_, device);
-  if (!guard.status().ok()) return guard.status();
-  return Done("cudaStreamCreate", device, 0,
-              cuda_.stream_create(stream, CudaFunctions::kNonBlocking));
-}
-
-absl::Status StagedTransfer::Lane::Move(void* target, const void* source,
-                                        std::int64_t bytes, StreamOn stream) {
-  const DeviceGuard guard(cuda_, stream.device);
-  if (!guard.status().ok()) return guard.status();
-  return Done("cudaMemcpyAsync (staged)", stream.device, bytes,
-              cuda_.copy(target, source, static_cast<std::size_t>(bytes),
-                         CudaFunctions::kMemcpyDefault, stream.handle));
-}
-
-absl::Status StagedTransfer::Lane::Record(void* event, StreamOn stream) {
-  const DeviceGuard guard(cuda_, stream.device);
-  if (!guard.status().ok()) return guard.status();
-  return Done("cudaEventRecord", stream.device, 0,
-              cuda_.event_record(event, stream.handle));
-}
-
-absl::Status StagedTransfer::Lane::Wait(StreamOn stream, void* event) {
-  const DeviceGuard guard(cuda_, stream.device);
-  if (!guard.status().ok()) return guard.status();
-  return Done("cudaStreamWaitEvent", stream.device, 0,
-              cuda_.stream_wait(stream.handle, event, 0));
-}
-
-absl::Status StagedTransfer::Lane::HostWait(void* event, int device) {
-  const DeviceGuard guard(cuda_, device);
-  if (!guard.status().ok()) return guard.status();
-  return Done("cudaEventSynchronize", device, 0,
-              cuda_.event_synchronize(event));
-}
-
-absl::Status StagedTransfer::Lane::Done(const char* call, int device,
-                                        std::int64_t bytes, int code) {
-  if (code == 0) return absl::OkStatus();
-  const std::string where = absl::StrCat("on ", PlaceName(device));
-  return CudaFailure(cuda_, call, where, bytes, code);
-}
-
-// After a failed copy: waits for what was queued of it, so that the buffers
-// are free again.
-void StagedTransfer::Lane::Settle(const CopyRequest& request) {
-  const StreamOn streams[] = {
-      request.stream, {source_, source_stream_}, {target_, target_stream_}};
-  for (const StreamOn& each : streams) {
-    const bool callers = &each == streams;
-    if (each.device < 0 || (!callers && each.handle == nullptr)) continue;
-    const DeviceGuard guard(cuda_, each.device);
-    if (!guard.status().ok()) continue;
-    cuda_.stream_synchronize(each.handle);
-    cuda_.take_last_error();
-  }
-  for (Slot& each : slots_) each.busy = false;
-}
 
 StagedTransfer::StagedTransfer(const CudaFunctions* cuda, std::int64_t chunk)
     : cuda_(*cuda), chunk_(chunk) {}
 
 StagedTransfer::~StagedTransfer() = default;
 
-StagedTransfer::Pair& StagedTransfer::PairOf(const CopyRequest& request) {
+StagedTransfer::Pair& StagedTransfer::PairOf(int source, int target) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return pairs_[{request.source_device, request.target_device}];
+  return pairs_[{source, target}];
+}
+
+absl::Status StagedTransfer::MakeLane(Pair& pair, int source, int target) {
+  if (pair.lane != nullptr) return absl::OkStatus();
+  auto made = std::make_unique<StagedLane>(cuda_, source, target, chunk_);
+  if (absl::Status s = made->Make(); !s.ok()) return s;
+  pair.lane = std::move(made);
+  return absl::OkStatus();
+}
+
+absl::Status StagedTransfer::Prepare(int source_device, int target_device) {
+  Pair& pair = PairOf(source_device, target_device);
+  const std::lock_guard<std::mutex> lock(pair.mutex);
+  return MakeLane(pair, source_device, target_device);
 }
 
 absl::Status StagedTransfer::Copy(const CopyRequest& request) {
@@ -289,15 +34,11 @@ absl::Status StagedTransfer::Copy(const CopyRequest& request) {
     return absl::InvalidArgumentError("a staged copy needs two places");
   }
   if (request.bytes == 0) return absl::OkStatus();
-  Pair& pair = PairOf(request);
+  Pair& pair = PairOf(request.source_device, request.target_device);
   const std::lock_guard<std::mutex> lock(pair.mutex);
-  if (pair.lane == nullptr) {
-    auto made = std::make_unique<Lane>(cuda_, request.source_device,
-                                       request.target_device, chunk_);
-    if (absl::Status s = made->Make(); !s.ok()) return s;
-    pair.lane = std::move(made);
-  }
-  return pair.lane->Copy(request);
+  absl::Status made =
+      MakeLane(pair, request.source_device, request.target_device);
+  return made.ok() ? pair.lane->Copy(request) : made;
 }
 
 }  // namespace distorch

@@ -100,6 +100,8 @@ class PeerTransfer : public Transfer {
 // go straight; false when the hardware cannot, or CUDA refuses.
 bool EnablePeerAccess(const CudaFunctions& cuda, int source, int target);
 
+class StagedLane;
+
 class StagedTransfer : public Transfer {
  public:
   // Two buffers of `chunk` bytes of pinned memory for each ordered pair that is
@@ -115,17 +117,20 @@ class StagedTransfer : public Transfer {
   StagedTransfer& operator=(const StagedTransfer&) = delete;
 
   Way way() const override { return Way::kStaged; }
+  // Makes the buffers of a pair now, so that no copy has to. As Copy's errors.
+  absl::Status Prepare(int source_device, int target_device);
   // Between two devices, or pageable host memory and a device.
   absl::Status Copy(const CopyRequest& request) override;
 
  private:
-  class Lane;
   // Of one ordered pair. Copies of different pairs do not wait for each other.
   struct Pair {
-    std::mutex mutex;            // guards the lane and all that is in it
-    std::unique_ptr<Lane> lane;  // null before the first copy
+    std::mutex mutex;                  // guards the lane and all that is in it
+    std::unique_ptr<StagedLane> lane;  // null before the first copy
   };
-  Pair& PairOf(const CopyRequest& request);
+  Pair& PairOf(int source, int target);
+  // REQUIRES: the pair's mutex is held.
+  absl::Status MakeLane(Pair& pair, int source, int target);
 
   const CudaFunctions& cuda_;
   const std::int64_t chunk_;

@@ -29,6 +29,21 @@ TEST(LoadCudaTest, SaysWhichPartIsNotThereAndWhatToDo) {
               EndsWith("update the driver and CUDA to version 12 or later"));
 }
 
+TEST(LoadHipTest, LooksForHipsNames) {
+  EXPECT_THAT(
+      std::string(LoadHip("/nowhere/libamdhip64.so").status().message()),
+      StartsWith("libamdhip64 was not found: import a torch that is built for "
+                 "ROCm"));
+  const std::string message(LoadHip("libc.so.6").status().message());
+  EXPECT_THAT(message, StartsWith("HIP lacks hipGetDeviceCount, "));
+  for (const char* name : {"hipHostMalloc", "hipHostFree", "hipHostRegister",
+                           "hipMemcpyAsync", "hipStreamWaitEvent",
+                           "hipDevicePrimaryCtxRetain", "hipCtxPopCurrent:"}) {
+    EXPECT_THAT(message, HasSubstr(name));
+  }
+  EXPECT_THAT(message, EndsWith("update ROCm to version 6 or later"));
+}
+
 TEST(CudaFailureTest, OutOfMemoryIsItsOwnKindAndTakesTheErrorOff) {
   CudaFunctions cuda;
   int taken = 0;

@@ -156,6 +156,13 @@ void FakeCuda::BindStreams(CudaFunctions& f) {
     if (stream == nullptr) return kInvalidHandle;
     return HostWaits(stream->tail);
   };
+  f.device_synchronize = [this] {
+    if (const int code = Enter("cudaDeviceSynchronize")) return code;
+    for (const auto& mark : streams_.Tails(std::max(current(), 0))) {
+      if (const int code = HostWaits(mark)) return code;
+    }
+    return 0;
+  };
   f.stream_wait = [this](void* on, void* handle, unsigned) {
     if (const int code = Enter("cudaStreamWaitEvent")) return code;
     Stream* stream = StreamFor(on);
@@ -252,7 +259,8 @@ CudaFunctions FakeCuda::Functions() {
   };
   guard(f.can_access_peer, f.enable_peer, f.malloc, f.free, f.host_alloc,
         f.host_free, f.host_register, f.host_unregister, f.copy, f.copy_peer,
-        f.stream_create, f.stream_destroy, f.stream_synchronize, f.stream_wait,
+        f.device_synchronize, f.stream_create, f.stream_destroy,
+        f.stream_synchronize, f.stream_wait,
         f.event_create, f.event_destroy, f.event_record, f.event_synchronize,
         f.event_elapsed, f.pointer_attributes);
   return f;

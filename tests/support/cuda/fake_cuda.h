@@ -63,6 +63,7 @@ class FakeCuda {
 
   // The `nth` call from now (1: the next) of a function returns `code` once.
   void FailCall(const std::string& name, int nth, int code);
+  void FailNoMore() { failures_.clear(); }
   // Whether `device` can reach `peer`; all can at first.
   void SetPeer(int device, int peer, bool can) { peers_[{device, peer}] = can; }
   // Copies from `source` to `target` deliver one wrong byte.
@@ -101,6 +102,9 @@ class FakeCuda {
 
   // Memory that is taken or registered, and streams and events that exist.
   std::size_t allocations() const { return memory_.size(); }
+  std::size_t registrations() const {
+    return memory_.Count(MemoryKind::kRegistered);
+  }
   std::size_t handles() const { return streams_.live() + events_.size(); }
   int current() const { return Contexts().empty() ? -1 : Contexts().back(); }
   // Devices that have got a context.

@@ -59,6 +59,7 @@ FAKE_EXPORT int cudaMemcpyPeerAsync(void* to, int to_device, const void* from,
                                     void* stream) {
   return Cuda().copy_peer(to, to_device, from, from_device, bytes, stream);
 }
+FAKE_EXPORT int cudaDeviceSynchronize() { return Cuda().device_synchronize(); }
 FAKE_EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned flags) {
   return Cuda().stream_create(stream, flags);
 }

@@ -69,6 +69,13 @@ bool MemoryRanges::Overlaps(const void* data, std::size_t bytes) const {
   return next != live_.end() && next->first < Address(data) + bytes;
 }
 
+std::size_t MemoryRanges::Count(MemoryKind kind) const {
+  return static_cast<std::size_t>(
+      std::count_if(live_.begin(), live_.end(), [kind](const auto& entry) {
+        return entry.second.kind == kind;
+      }));
+}
+
 bool MemoryRanges::WasFreed(const void* data) const {
   return Find(data) == nullptr && Holding(freed_, data) != nullptr;
 }

@@ -56,7 +56,7 @@ class MemoryRanges {
   bool WasFreed(const void* data) const;
 
   std::size_t size() const { return live_.size(); }
-  const std::map<std::uintptr_t, MemoryRange>& live() const { return live_; }
+  std::size_t Count(MemoryKind kind) const;
 
  private:
   std::map<std::uintptr_t, MemoryRange> live_;

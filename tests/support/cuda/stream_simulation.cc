@@ -49,6 +49,17 @@ std::size_t StreamSimulation::live() const {
   return streams_.size() - static_cast<std::size_t>(gone + defaults);
 }
 
+std::vector<StreamSimulation::MarkPtr> StreamSimulation::Tails(
+    int device) const {
+  std::vector<MarkPtr> tails;
+  for (const auto& stream : streams_) {
+    if (stream->device == device && stream->tail != nullptr) {
+      tails.push_back(stream->tail);
+    }
+  }
+  return tails;
+}
+
 StreamSimulation::MarkPtr StreamSimulation::Queue(Stream* stream, Work work) {
   const auto device = static_cast<std::size_t>(stream->device);
   const bool is_default =

@@ -73,6 +73,8 @@ class StreamSimulation {
   // What is queued is still done, as in CUDA.
   void Destroy(Stream* stream) { stream->destroyed = true; }
   std::size_t live() const;
+  // The last work of each stream of a device.
+  std::vector<MarkPtr> Tails(int device) const;
 
   // Queues work. Its accesses are compared with all before them.
   MarkPtr Queue(Stream* stream, Work work);

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "distorch/transfer/copy_thread.h"
+
+#include <utility>
+
+namespace distorch {
+
+absl::Status CopyThread::Job::Wait() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  done_.wait(lock, [this] { return is_done_; });
+  return status_;
+}
+
+CopyThread::CopyThread() : thread_([this] { Run(); }) {}
+
+CopyThread::~CopyThread() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ends_ = true;
+  }
+  changed_.notify_one();
+  thread_.join();
+}
+
+std::shared_ptr<CopyThread::Job> CopyThread::Submit(
+    std::function<absl::Status()> work) {
+  auto job = std::make_shared<Job>();
+  job->work_ = std::move(work);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    jobs_.push_back(job);
+  }
+  changed_.notify_one();
+  return job;
+}
+
+void CopyThread::Run() {
+  while (true) {
+    std::shared_ptr<Job> job;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      changed_.wait(lock, [this] { return ends_ || !jobs_.empty(); });
+      if (jobs_.empty()) return;
+      job = std::move(jobs_.front());
+      jobs_.pop_front();
+    }
+    absl::Status status = job->work_();
+    job->work_ = nullptr;  // nothing is held of what it was for
+    {
+      const std::lock_guard<std::mutex> lock(job->mutex_);
+      job->status_ = std::move(status);
+      job->is_done_ = true;
+    }
+    job->done_.notify_all();
+  }
+}
+
+}  // namespace distorch
