@@ -4,14 +4,10 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 from comfy_harness import ComfyServer, Start, models, versions
 
 NEWEST_AND_OLDEST = [versions()[0], versions()[-1]] if versions() else [None]

@@ -5,18 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pathlib
-import sys
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from comfy_harness import ComfyServer, repository_root, versions, write_empty_files
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "web"))
-
 from chromium import open_page
+from comfy_harness import ComfyServer, repository_root, versions, write_empty_files
 
 pytestmark = pytest.mark.comfy
 EXAMPLES = sorted((repository_root() / "example_workflows").glob("*.json"))

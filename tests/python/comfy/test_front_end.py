@@ -7,16 +7,12 @@ import asyncio
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
-from comfy_harness import ComfyServer, models, versions
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "web"))
-
 from chromium import open_page
+from comfy_harness import ComfyServer, models, versions
 
 PREDECESSOR = pathlib.Path(os.environ.get("DISTORCH_PREDECESSOR_PATH", "/nowhere"))
 pytestmark = pytest.mark.comfy

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,12 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from chromium import CONTRAST, open_page
 from comfy_harness import ComfyError, ComfyServer, Workflow, models, versions
 from comfy_harness.server import LET_GO
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "web"))
-
-from chromium import CONTRAST, open_page
 
 pytestmark = pytest.mark.comfy
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 from fake_comfy import GB, MB, FakeDevice
 from fake_runner import PROMPT, FakeRunner
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 
 import pathlib
 import struct
-import sys
-
-import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import gguf_writer as gguf
+import pytest
 
 from distorch.gguf_header import GgufError, TensorInfo, read_header
 

@@ -6,16 +6,12 @@ from __future__ import annotations
 import json
 import pathlib
 import pickle
-import sys
 
+import gguf_writer as gguf
 import psutil
 import pytest
 import safetensors.torch
 import torch
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
-import gguf_writer as gguf
 
 from distorch.cli import main
 from distorch.model_files import ENDINGS, tensor_sizes

@@ -10,18 +10,7 @@ import sys
 import types
 
 import pytest
-from conftest import NAME, ROOT
-
-
-def enter() -> types.ModuleType:
-    """Imports the pack as ComfyUI does."""
-    spec = importlib.util.spec_from_file_location(
-        NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = module
-    spec.loader.exec_module(module)
-    return module
+from pack_import import ROOT, Pack, forget
 
 
 @pytest.fixture
@@ -30,8 +19,7 @@ def inside_comfy(comfy, monkeypatch: pytest.MonkeyPatch):
     for name in ("folder_paths", "nodes"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     yield
-    for name in [n for n in sys.modules if n == NAME or n.startswith(f"{NAME}.")]:
-        del sys.modules[name]
+    forget()
 
 
 class Without(importlib.abc.MetaPathFinder):
@@ -59,7 +47,7 @@ def test_a_package_that_is_missing_or_old_is_named_with_the_command(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Without(missing), *sys.meta_path])
     with pytest.raises(ImportError, match=said) as error:
-        enter()
+        Pack()
     assert f'"{sys.executable}" -m pip install --no-build-isolation "{ROOT}"' in str(error.value)
 
 
@@ -68,7 +56,7 @@ def test_another_missing_package_is_not_taken_for_ours(
 ) -> None:
     monkeypatch.setitem(sys.modules, "comfy.model_management", None)
     with pytest.raises(ImportError) as error:
-        enter()
+        Pack()
     assert "pip install" not in str(error.value)
 
 

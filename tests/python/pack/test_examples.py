@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from pack_import import ROOT
 
 import distorch
 

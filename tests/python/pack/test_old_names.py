@@ -11,9 +11,9 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import conftest
 import pytest
 import torch
+from pack_import import NAME
 
 MB = 2**20
 
@@ -21,9 +21,9 @@ MB = 2**20
 @pytest.fixture
 def old(pack: Any) -> Iterator[Callable[[str], Any]]:
     names = pack.load("patches.old_names")
-    names.install(conftest.NAME)
-    yield lambda name: importlib.import_module(f"{conftest.NAME}.{name}")
-    names.uninstall(conftest.NAME)
+    names.install(NAME)
+    yield lambda name: importlib.import_module(f"{NAME}.{name}")
+    names.uninstall(NAME)
 
 
 def test_the_functions_have_their_names_and_work(

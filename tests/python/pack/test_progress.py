@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import comfy_standin
 import pytest
-from conftest import Pack
+from pack_import import Pack
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ from typing import Any
 import comfy_standin
 import pytest
 import torch
-from conftest import ROOT
+from pack_import import ROOT
 from waiting import wait_for
 
 from distorch import sampler as sampling

@@ -4,16 +4,11 @@
 from __future__ import annotations
 
 import logging
-import pathlib
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 from stand_in import load_patches
 
 between_prompts = load_patches("between_prompts")

@@ -6,9 +6,6 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from stand_in import StandInBackend, load_patches, row
 

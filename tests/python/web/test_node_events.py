@@ -5,16 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pathlib
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 from stand_in import load_patches
 
 node_events = load_patches("node_events")

@@ -7,14 +7,10 @@ import asyncio
 import json
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 from chromium import CONTRAST, Page
 from on_page import ROWS, drawn, on_page
 from stand_in import GB, StandIn, StandInBackend, row

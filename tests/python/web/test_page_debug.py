@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 from chromium import Page
 from on_page import drawn, on_page
 from stand_in import StandIn

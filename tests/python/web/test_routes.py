@@ -7,16 +7,12 @@ import asyncio
 import io
 import json
 import pathlib
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
 import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-
 import stand_in
 from stand_in import StandInBackend, serve
 
