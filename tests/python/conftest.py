@@ -1,28 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared fixtures. Tests that need a GPU or a real ComfyUI say loudly that they did not run."""
+"""Fixtures for all folders, and what keeps one test from costing another. Tests that did not run say so loudly."""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+# Before torch is imported, here and in every process that a test starts. The models are tiny: threads that wait for
+# each other cost more than they bring, many times that where several tests run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
-def sim() -> Iterator[None]:
-    """Three simulated devices of 64 MiB, empty and without faults; what a test left is collected."""
+def sim() -> None:
+    """Three simulated devices of 64 MiB, empty and without faults."""
     import distorch_sim
-    import torch
 
-    gc.collect()
     distorch_sim.install([64 << 20] * 3)
-    for index in range(3):
-        torch.sim.reset_peak_memory_stats(index)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals() -> Iterator[None]:
+    """Processes that a test starts have the signals' default actions, also where this one ignores them.
+
+    An ignored signal (`nohup`, a shell's `&`) stays ignored in a new process; one with a handler does not.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_IGN
+    ]
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
     yield
-    distorch_sim.clear_faults()
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def pytest_runtest_setup() -> None:
+    """Random tensors are the same in every order. pytest-randomly does this for `random` and NumPy."""
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """What a test leaves on simulated devices is its own error, and nothing to the next test."""
+    left: dict[str, int] = {}
+    try:
+        yield
+    finally:
+        if isinstance(item, pytest.Function):
+            item.funcargs.clear()  # what fixtures returned
+        gc.collect()
+        left = _left_on_devices()
+        if left:
+            item.add_report_section("teardown", "simulated devices", f"left behind: {left}")
+    if left:
+        pytest.fail(f"{item.nodeid} left memory on simulated devices: {left}", pytrace=False)
+
+
+def _left_on_devices() -> dict[str, int]:
+    """Bytes that a test left, by device. Afterwards the devices are empty and without faults."""
+    sim = sys.modules.get("distorch_sim")
+    if sim is None:
+        return {}
+    sim.clear_faults()
+    if not sim.allocated():
+        return {}
+    # Python keeps the traceback of a failure for debuggers, and with it the tensors of its frames.
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
     gc.collect()
+    left: dict[str, int] = sim.allocated()
+    sim.abandon()
+    return left
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: collections of garbage, of which the tests ask many, need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ PYBIND11_MODULE(_sim, m) {
   m.attr("HOST") = sim::kHost;
   m.attr("MAX_DEVICES") = sim::kMaxDevices;
   m.def("configure", &sim::Configure);
+  m.def("abandon", &sim::Abandon);
   m.def("device_count", &sim::DeviceCount);
   m.def("current_device", &sim::CurrentDevice);
   m.def("set_device", &sim::SetCurrentDevice);

@@ -27,9 +27,11 @@ struct Fault {
   }
 };
 
+constexpr int kAbandoned = -2;
+
 struct Range {
   std::size_t bytes = 0;
-  int device = 0;  // kHost: pinned host memory
+  int device = 0;  // or kHost: pinned host memory, or kAbandoned
 };
 
 struct State {
@@ -106,6 +108,15 @@ void Configure(const std::vector<std::int64_t>& capacities) {
   }
 }
 
+void Abandon() {
+  State& state = TheState();
+  const std::lock_guard lock(state.mutex);
+  for (auto& [data, range] : state.ranges) {
+    if (range.device != kHost) range.device = kAbandoned;
+  }
+  for (DeviceCounters& counters : state.devices) counters.allocated = 0;
+}
+
 int DeviceCount() { return TheState().count; }
 
 void* Allocate(int device, std::size_t bytes) {
@@ -135,7 +146,7 @@ void Free(void* data) {
     const std::lock_guard lock(state.mutex);
     const auto it = state.ranges.find(static_cast<char*>(data));
     if (it == state.ranges.end()) return;
-    if (it->second.device != kHost) {
+    if (it->second.device >= 0) {
       if (state.log_frees) {
         state.freed.emplace_back(reinterpret_cast<std::uintptr_t>(data),
                                  static_cast<std::int64_t>(it->second.bytes));
@@ -146,13 +157,6 @@ void Free(void* data) {
     state.ranges.erase(it);
   }
   std::free(data);
-}
-
-bool IsDeviceMemory(const void* data) {
-  State& state = TheState();
-  const std::lock_guard lock(state.mutex);
-  const Range* range = state.Find(data);
-  return range != nullptr && range->device != kHost;
 }
 
 void* AllocatePinned(std::size_t bytes) {

@@ -33,11 +33,15 @@ struct DeviceCounters {
 void Configure(const std::vector<std::int64_t>& capacities);
 int DeviceCount();
 
+// Takes everything that is allocated on the devices off their accounts: the
+// memory stays valid and is freed with its tensors, but counts nowhere, so that
+// Configure may follow. Copies from and to it are counted as before.
+void Abandon();
+
 // Returns `bytes` of memory on `device`, aligned to 64 bytes; nullptr for 0.
 // Throws c10::OutOfMemoryError when it does not fit or a fault says so.
 void* Allocate(int device, std::size_t bytes);
 void Free(void* data);
-bool IsDeviceMemory(const void* data);
 
 // Host memory that reports itself as pinned.
 void* AllocatePinned(std::size_t bytes);

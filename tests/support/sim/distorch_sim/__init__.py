@@ -22,6 +22,8 @@ from distorch_sim._backend import MAX_DEVICES, sim_core
 
 __all__ = [
     "MAX_DEVICES",
+    "abandon",
+    "allocated",
     "allocation_count",
     "clear_faults",
     "copied",
@@ -60,6 +62,17 @@ def install(
         _links[source, target] = float(gbps)
     for (source, target), gbps in (links or {}).items():
         _links.setdefault((target, source), float(gbps))
+
+
+def allocated() -> dict[str, int]:
+    """Return the bytes allocated on every device that holds any."""
+    counts = {_name(i): int(sim_core.counters(i)[1]) for i in range(sim_core.device_count())}
+    return {device: count for device, count in counts.items() if count}
+
+
+def abandon() -> None:
+    """Stop counting what is allocated now; its tensors stay usable. For a run that goes on after a test left some."""
+    sim_core.abandon()
 
 
 def _place(device: str) -> int:
