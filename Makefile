@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST_JOBS ?= 2
 STAGE := $(CURDIR)/build/dev/python
 export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
@@ -48,7 +49,7 @@ test-cpp: build  ## C++ tests
 
 test-python: build  ## Python tests (COMFYUI_PATH=<folder[:folder]> adds those inside real ComfyUI)
 	@tools/system_packages.sh test
-	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 bench: build  ## Google Benchmark, and the byte counts on simulated devices
 	@cmake --preset release > /dev/null && cmake --build --preset release
