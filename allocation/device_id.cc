@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "allocation/device_id.h"
 
+#include <array>
+
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 
@@ -33,12 +35,22 @@ std::optional<int> ReadIndex(std::string_view digits) {
 
 }  // namespace
 
+std::string_view TorchKind(std::string_view kind) {
+  constexpr std::array<std::array<std::string_view, 2>, 3> kNames = {
+      {{"corex", "cuda"}, {"ixuca", "cuda"}, {"directml", "privateuseone"}}};
+  for (const auto& [vendors, torchs] : kNames) {
+    if (kind == vendors) return torchs;
+  }
+  return kind;
+}
+
 std::optional<DeviceId> DeviceId::FromString(std::string_view text) {
   const size_t colon = text.find(':');
   const std::string_view kind = text.substr(0, colon);
   if (!IsKind(kind)) return std::nullopt;
-  DeviceId device(
-      absl::AsciiStrToLower(absl::string_view(kind.data(), kind.size())));
+  const std::string lower =
+      absl::AsciiStrToLower(absl::string_view(kind.data(), kind.size()));
+  DeviceId device{std::string(TorchKind(lower))};
   if (colon == std::string_view::npos) return device;
   const std::optional<int> index = ReadIndex(text.substr(colon + 1));
   if (!index) return std::nullopt;

@@ -7,6 +7,7 @@
 //   DeviceId::FromString("CUDA")     // cuda:0
 //   DeviceId::FromString("mps")      // mps
 //   DeviceId::FromString("cpu:1")    // std::nullopt: cpu has no index
+//   DeviceId::FromString("corex:1")  // cuda:1: what torch calls that device
 //
 // Kinds are text, not an enumeration: a PrivateUse1 backend brings its own. No
 // code may ask for a kind by name to learn what a device can do; the one
@@ -24,6 +25,11 @@
 
 namespace distorch {
 
+// What torch calls devices of a kind that users know by its vendor's name:
+// "cuda" for "corex" and "ixuca", "privateuseone" for "directml"; any other
+// kind is its own. `kind` is in lower case.
+std::string_view TorchKind(std::string_view kind);
+
 struct DeviceId {
   static constexpr int kMaxIndex = 9999;
 
@@ -31,8 +37,9 @@ struct DeviceId {
   explicit DeviceId(std::string device_kind, int device_index = 0)
       : kind(std::move(device_kind)), index(device_index) {}
 
-  // Reads "cuda:0", "cuda", "cpu", "mps"; letters of any case. nullopt for
-  // anything else: an empty kind, characters other than letters, digits and
+  // Reads "cuda:0", "cuda", "cpu", "mps", letters of any case, as TorchKind.
+  // nullopt for anything else: an empty kind, characters other than letters,
+  // digits and
   // "_" in it, a digit first, an index above kMaxIndex, an index other than 0
   // for a kind without one.
   static std::optional<DeviceId> FromString(std::string_view text);

@@ -13,7 +13,8 @@
 namespace distorch::planner_internal {
 namespace {
 
-// "embed (512 MB)" for the first blocks that must stay, and how many more.
+// "embed (512 MB, embedding)" for the first blocks that must stay, and how many
+// more.
 std::vector<std::string> PinnedNames(const Units& units,
                                      absl::Span<const Block> blocks) {
   constexpr size_t kShown = 8;
@@ -24,8 +25,10 @@ std::vector<std::string> PinnedNames(const Units& units,
   for (size_t i = 0; i < blocks.size(); ++i) {
     if (!is_pinned[units.atom_of_block[i]]) continue;
     if (++count > kShown) continue;
-    names.push_back(
-        absl::StrCat(blocks[i].name, " (", FormatBytes(blocks[i].bytes), ")"));
+    const std::string& why = blocks[i].pinned;
+    names.push_back(absl::StrCat(
+        blocks[i].name, " (", FormatBytes(blocks[i].bytes), ", ",
+        why.empty() ? "tied to one that must stay" : why.c_str(), ")"));
   }
   if (count > kShown) {
     names.push_back(absl::StrCat("and ", count - kShown, " more"));

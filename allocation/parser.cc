@@ -210,7 +210,8 @@ bool Parser::CheckPercentages(const EntryList& list) {
 
 const std::vector<std::string>& KnownKinds() {
   static const auto& kinds = *new std::vector<std::string>{
-      "cpu", "mps", "cuda", "xpu", "npu", "mlu", "hpu", "directml", "corex"};
+      "cpu", "mps",      "cuda",  "xpu",   "npu",          "mlu",
+      "hpu", "directml", "corex", "ixuca", "privateuseone"};
   return kinds;
 }
 

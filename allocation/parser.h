@@ -5,16 +5,18 @@
 //   entries = entry { ";" entry } [ ";" ]
 //   entry   = device "," amount [ "," "mode" "=" ("auto"|"stream"|"migrate") ]
 //   device  = kind [ ":" index ]          without an index: index 0
-//   amount  = size | number "%" | "*" | number        the last: 0 to 1
+//   amount  = ( size | number "%" | number ) [ "*" ] | "*"
+//                                         a number alone: 0 to 1
 //   size    = number unit                 b, k, kb, kib, m, … g, … t, tb, tib
 //   share   = number                      0 to 1
 //   full    = [ spec ] "#" [ device ] [ ";" number [ unit ]
 //             [ ";" device { "," device } ] ]
 //
 // Letters may be of any case, white space may stand between any two tokens,
-// every unit is binary. `full` is the form in which ComfyUI-MultiGPU stores
-// what its widgets say: expert#compute;virtual_vram_gb;donors. A spec before
-// the "#" wins over the gigabytes and donors after it; donors default to cpu.
+// every unit is binary. A "*" behind an amount makes it "*": the amount does
+// not count. `full` is the form in which ComfyUI-MultiGPU stores what its
+// widgets say: expert#compute;virtual_vram_gb;donors. A spec before the "#"
+// wins over the gigabytes and donors after it; donors default to cpu.
 //
 //   ParseSpec("cuda:0,2.5gb; cpu,*")           an EntryList of two
 //   ParseSpec("0.8")                           a ComputeShare
@@ -64,7 +66,7 @@ struct ParseOptions {
   std::vector<std::string> extra_kinds;
 };
 
-// cpu, mps, cuda, xpu, npu, mlu, hpu, directml, corex.
+// cpu, mps, cuda, xpu, npu, mlu, hpu, directml, corex, ixuca, privateuseone.
 const std::vector<std::string>& KnownKinds();
 
 // Returns the spec or InvalidArgument with ParseError::Message(); `error`, if

@@ -58,6 +58,12 @@ bool Parser::ConsumeAmount(Amount* amount) {
     *amount = Rest{};
     return true;
   }
+  if (!ConsumeLimit(amount)) return false;
+  if (scanner_.Consume('*')) *amount = Rest{};  // "5gb*"
+  return true;
+}
+
+bool Parser::ConsumeLimit(Amount* amount) {
   const size_t begin = scanner_.Position();
   Decimal number;
   if (!ConsumeNumber(kAmountForms, &number)) return false;

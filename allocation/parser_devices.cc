@@ -52,7 +52,7 @@ bool Parser::ConsumeKind(DeviceId* device) {
   const size_t begin = scanner_.Position();
   const std::string_view word = scanner_.ConsumeWord();
   if (word.empty()) return FailHere("a device", ExpectedDevices());
-  *device = DeviceId(ToLower(word));
+  *device = DeviceId(std::string(TorchKind(ToLower(word))));
   if (IsKnownKind(device->kind)) return true;
   return Fail(absl::StrCat("unknown kind of device ", Quoted(word)),
               ExpectedDevices(), begin, begin + word.size());

@@ -37,6 +37,7 @@ class Parser {
   bool ConsumeKind(DeviceId* device);
   bool ConsumeIndex(DeviceId* device);
   bool ConsumeAmount(Amount* amount);
+  bool ConsumeLimit(Amount* amount);
   bool ConsumeNumber(std::string_view expected, Decimal* number);
   bool ConsumeUnit(const Decimal& number, size_t begin, Bytes* size);
   bool ConsumeMode(ExecutionMode* mode);

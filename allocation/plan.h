@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,13 +37,14 @@ struct Block {
   int64_t cost = 0;
 };
 
-// A row of the table of devices.
+// A row of the table of devices. Not every device tells its memory: what nobody
+// knows is nullopt, never 0.
 struct Device {
   DeviceId id;
-  Bytes total;           // memory it has
-  Bytes free;            // of that, what is free now
-  Bytes reserve;         // of that, what must be left free
-  double link_gbps = 0;  // GB/s to the compute device; 0: unknown
+  std::optional<Bytes> total;  // memory it has
+  std::optional<Bytes> free;   // of that, what is free now
+  Bytes reserve;               // of that, what must be left free
+  double link_gbps = 0;        // GB/s to the compute device; 0: unknown
 };
 
 // The row of the table, or null.

@@ -52,6 +52,8 @@ class Planner {
   Layout Ordered(Layout contiguous) const;
   Layout SpreadSharedWithHost(Layout contiguous) const;
   absl::Status FitRest();
+  Bytes RoundedOff() const;
+  bool AreMeantToHoldAll() const;
   absl::Status NothingFits() {
     return Fail(
         RestDoesNotFit(units_, table_, layout_.room[shares_.rest], &shares_));
@@ -82,7 +84,8 @@ absl::Status Planner::CheckTable() const {
       return absl::InvalidArgumentError(
           absl::StrCat("the table of devices has ", name, " twice"));
     }
-    if (std::min({device.total, device.free, device.reserve}) < Bytes(0)) {
+    if (std::min({device.total.value_or(Bytes(0)),
+                  device.free.value_or(Bytes(0)), device.reserve}) < Bytes(0)) {
       return absl::InvalidArgumentError(
           absl::StrCat("the table of devices has a negative size for ", name));
     }
@@ -112,15 +115,17 @@ absl::Status Planner::ChooseCompute(const DeviceId& compute) {
 }
 
 // Pass 3. Percentages alone are ratios, not caps: there pinned blocks may take
-// more than the compute device's share.
+// more than the compute device's share; and what rounding cut off a share of
+// memory is theirs too.
 absl::Status Planner::PlacePinned() {
   room_.clear();
   for (const DeviceShare& share : shares_.devices) room_.push_back(share.cap);
   DeviceShare& share = shares_.devices[shares_.compute];
   Bytes& room = room_[shares_.compute];
   if (units_.pinned_bytes > room) {
-    const bool is_ratio = shares_.overflow_to_host;
-    if (!is_ratio || units_.pinned_bytes > share.available) {
+    const bool yields = shares_.overflow_to_host ||
+                        units_.pinned_bytes <= share.cap + RoundedOff();
+    if (!yields || units_.pinned_bytes > share.available) {
       return Fail(PinnedDoNotFit(units_, blocks_, &shares_));
     }
     shares_.notes.push_back(
@@ -205,11 +210,41 @@ absl::Status Planner::FitRest() {
     layout_ = LayoutContiguous(units_, room_, rest);
     if (layout_.room[rest] >= Bytes(0)) return absl::OkStatus();
   }
-  if (!Repack(units_, rest, &layout_)) return NothingFits();
+  if (!Repack(units_, rest, &layout_)) {
+    if (!AreMeantToHoldAll()) return NothingFits();
+    DeviceShare& host = shares_.devices[rest];
+    shares_.host_share = host.cap;
+    host.is_rest = true;
+    host.cap = host.available;
+    shares_.rounded_off.clear();
+    if (absl::Status pinned = PlacePinned(); !pinned.ok()) return pinned;
+    LayOut();
+    return FitRest();
+  }
   shares_.notes.emplace_back(
       "the caps leave little room: some blocks were placed singly to keep "
       "every one");
   return absl::OkStatus();
+}
+
+// What rounding cut off the compute device's cap.
+Bytes Planner::RoundedOff() const {
+  return shares_.rounded_off.empty() ? Bytes(0)
+                                     : shares_.rounded_off[shares_.compute];
+}
+
+// Whether the string has nothing but shares of memory, which together hold the
+// model but for what four decimals cut off them. What they leave then is what
+// rounding, to those and to whole blocks, leaves.
+bool Planner::AreMeantToHoldAll() const {
+  if (shares_.rounded_off.empty()) return false;
+  Bytes sum;
+  for (size_t i = 0; i < shares_.devices.size(); ++i) {
+    const DeviceShare& share = shares_.devices[i];
+    const Bytes meant = SaturatingAdd(share.cap, shares_.rounded_off[i]);
+    sum = SaturatingAdd(sum, std::min(meant, share.available));
+  }
+  return sum >= units_.model_bytes;
 }
 
 absl::Status Planner::Fail(PlanFailure failure) {
@@ -252,6 +287,12 @@ void Planner::AddNotes(Plan* plan) const {
                      shares_.notes.end());
   for (const DeviceShare& share : plan->devices) {
     const std::string device = share.device.ToString();
+    if (share.available == Bytes::Max() && share.used > Bytes(0) &&
+        !share.device.IsHost()) {
+      plan->notes.push_back(absl::StrCat(
+          "nobody tells how much memory ", device, " has free: whether its ",
+          FormatBytes(share.used), " fit was not checked"));
+    }
     if (!share.in_string && share.device == plan->compute && !share.is_rest) {
       plan->notes.push_back(
           absl::StrCat("the compute device ", device,

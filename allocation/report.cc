@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -65,6 +66,13 @@ std::string Table::Format() const {
   return text;
 }
 
+// nullopt where nobody knows it.
+std::optional<Bytes> Total(const DeviceId& device,
+                           absl::Span<const Device> devices) {
+  const Device* row = FindDevice(devices, device);
+  return row == nullptr ? std::nullopt : row->total;
+}
+
 std::string VramAnalysis(const Plan& plan, absl::Span<const Device> devices) {
   Table table("DisTorch2 Model Virtual VRAM Analysis",
               {"Object", "Role", "Original(GB)", "Total(GB)", "Virt(GB)"});
@@ -72,12 +80,13 @@ std::string VramAnalysis(const Plan& plan, absl::Span<const Device> devices) {
   for (const DeviceShare& share : plan.devices) {
     const bool is_compute = share.device == plan.compute;
     if (!is_compute) moved += share.used;
-    const Device* row = FindDevice(devices, share.device);
-    const Bytes total = row == nullptr ? Bytes(0) : row->total;
-    const Bytes after = is_compute ? total + (plan.model_bytes - share.used)
-                                   : total - share.used;
+    const std::optional<Bytes> total = Total(share.device, devices);
+    const Bytes gained =
+        is_compute ? plan.model_bytes - share.used : Bytes(0) - share.used;
     table.Add({share.device.ToString(), is_compute ? "compute" : "donor",
-               FormatGB(total), FormatGB(after), FormatGB(after - total)});
+               total ? FormatGB(*total) : "unknown",
+               total ? FormatGB(*total + gained) : "unknown",
+               FormatGB(gained)});
   }
   table.Add({"model", "model", FormatGB(plan.model_bytes),
              FormatGB(plan.model_bytes - moved), FormatGB(Bytes(0) - moved)});
@@ -89,11 +98,9 @@ std::string DeviceAllocations(const Plan& plan,
   Table table("DisTorch2 Model Device Allocations",
               {"Device", "VRAM GB", "Dev %", "Model GB", "Dist %"});
   for (const DeviceShare& share : plan.devices) {
-    const Device* row = FindDevice(devices, share.device);
-    const Bytes total = row == nullptr ? Bytes(0) : row->total;
-    table.Add({share.device.ToString(),
-               row == nullptr ? "unknown" : FormatGB(total),
-               row == nullptr ? "unknown" : Percent(share.used, total),
+    const std::optional<Bytes> total = Total(share.device, devices);
+    table.Add({share.device.ToString(), total ? FormatGB(*total) : "unknown",
+               total ? Percent(share.used, *total) : "unknown",
                FormatGB(share.used), Percent(share.used, plan.model_bytes)});
   }
   return table.Format();
@@ -150,9 +157,9 @@ std::string Assignments(const Plan& plan, absl::Span<const Block> blocks) {
 std::string Warnings(const Plan& plan, absl::Span<const Device> devices) {
   std::string text;
   for (const DeviceShare& share : plan.devices) {
-    const Device* row = FindDevice(devices, share.device);
-    if (row == nullptr || row->id.IsHost()) continue;
-    const Bytes limit = MulDiv(row->total, kFullPercent, 100);
+    const std::optional<Bytes> total = Total(share.device, devices);
+    if (!total || share.device.IsHost()) continue;
+    const Bytes limit = MulDiv(*total, kFullPercent, 100);
     if (share.used <= limit) continue;
     absl::StrAppend(
         &text, "warning: ", share.device.ToString(),

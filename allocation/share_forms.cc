@@ -22,7 +22,7 @@ class Resolver {
       : table_(table),
         compute_(compute),
         model_(model_bytes),
-        movable_(model_bytes - pinned_bytes),
+        pinned_(pinned_bytes),
         shares_(*shares) {}
 
   void operator()(const EntryList& list);
@@ -35,6 +35,7 @@ class Resolver {
   Bytes Total(const DeviceId& device) const;
   Bytes Asked(const Entry& entry, int64_t percent_sum) const;
   int64_t PercentSum(const EntryList& list);
+  void AddRoundedOff();
   void ChooseRest(const EntryList& list, bool all_percent);
   void AddAutoDevice(const Device& row, const AutoAllocation& form);
   void RestOn(size_t index) {
@@ -45,7 +46,7 @@ class Resolver {
   absl::Span<const Device> table_;
   const DeviceId& compute_;
   const Bytes model_;
-  const Bytes movable_;
+  const Bytes pinned_;
   Shares& shares_;
 };
 
@@ -60,9 +61,11 @@ DeviceShare& Resolver::Add(const DeviceId& device, Bytes asked) {
   return shares_.devices.back();
 }
 
+// Known, wherever it is asked for: see CheckMemoryShares. Max() for a host that
+// is not in the table.
 Bytes Resolver::Total(const DeviceId& device) const {
   const Device* row = FindDevice(table_, device);
-  return row == nullptr ? Bytes::Max() : row->total;
+  return row == nullptr ? Bytes::Max() : row->total.value_or(Bytes::Max());
 }
 
 Bytes Resolver::Asked(const Entry& entry, int64_t percent_sum) const {
@@ -114,17 +117,31 @@ int64_t Resolver::PercentSum(const EntryList& list) {
 void Resolver::operator()(const EntryList& list) {
   const int64_t percent_sum = PercentSum(list);
   bool all_percent = true;
+  bool all_memory = true;
   for (const Entry& entry : list.entries) {
     Add(entry.device, Asked(entry, percent_sum)).mode = entry.mode;
     all_percent =
         all_percent && std::holds_alternative<ModelShare>(entry.amount);
+    all_memory =
+        all_memory && std::holds_alternative<MemoryShare>(entry.amount);
   }
+  if (all_memory) AddRoundedOff();
   ChooseRest(list, all_percent);
 }
 
-// `*`; else, of percentages alone, cpu or the last one (what rounding to whole
-// blocks leaves goes there); else the host, beyond its percentage if it has
-// one, but within a size or a share of its memory.
+// Half of the last of four decimals: shares that ComfyUI-MultiGPU has printed
+// are up to that much less than what it made them of.
+void Resolver::AddRoundedOff() {
+  for (const DeviceShare& share : shares_.devices) {
+    const Bytes total = Total(share.device);
+    shares_.rounded_off.push_back(
+        total == Bytes::Max() ? Bytes(0) : MulDiv(total, 1, 20'000));
+  }
+}
+
+// `*`; else, of percentages alone, cpu (also at 0 %) or the last one (what
+// rounding to whole blocks leaves goes there); else the host, beyond its
+// percentage if it has one, but within a size or a share of its memory.
 void Resolver::ChooseRest(const EntryList& list, bool all_percent) {
   size_t last = 0;
   for (size_t i = 0; i < list.entries.size(); ++i) {
@@ -133,8 +150,9 @@ void Resolver::ChooseRest(const EntryList& list, bool all_percent) {
     if (shares_.devices[i].asked > Bytes(0)) last = i;
   }
   for (size_t i = 0; all_percent && i < list.entries.size(); ++i) {
-    const bool asks = shares_.devices[i].asked > Bytes(0);
-    if (list.entries[i].device.IsHost() && asks) last = i;
+    if (!list.entries[i].device.IsHost()) continue;
+    last = i;
+    if (shares_.devices[i].asked == Bytes(0)) shares_.host_share = Bytes(0);
   }
   if (all_percent) {
     shares_.overflow_to_host = true;
@@ -160,14 +178,28 @@ void Resolver::operator()(const ComputeShare& form) {
   RestOn(1);
 }
 
+// A device of which nobody knows what is free gets what must stay there. The
+// host is trusted to hold the rest.
 void Resolver::AddAutoDevice(const Device& row, const AutoAllocation& form) {
+  if (!row.free && !row.id.IsHost()) {
+    const bool is_compute = row.id == compute_;
+    shares_.notes.push_back(absl::StrCat(
+        "auto could not learn how much memory ", row.id.ToString(),
+        " has free: it gets ",
+        is_compute ? "only what must stay there" : "nothing",
+        "; name it with a size as in ", row.id.ToString(), ",2.5gb"));
+    if (is_compute) Add(row.id, pinned_);
+    return;
+  }
   Bytes reserve = row.reserve;
   if (form.reserve) {
     reserve = std::max(reserve, *form.reserve);
   } else if (!row.id.IsHost()) {
-    reserve = std::max(reserve, MulDiv(row.total, 1, kAutoReserveDivisor));
+    reserve = std::max(
+        reserve, MulDiv(row.total.value_or(*row.free), 1, kAutoReserveDivisor));
   }
-  const Bytes room = std::max(Bytes(0), row.free - reserve);
+  const Bytes room = row.free ? std::max(Bytes(0), *row.free - reserve)
+                              : Available(table_, row.id);
   DeviceShare& share = Add(row.id, room);
   share.available = room;
 }
@@ -197,7 +229,7 @@ void Resolver::operator()(const AutoAllocation& form) {
 void Resolver::operator()(const VirtualVram& form) {
   Add(compute_, Bytes(0));
   RestOn(0);
-  Bytes left = std::min(form.amount, movable_);
+  Bytes left = std::min(form.amount, model_ - pinned_);
   Bytes moved;
   for (const DeviceId& donor : form.donors) {
     if (donor == compute_) {

@@ -23,6 +23,28 @@ absl::Status CheckTable(const Shares& shares, absl::Span<const Device> table) {
   return absl::OkStatus();
 }
 
+// A share of an unknown amount is no amount.
+absl::Status CheckMemoryShares(const Spec& spec, absl::Span<const Device> table,
+                               const DeviceId& compute) {
+  std::vector<DeviceId> of;
+  if (std::holds_alternative<ComputeShare>(spec.form)) of.push_back(compute);
+  if (const auto* list = std::get_if<EntryList>(&spec.form)) {
+    for (const Entry& entry : list->entries) {
+      if (std::holds_alternative<MemoryShare>(entry.amount)) {
+        of.push_back(entry.device);
+      }
+    }
+  }
+  for (const DeviceId& device : of) {
+    const Device* row = FindDevice(table, device);
+    if (row == nullptr || row->total) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "nobody tells how much memory ", device.ToString(),
+        " has, so there is no share of it; give it a size as in 2.5gb"));
+  }
+  return absl::OkStatus();
+}
+
 // Caps above the free memory come down to it. What a device cannot be asked
 // for anyway (more than the whole model) is no reason for a note.
 absl::Status ClampToFree(Bytes model_bytes, bool strict, Shares* shares,
@@ -59,7 +81,9 @@ absl::Status ClampToFree(Bytes model_bytes, bool strict, Shares* shares,
 Bytes Available(absl::Span<const Device> table, const DeviceId& device) {
   const Device* row = FindDevice(table, device);
   if (row == nullptr) return Bytes::Max();
-  return std::max(Bytes(0), row->free - row->reserve);
+  const std::optional<Bytes> most = row->free ? row->free : row->total;
+  if (!most) return Bytes::Max();
+  return std::max(Bytes(0), *most - row->reserve);
 }
 
 size_t HostIndex(absl::Span<const Device> table, Shares* shares) {
@@ -94,6 +118,10 @@ absl::Status ResolveShares(const Spec& spec, absl::Span<const Device> table,
                            const DeviceId& compute, Bytes model_bytes,
                            Bytes pinned_bytes, const PlanOptions& options,
                            Shares* shares, PlanFailure* failure) {
+  if (absl::Status shared = CheckMemoryShares(spec, table, compute);
+      !shared.ok()) {
+    return shared;
+  }
   ResolveForm(spec, table, compute, model_bytes, pinned_bytes, shares);
   if (absl::Status known = CheckTable(*shares, table); !known.ok()) {
     return known;
@@ -125,6 +153,8 @@ absl::Status ResolveShares(const Spec& spec, absl::Span<const Device> table,
     share.cap = std::min(pinned_bytes, share.available);
     shares->devices.push_back(std::move(share));
   }
+  shares->rounded_off.resize(
+      shares->rounded_off.empty() ? 0 : shares->devices.size());
   return absl::OkStatus();
 }
 

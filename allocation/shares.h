@@ -31,13 +31,17 @@ struct Shares {
   bool overflow_to_host = false;
   // The percentage of the host, where it takes the rest all the same.
   std::optional<Bytes> host_share;
+  // What four decimals of its memory may have cut off each device's cap, where
+  // the string has nothing but such shares; empty otherwise.
+  std::vector<Bytes> rounded_off;
   std::vector<std::string> notes;
 };
 
 // What the string says about each device, for a model of `model_bytes` of which
 // `pinned_bytes` must stay on `compute`. Lowers caps to the free memory, with
-// a note each. InvalidArgument for devices that are not in the table;
-// ResourceExhausted, with `failure` filled in, for what does not fit.
+// a note each. InvalidArgument for devices that are not in the table, and for
+// a share of memory that nobody knows; ResourceExhausted, with `failure` filled
+// in, for what does not fit.
 absl::Status ResolveShares(const Spec& spec, absl::Span<const Device> table,
                            const DeviceId& compute, Bytes model_bytes,
                            Bytes pinned_bytes, const PlanOptions& options,
@@ -47,7 +51,7 @@ absl::Status ResolveShares(const Spec& spec, absl::Span<const Device> table,
 // it is not there.
 size_t HostIndex(absl::Span<const Device> table, Shares* shares);
 
-// Free memory less the reserve; Max() if the table does not know the device.
+// Free memory less the reserve; Max() if nobody knows it.
 Bytes Available(absl::Span<const Device> table, const DeviceId& device);
 
 // "cuda:0, cuda:1, cpu": the devices of the table, and the host, which is

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What an allocation string asks for, as data. Made by ParseSpec
 // (allocation/parser.h), printed by FormatSpec (allocation/printer.h), turned
-// into a plan by MakePlan (allocation/planner.h).
+// into a plan by MakePlan (allocation/planner.h). Who wants it otherwise edits
+// the spec, not the text:
+//
+//   Spec spec = *ParseSpec("cuda:0,2gb;cuda:7,8gb;cpu,4gb");
+//   spec = spec.On(DeviceId("cuda", 0)).Without({DeviceId("cuda", 7)});
+//   FormatSpec(spec)                       // "cuda:0,2gb;cpu,*#cuda:0"
 //
 // Shares are held as whole numbers of billionths, so that no amount of memory
 // ever passes through a floating-point number.
@@ -14,6 +19,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "allocation/bytes.h"
 #include "allocation/device_id.h"
 
@@ -88,6 +94,27 @@ struct Spec {
   // The compute device that the string names (`…#cuda:0;…`), or none.
   DeviceId compute;
   friend bool operator==(const Spec&, const Spec&) = default;
+
+  // The whole model on `compute`: `cuda:0,*#cuda:0`.
+  static Spec Whole(const DeviceId& compute);
+
+  // The devices it names, each once: of the entries or donors, as written, then
+  // the compute device.
+  std::vector<DeviceId> Devices() const;
+
+  // Whether a plan may use devices that it does not name: `auto`.
+  bool UsesEveryDevice() const {
+    return std::holds_alternative<AutoAllocation>(form);
+  }
+
+  // The same, computed on `device`.
+  Spec On(const DeviceId& device) const;
+
+  // The same without the devices that are `gone`, its compute device not being
+  // one of them. What they would have held goes to the others of a list of
+  // percentages, in their ratio; else to `*`; else to the compute device,
+  // if no entry limits it; else to cpu. A donor that is gone is cpu.
+  Spec Without(absl::Span<const DeviceId> gone) const;
 };
 
 // "auto", "stream", "migrate".

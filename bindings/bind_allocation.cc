@@ -50,6 +50,38 @@ DeviceId DeviceFrom(const std::string& text) {
                               "'; expected one as cuda:0 or cpu");
 }
 
+std::vector<DeviceId> DevicesFrom(const std::vector<std::string>& names) {
+  std::vector<DeviceId> devices;
+  devices.reserve(names.size());
+  for (const std::string& name : names) devices.push_back(DeviceFrom(name));
+  return devices;
+}
+
+std::optional<Bytes> Known(std::optional<int64_t> bytes) {
+  return bytes ? std::optional(Bytes(*bytes)) : std::nullopt;
+}
+
+std::optional<int64_t> Number(std::optional<Bytes> bytes) {
+  return bytes ? std::optional(bytes->value()) : std::nullopt;
+}
+
+Spec VirtualVramShim(const std::string& compute, int64_t bytes,
+                     const std::vector<std::string>& donors) {
+  if (bytes < 0 || donors.empty()) {
+    throw std::invalid_argument("0 bytes or more, and at least one donor");
+  }
+  return Spec{VirtualVram{Bytes(bytes), DevicesFrom(donors)},
+              DeviceFrom(compute)};
+}
+
+std::vector<std::string> DevicesShim(const Spec& spec) {
+  std::vector<std::string> names;
+  for (const DeviceId& device : spec.Devices()) {
+    names.push_back(device.ToString());
+  }
+  return names;
+}
+
 Order OrderFrom(const std::string& text) {
   if (text == "auto") return Order::kAuto;
   if (text == "contiguous") return Order::kContiguous;
@@ -63,9 +95,7 @@ std::variant<Spec, ParseError> ParseShim(const std::string& text,
                                          std::vector<std::string> kinds) {
   ParseOptions options;
   options.extra_kinds = std::move(kinds);
-  for (const std::string& name : names) {
-    options.devices.push_back(DeviceFrom(name));
-  }
+  options.devices = DevicesFrom(names);
   ParseError error;
   absl::StatusOr<Spec> spec = ParseSpec(text, options, &error);
   if (spec.ok()) return *std::move(spec);
@@ -166,26 +196,30 @@ void BindInputs(py::module_& module) {
                ")";
       });
   py::class_<Device>(module, "Device", "A row of the table of devices.")
-      .def(py::init([](const std::string& device, int64_t total, int64_t free,
-                       int64_t reserve, double link_gbps) {
-             return Device{DeviceFrom(device), Bytes(total), Bytes(free),
+      .def(py::init([](const std::string& device, std::optional<int64_t> total,
+                       std::optional<int64_t> free, int64_t reserve,
+                       double link_gbps) {
+             return Device{DeviceFrom(device), Known(total), Known(free),
                            Bytes(reserve), link_gbps};
            }),
            py::arg("device"), py::arg("total"), py::arg("free"),
-           py::arg("reserve") = 0, py::arg("link_gbps") = 0.0)
+           py::arg("reserve") = 0, py::arg("link_gbps") = 0.0,
+           "None stands for memory that nobody knows.")
       .def_property_readonly("device",
                              [](const Device& d) { return d.id.ToString(); })
       .def_property_readonly("total",
-                             [](const Device& d) { return d.total.value(); })
+                             [](const Device& d) { return Number(d.total); })
       .def_property_readonly("free",
-                             [](const Device& d) { return d.free.value(); })
+                             [](const Device& d) { return Number(d.free); })
       .def_property_readonly("reserve",
                              [](const Device& d) { return d.reserve.value(); })
       .def_readonly("link_gbps", &Device::link_gbps)
       .def("__repr__", [](const Device& d) {
-        return "Device('" + d.id.ToString() +
-               "', total=" + std::to_string(d.total.value()) +
-               ", free=" + std::to_string(d.free.value()) + ")";
+        const auto text = [](std::optional<Bytes> bytes) {
+          return bytes ? std::to_string(bytes->value()) : "None";
+        };
+        return "Device('" + d.id.ToString() + "', total=" + text(d.total) +
+               ", free=" + text(d.free) + ")";
       });
   py::class_<PlanOptions>(module, "Options", "How to plan.")
       .def(py::init([](const std::string& order, bool strict) {
@@ -208,7 +242,33 @@ void BindSpec(py::module_& module) {
           [](const Spec& spec) {
             return spec.compute.empty() ? "" : spec.compute.ToString();
           },
-          "The compute device that the string names, or ''.");
+          "The compute device that the string names, or ''.")
+      .def_property_readonly("devices", &DevicesShim,
+                             "Every device it names, once, in its order.")
+      .def_property_readonly("uses_every_device", &Spec::UsesEveryDevice,
+                             "Whether a plan may use devices it does not name.")
+      .def_static(
+          "whole",
+          [](const std::string& compute) {
+            return Spec::Whole(DeviceFrom(compute));
+          },
+          py::arg("compute"), "The whole model on one device.")
+      .def_static("virtual_vram", &VirtualVramShim, py::arg("compute"),
+                  py::arg("bytes"), py::arg("donors"),
+                  "At most so many bytes leave the compute device.")
+      .def(
+          "on",
+          [](const Spec& spec, const std::string& compute) {
+            return spec.On(DeviceFrom(compute));
+          },
+          py::arg("compute"), "The same, computed on this device.")
+      .def(
+          "without",
+          [](const Spec& spec, const std::vector<std::string>& devices) {
+            return spec.Without(DevicesFrom(devices));
+          },
+          py::arg("devices"),
+          "The same where these devices are not there: see allocation/spec.h.");
   py::class_<ParseError>(module, "ParseError", "Where a string went wrong.")
       .def_readonly("problem", &ParseError::problem)
       .def_readonly("offset", &ParseError::offset, "In bytes of UTF-8.")
@@ -292,6 +352,10 @@ void BindAllocation(py::module_& module) {
   BindInputs(module);
   BindSpec(module);
   BindPlan(module);
+  module.def(
+      "torch_kind",
+      [](const std::string& kind) { return std::string(TorchKind(kind)); },
+      py::arg("kind"));
   module.def(
       "format_bytes", [](int64_t bytes) { return FormatBytes(Bytes(bytes)); },
       py::arg("bytes"));

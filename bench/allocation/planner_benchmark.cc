@@ -81,9 +81,9 @@ std::vector<std::pair<std::string, std::string>> PredecessorPlace(
   for (const Device& device : made.devices) {
     if (device.id.IsHost()) continue;
     const double share = static_cast<double>(made.cap.value()) /
-                         static_cast<double>(device.total.value());
+                         static_cast<double>(device.total->value());
     quota[device.id.ToString()] = std::round(share * 1e4) / 1e4 *
-                                  static_cast<double>(device.total.value());
+                                  static_cast<double>(device.total->value());
   }
   std::vector<std::pair<std::string, std::string>> placed;
   for (size_t i = made.blocks.size(); i-- > 0;) {

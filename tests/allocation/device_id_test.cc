@@ -30,6 +30,13 @@ TEST(DeviceIdTest, ReadsWhatItPrints) {
   }
 }
 
+TEST(DeviceIdTest, CallsDevicesAsTorchDoes) {
+  EXPECT_EQ(DeviceId::FromString("corex:1"), DeviceId("cuda", 1));
+  EXPECT_EQ(DeviceId::FromString("IXUCA"), DeviceId("cuda", 0));
+  EXPECT_EQ(DeviceId::FromString("directml:1"), DeviceId("privateuseone", 1));
+  EXPECT_EQ(TorchKind("xpu"), "xpu");
+}
+
 TEST(DeviceIdTest, RefusesWhatIsNoDevice) {
   for (const std::string_view text :
        {"", ":0", "cuda:", "cuda:x", "cuda:-1", "cuda:10000",

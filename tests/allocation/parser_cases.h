@@ -46,8 +46,13 @@ inline constexpr GoodCase kGoodCases[] = {
     {"mps,50%;cpu,50%", "mps,50%;cpu,50%"},
     {"mps,0.5;cpu,0.5", "mps,0.5;cpu,0.5"},
     {"mlu:0,0.2", "mlu:0,0.2"},
-    {"directml:0,30%", "directml:0,30%"},
-    {"npu:1,1gb;hpu:2,1gb;corex:3,1gb", "npu:1,1gb;hpu:2,1gb;corex:3,1gb"},
+    {"directml:0,30%", "privateuseone:0,30%"},
+    {"npu:1,1gb;hpu:2,1gb;corex:3,1gb", "npu:1,1gb;hpu:2,1gb;cuda:3,1gb"},
+    {"#ixuca:0;4;cpu", "#cuda:0;4gb;cpu"},
+    {"cuda:0,500mb;cuda:1,3.0g;cpu,5gb*", "cuda:0,500mb;cuda:1,3gb;cpu,*"},
+    {"cuda:0,2gb;cpu,50% * ", "cuda:0,2gb;cpu,*"},
+    {"cuda:0,0.5*;cpu,1gb", "cuda:0,*;cpu,1gb"},
+    {"cuda:1,8gb*,mode=migrate", "cuda:1,*,mode=migrate"},
     {"cuda:10,1gb;cuda:2,1gb", "cuda:10,1gb;cuda:2,1gb"},
     {"cpu:0,*", "cpu,*"},
     {"sim:1,4mb;cpu,*", "sim:1,4mb;cpu,*"},
@@ -83,9 +88,9 @@ struct BadCase {
 };
 
 // Every message begins with "allocation string: ", left out here.
-#define EXPECTED_DEVICE                                                       \
-  "one of cpu, mps, cuda, xpu, npu, mlu, hpu, directml, corex, sim (with an " \
-  "index as in cuda:0)"
+#define EXPECTED_DEVICE                                                 \
+  "one of cpu, mps, cuda, xpu, npu, mlu, hpu, directml, corex, ixuca, " \
+  "privateuseone, sim (with an index as in cuda:0)"
 #define EXPECTED_AMOUNT                                                       \
   "a size (2.5gb), a percentage of the model (25%), a share of the device's " \
   "memory (0 to 1) or *"
@@ -240,11 +245,19 @@ inline constexpr BadCase kBadCases[] = {
      "expected 0 to 1, or a unit as in 2.5gb, or %\n"
      "  cuda:0,2,5gb\n"
      "         ^"},
-    {"cpu,5gb*",
-     "'*' stands where the next entry should be at offset 7; expected ';' or "
-     "the end\n"
-     "  cpu,5gb*\n"
-     "         ^"},
+    {"cuda:0,2gb*;cpu,5gb*",
+     "a second * at offset 16; expected * at most once\n"
+     "  cuda:0,2gb*;cpu,5gb*\n"
+     "                  ^~~"},
+    {"cuda:0,5xyz*",
+     "unknown unit 'xyz' at offset 8; expected b, kb, mb, gb, tb or %\n"
+     "  cuda:0,5xyz*\n"
+     "          ^~~"},
+    {"corex:0,1gb;cuda:0,2gb",
+     "device cuda:0 appears a second time at offset 12; expected each device "
+     "once\n"
+     "  corex:0,1gb;cuda:0,2gb\n"
+     "              ^~~~~~"},
     {"cpu,**",
      "'*' stands where the next entry should be at offset 5; expected ';' or "
      "the end\n"

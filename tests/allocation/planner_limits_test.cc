@@ -33,8 +33,9 @@ TEST(PlannerTest, PinnedBlocksThatDoNotFitAreListed) {
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(plan.status().message(),
             "blocks that must stay on cuda:0 need 1.17 GB, it may hold 1.00 "
-            "GB: b0 (100 MB), b1 (100 MB), b2 (100 MB), b3 (100 MB), b4 (100 "
-            "MB), b5 (100 MB), b6 (100 MB), b7 (100 MB), and 4 more\n"
+            "GB: b0 (100 MB, head), b1 (100 MB, head), b2 (100 MB, head), b3 "
+            "(100 MB, head), b4 (100 MB, head), b5 (100 MB, head), b6 (100 MB, "
+            "head), b7 (100 MB, head), and 4 more\n"
             "  cuda:0: asked 1.17 GB, cap 1.00 GB, free 24.00 GB\n"
             "  cpu: asked 176 MB, cap 64.00 GB, free 64.00 GB\n"
             "Remedy: give cuda:0 at least 1200mb");
@@ -128,6 +129,19 @@ TEST(PlannerTest, ARatioThatIsTooLargeOverflowsToTheHost) {
                 .status()
                 .code(),
             absl::StatusCode::kResourceExhausted);
+}
+
+TEST(PlannerTest, WhatRatiosLeaveGoesToCpuAlsoAtZeroPercent) {
+  const Plan plan = MustPlan("cuda:0,50%;cuda:1,50%;cpu,0%",
+                             EqualBlocks(5, MiB(100)), TwoGpusAndHost());
+  EXPECT_EQ(Megabytes(plan),
+            (Totals{{"cuda:0", 200}, {"cuda:1", 200}, {"cpu", 100}}));
+  EXPECT_THAT(plan.notes, ElementsAre("the entries leave 100 MB of the model: "
+                                      "cpu, asked for 0 B, takes all of it"));
+  // Nothing is left where whole blocks fill the shares.
+  EXPECT_EQ(Megabytes(MustPlan("cuda:0,50%;cuda:1,50%;cpu,0%",
+                               EqualBlocks(4, MiB(100)), TwoGpusAndHost())),
+            (Totals{{"cuda:0", 200}, {"cuda:1", 200}}));
 }
 
 TEST(PlannerTest, RefusesWrongInput) {
