@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -35,7 +36,7 @@ py::tuple NvmlShim() {
   std::string reason;
   {
     const py::gil_scoped_release release;
-    const auto nvml = Nvml::Open();
+    const auto nvml = SharedNvml();
     if (nvml.ok()) {
       driver = (*nvml)->DriverVersion();
       auto found = (*nvml)->Devices();
@@ -53,24 +54,38 @@ py::tuple NvmlShim() {
 
 std::vector<NvlinkPair> NvlinkPairsShim() {
   const py::gil_scoped_release release;
-  const auto nvml = Nvml::Open();
+  const auto nvml = SharedNvml();
   return nvml.ok() ? (*nvml)->NvlinkPairs() : std::vector<NvlinkPair>{};
 }
 
-std::vector<int> VisibleShim(const std::vector<NvmlDevice>& devices) {
+std::vector<std::size_t> VisibleShim(const std::vector<NvmlDevice>& devices) {
   const char* value = std::getenv("CUDA_VISIBLE_DEVICES");
-  return VisibleNvmlIndices(value == nullptr ? "" : value, value == nullptr,
-                            devices);
+  return VisibleNvml(value == nullptr ? "" : value, value == nullptr, devices);
 }
 
 }  // namespace
+
+absl::StatusOr<std::shared_ptr<const Nvml>> SharedNvml() {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& opened = *new std::shared_ptr<const Nvml>;
+  const std::lock_guard lock(mutex);
+  if (opened == nullptr) {
+    auto nvml = Nvml::Open();
+    if (!nvml.ok()) return nvml.status();
+    opened = *std::move(nvml);
+  }
+  return opened;
+}
 
 void BindDevice(py::module_& module) {
   py::class_<NvmlDevice>(module, "NvmlDevice")
       .def(py::init<>())
       .def_readwrite("index", &NvmlDevice::index)
+      .def_readwrite("slice", &NvmlDevice::slice)
+      .def_readwrite("cut", &NvmlDevice::cut)
       .def_readwrite("uuid", &NvmlDevice::uuid)
       .def_readwrite("name", &NvmlDevice::name)
+      .def_readwrite("problem", &NvmlDevice::problem)
       .def_readwrite("total", &NvmlDevice::total)
       .def_readwrite("used", &NvmlDevice::used)
       .def_readwrite("free", &NvmlDevice::free)
@@ -88,7 +103,7 @@ void BindDevice(py::module_& module) {
   module.def("host_memory", &HostMemoryShim, py::arg("root") = "");
   module.def("nvml_devices", &NvmlShim);
   module.def("nvml_nvlink_pairs", &NvlinkPairsShim);
-  module.def("visible_nvml_indices", &VisibleShim, py::arg("devices"));
+  module.def("visible_nvml", &VisibleShim, py::arg("devices"));
 }
 
 }  // namespace distorch::bindings

@@ -31,14 +31,12 @@ void AddFunctionShim(MemorySampler& sampler, std::string device,
       FunctionSource(reinterpret_cast<ReadDeviceFunction>(function), index)));
 }
 
-bool AddNvmlShim(MemorySampler& sampler, std::string device, int index) {
-  static std::shared_ptr<const Nvml>* nvml = [] {
-    auto opened = Nvml::Open();  // once a process, for good
-    return opened.ok() ? new std::shared_ptr<const Nvml>(*std::move(opened))
-                       : new std::shared_ptr<const Nvml>();
-  }();
-  if (*nvml == nullptr) return false;
-  Check(sampler.AddDevice(std::move(device), NvmlSource(*nvml, index)));
+bool AddNvmlShim(MemorySampler& sampler, std::string device, int index,
+                 int slice) {
+  auto nvml = SharedNvml();
+  if (!nvml.ok()) return false;
+  Check(sampler.AddDevice(std::move(device),
+                          NvmlSource(*std::move(nvml), index, slice)));
   return true;
 }
 
@@ -87,7 +85,7 @@ void BindSampler(py::module_& module) {
           },
           py::arg("device"), Release())
       .def("add_nvml", &AddNvmlShim, py::arg("device"), py::arg("index"),
-           Release(), "False without NVML.")
+           py::arg("slice") = -1, Release(), "False without NVML.")
       .def("add_function", &AddFunctionShim, py::arg("device"),
            py::arg("address"), py::arg("index"), Release(),
            "`address` of a ReadDeviceFunction.")

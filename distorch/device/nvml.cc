@@ -22,10 +22,13 @@ constexpr unsigned kTextSize = 96;     // NVML's largest name and UUID buffer
 constexpr unsigned kMostNvlinks = 18;  // NVML_NVLINK_MAX_LINKS
 constexpr int kP2pByNvlink = 2;        // NVML_P2P_CAPS_INDEX_NVLINK
 
+std::string Failure(std::string_view call, int code) {
+  return absl::StrCat(absl::string_view(call.data(), call.size()),
+                      " failed: ", NvmlErrorText(code));
+}
+
 absl::Status Failed(std::string_view call, int code) {
-  return absl::InternalError(
-      absl::StrCat(absl::string_view(call.data(), call.size()),
-                   " failed with NVML error ", code));
+  return absl::InternalError(Failure(call, code));
 }
 
 absl::StatusOr<NvmlFunctions> LoadNvml() {
@@ -51,6 +54,9 @@ absl::StatusOr<NvmlFunctions> LoadNvml() {
   BindSymbol(library, "nvmlDeviceGetNvLinkState", f.nvlink_state);
   BindSymbol(library, "nvmlDeviceGetP2PStatus", f.p2p_status);
   BindSymbol(library, "nvmlSystemGetDriverVersion", f.driver);
+  BindSymbol(library, "nvmlDeviceGetMigMode", f.mig_mode);
+  BindSymbol(library, "nvmlDeviceGetMaxMigDeviceCount", f.mig_count);
+  BindSymbol(library, "nvmlDeviceGetMigDeviceHandleByIndex", f.mig_handle);
   if (!f.init || !f.shutdown || !f.count || !f.handle || !f.uuid || !f.name ||
       !f.memory) {
     return absl::UnavailableError(
@@ -79,6 +85,27 @@ int CountNvlinks(const NvmlFunctions& functions, void* handle) {
 
 }  // namespace
 
+std::string NvmlErrorText(int code) {
+  struct Known {
+    int code;
+    std::string_view text;
+  };
+  constexpr std::array<Known, 6> kKnown = {
+      {{3, "not supported by this device"},
+       {4, "no permission"},
+       {9, "the driver is not loaded"},
+       {15, "the GPU is lost"},
+       {17, "the kernel refuses access to the GPU"},
+       {18, "the driver and its library are of different versions"}}};
+  for (const Known& known : kKnown) {
+    if (known.code != code) continue;
+    return absl::StrCat(
+        "NVML error ", code, ", ",
+        absl::string_view(known.text.data(), known.text.size()));
+  }
+  return absl::StrCat("NVML error ", code);
+}
+
 absl::StatusOr<std::unique_ptr<Nvml>> Nvml::Open() {
   absl::StatusOr<NvmlFunctions> functions = LoadNvml();
   if (!functions.ok()) return functions.status();
@@ -101,38 +128,76 @@ absl::StatusOr<std::vector<NvmlDevice>> Nvml::Devices() const {
   }
   std::vector<NvmlDevice> devices;
   for (unsigned i = 0; i < count; ++i) {
+    NvmlDevice& device = devices.emplace_back();
+    device.index = static_cast<int>(i);
     NvmlFunctions::Handle handle = nullptr;
     if (const int code = functions_.handle(i, &handle); code != kSuccess) {
-      return Failed("nvmlDeviceGetHandleByIndex", code);
+      device.problem = Failure("nvmlDeviceGetHandleByIndex", code);
+      continue;
     }
-    NvmlDevice device;
-    device.index = static_cast<int>(i);
-    std::array<char, kTextSize> text{};
-    if (const int code = functions_.uuid(handle, text.data(), kTextSize);
-        code != kSuccess) {
-      return Failed("nvmlDeviceGetUUID", code);
-    }
-    device.uuid = text.data();
-    text.fill('\0');
-    if (functions_.name(handle, text.data(), kTextSize) == kSuccess) {
-      device.name = text.data();
-    }
-    NvmlFunctions::Memory memory{};
-    if (const int code = functions_.memory(handle, &memory); code != kSuccess) {
-      return Failed("nvmlDeviceGetMemoryInfo", code);
-    }
-    device.total = static_cast<std::int64_t>(memory.total);
-    device.used = static_cast<std::int64_t>(memory.used);
-    device.free = static_cast<std::int64_t>(memory.free);
+    Describe(handle, &device);
     device.pcie_generation = Asked(functions_.pcie_generation, handle);
     device.pcie_width = Asked(functions_.pcie_width, handle);
     device.pcie_current_generation =
         Asked(functions_.pcie_current_generation, handle);
     device.pcie_current_width = Asked(functions_.pcie_current_width, handle);
     device.nvlinks = CountNvlinks(functions_, handle);
-    devices.push_back(std::move(device));
+    AddSlices(handle, &devices);
   }
   return devices;
+}
+
+// Name, UUID and memory, or why they are unknown.
+void Nvml::Describe(NvmlFunctions::Handle handle, NvmlDevice* device) const {
+  std::array<char, kTextSize> text{};
+  if (const int code = functions_.uuid(handle, text.data(), kTextSize);
+      code == kSuccess) {
+    device->uuid = text.data();
+  } else {
+    device->problem = Failure("nvmlDeviceGetUUID", code);
+  }
+  text.fill('\0');
+  if (functions_.name(handle, text.data(), kTextSize) == kSuccess) {
+    device->name = text.data();
+  }
+  NvmlFunctions::Memory memory{};
+  if (const int code = functions_.memory(handle, &memory); code != kSuccess) {
+    device->problem = Failure("nvmlDeviceGetMemoryInfo", code);
+    return;
+  }
+  device->total = static_cast<std::int64_t>(memory.total);
+  device->used = static_cast<std::int64_t>(memory.used);
+  device->free = static_cast<std::int64_t>(memory.free);
+}
+
+// Behind `to->back()`, which is the card. Its lanes are theirs.
+void Nvml::AddSlices(NvmlFunctions::Handle card,
+                     std::vector<NvmlDevice>* to) const {
+  if (!functions_.mig_mode || !functions_.mig_count || !functions_.mig_handle) {
+    return;
+  }
+  unsigned cut = 0;
+  unsigned will_be = 0;
+  unsigned most = 0;
+  if (functions_.mig_mode(card, &cut, &will_be) != kSuccess || cut == 0 ||
+      functions_.mig_count(card, &most) != kSuccess) {
+    return;
+  }
+  to->back().cut = true;
+  const NvmlDevice whole = to->back();
+  for (unsigned i = 0; i < most; ++i) {
+    NvmlFunctions::Handle handle = nullptr;
+    if (functions_.mig_handle(card, i, &handle) != kSuccess) continue;
+    NvmlDevice slice;
+    slice.index = whole.index;
+    slice.slice = static_cast<int>(i);
+    slice.pcie_generation = whole.pcie_generation;
+    slice.pcie_width = whole.pcie_width;
+    slice.pcie_current_generation = whole.pcie_current_generation;
+    slice.pcie_current_width = whole.pcie_current_width;
+    Describe(handle, &slice);
+    to->push_back(std::move(slice));
+  }
 }
 
 std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
@@ -143,10 +208,11 @@ std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
   }
   std::vector<NvmlFunctions::Handle> handles(count, nullptr);
   for (unsigned i = 0; i < count; ++i) {
-    if (functions_.handle(i, &handles[i]) != kSuccess) return pairs;
+    if (functions_.handle(i, &handles[i]) != kSuccess) handles[i] = nullptr;
   }
   for (unsigned first = 0; first < count; ++first) {
     for (unsigned second = first + 1; second < count; ++second) {
+      if (handles[first] == nullptr || handles[second] == nullptr) continue;
       int status = -1;
       const int code = functions_.p2p_status(handles[first], handles[second],
                                              kP2pByNvlink, &status);
@@ -156,11 +222,22 @@ std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
   return pairs;
 }
 
-absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index) const {
+absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index, int slice) const {
   NvmlFunctions::Handle handle = nullptr;
   if (const int code = functions_.handle(static_cast<unsigned>(index), &handle);
       code != kSuccess) {
     return Failed("nvmlDeviceGetHandleByIndex", code);
+  }
+  if (slice >= 0) {
+    if (!functions_.mig_handle) {
+      return absl::InternalError("this driver's NVML knows no slices of a GPU");
+    }
+    const NvmlFunctions::Handle card = handle;
+    if (const int code =
+            functions_.mig_handle(card, static_cast<unsigned>(slice), &handle);
+        code != kSuccess) {
+      return Failed("nvmlDeviceGetMigDeviceHandleByIndex", code);
+    }
   }
   NvmlFunctions::Memory memory{};
   if (const int code = functions_.memory(handle, &memory); code != kSuccess) {
@@ -179,12 +256,23 @@ std::string Nvml::DriverVersion() const {
   return text.data();
 }
 
-std::vector<int> VisibleNvmlIndices(std::string_view value, bool unset,
-                                    const std::vector<NvmlDevice>& devices) {
-  std::vector<int> indices;
+std::vector<std::size_t> VisibleNvml(std::string_view value, bool unset,
+                                     const std::vector<NvmlDevice>& devices) {
+  std::vector<std::size_t> visible;
+  // The device at `at`, or the first slice of a card that is cut.
+  const auto show = [&](std::size_t at) {
+    if (devices[at].cut) {
+      ++at;
+      if (at == devices.size() || devices[at].slice < 0) return false;
+    }
+    visible.push_back(at);
+    return true;
+  };
   if (unset) {
-    for (const NvmlDevice& device : devices) indices.push_back(device.index);
-    return indices;
+    for (std::size_t i = 0; i < devices.size(); ++i) {
+      if (devices[i].slice < 0) show(i);
+    }
+    return visible;
   }
   for (absl::string_view entry :
        absl::StrSplit(absl::string_view(value.data(), value.size()), ',')) {
@@ -192,13 +280,17 @@ std::vector<int> VisibleNvmlIndices(std::string_view value, bool unset,
     int index = -1;
     const auto found = std::find_if(
         devices.begin(), devices.end(), [&](const NvmlDevice& device) {
-          if (absl::SimpleAtoi(entry, &index)) return device.index == index;
+          if (absl::SimpleAtoi(entry, &index)) {
+            return device.slice < 0 && device.index == index;
+          }
           return !entry.empty() && absl::StartsWith(device.uuid, entry);
         });
-    if (found == devices.end()) return indices;
-    indices.push_back(found->index);
+    if (found == devices.end()) return visible;
+    if (!show(static_cast<std::size_t>(found - devices.begin()))) {
+      return visible;
+    }
   }
-  return indices;
+  return visible;
 }
 
 }  // namespace distorch

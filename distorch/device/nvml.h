@@ -3,13 +3,17 @@
 // device that has never been used is not initialised by looking at it.
 //
 // The library is looked up at run time (libnvidia-ml.so.1). Indices here are
-// NVML's; `VisibleNvmlIndices` maps CUDA's to them.
+// NVML's; `VisibleNvml` maps CUDA's to them. A card may be cut into slices
+// (MIG, "multi-instance GPU"): CUDA then shows slices of it, each a device with
+// memory of its own, never the card.
 #ifndef DISTORCH_DEVICE_NVML_H_
 #define DISTORCH_DEVICE_NVML_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -20,15 +24,21 @@
 
 namespace distorch {
 
+// What NVML tells of a card or a slice of one. What it does not tell is
+// unknown, and says why: a card that is lost, memory that a GPU shares with the
+// host, a container without permission.
 struct NvmlDevice {
-  int index = 0;     // NVML's
-  std::string uuid;  // "GPU-…"
-  std::string name;
-  std::int64_t total = 0;   // bytes
-  std::int64_t used = 0;    // bytes, of all processes
-  std::int64_t free = 0;    // bytes
-  int pcie_generation = 0;  // largest the device can; 0: unknown
-  int pcie_width = 0;       // lanes; 0: unknown
+  int index = 0;        // NVML's, of the card
+  int slice = -1;       // NVML's, in the card; -1: the card itself
+  bool cut = false;     // into slices
+  std::string uuid;     // "GPU-…", of a slice "MIG-…"; "" where unknown
+  std::string name;     // "" where unknown
+  std::string problem;  // why something is unknown; "" where nothing is
+  std::optional<std::int64_t> total;  // bytes; all three are known, or none
+  std::optional<std::int64_t> used;   // bytes, of all processes
+  std::optional<std::int64_t> free;   // bytes
+  int pcie_generation = 0;            // largest the device can; 0: unknown
+  int pcie_width = 0;                 // lanes; 0: unknown
   // As the link runs now: an idle GPU often falls back to generation 1.
   int pcie_current_generation = 0;
   int pcie_current_width = 0;
@@ -62,7 +72,15 @@ struct NvmlFunctions {
   // (device, peer, what is asked, 0 when it works). May be null.
   std::function<int(Handle, Handle, int, int*)> p2p_status;
   std::function<int(char*, unsigned)> driver;  // may be null
+  // (card, whether it is cut into slices, whether it will be). May be null.
+  std::function<int(Handle, unsigned*, unsigned*)> mig_mode;
+  std::function<int(Handle, unsigned*)> mig_count;           // likewise
+  std::function<int(Handle, unsigned, Handle*)> mig_handle;  // likewise
 };
+
+// "NVML error 15, the GPU is lost"; the number alone where it is not one of
+// those that people meet.
+std::string NvmlErrorText(int code);
 
 // NVML, initialised for the life of the object. Its functions may be called
 // from several threads; NVML itself is thread safe.
@@ -77,19 +95,20 @@ class Nvml {
   Nvml& operator=(const Nvml&) = delete;
   ~Nvml();
 
-  // All devices of the machine, in NVML's order. Internal when a call fails.
+  // All cards of the machine in NVML's order, each before its slices. Internal
+  // when they cannot be counted; a card that does not answer is in the list.
   absl::StatusOr<std::vector<NvmlDevice>> Devices() const;
 
   // The pairs joined by NVLink; empty where NVML does not tell.
   std::vector<NvlinkPair> NvlinkPairs() const;
 
-  // Total and free bytes of one device by its index, and nothing else: for
-  // those who ask often. Internal when a call fails.
+  // Total and free bytes of one card, or of a slice of it, and nothing else:
+  // for those who ask often. Internal when a call fails.
   struct Memory {
     std::int64_t total = 0;
     std::int64_t free = 0;
   };
-  absl::StatusOr<Memory> MemoryOf(int index) const;
+  absl::StatusOr<Memory> MemoryOf(int index, int slice = -1) const;
 
   // The driver's version, or "" when it cannot be had.
   std::string DriverVersion() const;
@@ -97,18 +116,23 @@ class Nvml {
  private:
   explicit Nvml(NvmlFunctions functions) : functions_(std::move(functions)) {}
 
+  void Describe(NvmlFunctions::Handle handle, NvmlDevice* device) const;
+  void AddSlices(NvmlFunctions::Handle card, std::vector<NvmlDevice>* to) const;
+
   NvmlFunctions functions_;
 };
 
-// The NVML index of each CUDA device, by the value of CUDA_VISIBLE_DEVICES:
-// numbers, "GPU-…" UUIDs or prefixes of them, separated by commas; as in CUDA,
-// the list ends at the first entry that is wrong. `unset` when the variable is
-// not set: all devices then.
-//   VisibleNvmlIndices("1,0", false, two devices)  -> {1, 0}
-//   VisibleNvmlIndices("", true, two devices)      -> {0, 1}
-//   VisibleNvmlIndices("", false, two devices)     -> {}
-std::vector<int> VisibleNvmlIndices(std::string_view value, bool unset,
-                                    const std::vector<NvmlDevice>& devices);
+// Where in `devices` (as Devices() gives them) each CUDA device is, by the
+// value of CUDA_VISIBLE_DEVICES: numbers of cards, "GPU-…" and "MIG-…" UUIDs or
+// prefixes of them, separated by commas; as in CUDA, the list ends at the first
+// entry that is wrong. A card that is cut stands for its first slice. `unset`
+// when the variable is not set: all cards then.
+//   VisibleNvml("1,0", false, two cards)            -> {1, 0}
+//   VisibleNvml("", true, two cards)                -> {0, 1}
+//   VisibleNvml("", false, two cards)               -> {}
+//   VisibleNvml("MIG-b", false, a card, its slices MIG-a and MIG-b)  -> {2}
+std::vector<std::size_t> VisibleNvml(std::string_view value, bool unset,
+                                     const std::vector<NvmlDevice>& devices);
 
 }  // namespace distorch
 

@@ -172,7 +172,8 @@ class MemorySampler {
 };
 
 // Total and used memory of an NVIDIA GPU by its NVML index.
-DeviceSource NvmlSource(std::shared_ptr<const Nvml> nvml, int index);
+DeviceSource NvmlSource(std::shared_ptr<const Nvml> nvml, int index,
+                        int slice = -1);
 // The host's memory.
 DeviceSource HostSource();
 

@@ -6,9 +6,10 @@
 
 namespace distorch {
 
-DeviceSource NvmlSource(std::shared_ptr<const Nvml> nvml, int index) {
-  return [nvml = std::move(nvml), index](DeviceReading* reading) {
-    const auto memory = nvml->MemoryOf(index);
+DeviceSource NvmlSource(std::shared_ptr<const Nvml> nvml, int index,
+                        int slice) {
+  return [nvml = std::move(nvml), index, slice](DeviceReading* reading) {
+    const auto memory = nvml->MemoryOf(index, slice);
     if (!memory.ok()) return false;
     reading->total = memory->total;
     reading->used = memory->total - memory->free;

@@ -29,19 +29,24 @@ _QUERY = "uuid,name,memory.total,memory.used,memory.free"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as NVML or nvidia-smi counts them; sizes in bytes."""
+    """One GPU, or a slice of one, as NVML or nvidia-smi counts them; sizes in bytes, None where they are not told."""
 
     index: int
     uuid: str
     name: str
-    total: int
-    used: int
-    free: int
+    total: int | None
+    used: int | None
+    free: int | None
+    slice: int = -1  # -1: the card itself
+    cut: bool = False  # into slices
 
-    @property
-    def taken(self) -> int:
-        """What cannot be had: with what the driver keeps for itself, which nvidia-smi leaves out of `used`."""
-        return max(self.used, self.total - self.free)
+    def sample(self, device: str) -> DeviceSample | None:
+        """Return it as `device`; None where its memory is not told."""
+        if self.total is None or self.used is None or self.free is None:
+            return None
+        # With what the driver keeps for itself, which nvidia-smi leaves out of `used`.
+        taken = max(self.used, self.total - self.free)
+        return DeviceSample(device, taken, self.free, self.total, name=self.name)
 
 
 def nvml_gpus() -> list[Gpu]:
@@ -49,7 +54,7 @@ def nvml_gpus() -> list[Gpu]:
     devices, _, reason = core().nvml_devices()
     if not devices:
         raise AnswerError(reason or "NVML knows no device")
-    return [Gpu(d.index, d.uuid, d.name, d.total, d.used, d.free) for d in devices]
+    return [Gpu(d.index, d.uuid, d.name, d.total, d.used, d.free, d.slice, d.cut) for d in devices]
 
 
 def smi_gpus(timeout: float = 5.0) -> list[Gpu]:
@@ -92,7 +97,7 @@ def _parse_smi(output: str) -> list[Gpu]:
 
 
 def driver_uuids(library: Any = None) -> list[str] | None:
-    """Return the UUID of each CUDA index, asking the CUDA driver; None where it is not there or does not tell.
+    """Return the UUID of each CUDA index, without "GPU-" or "MIG-"; None where the driver is not there or does not tell.
 
     The driver is initialised, but no context is made: no memory of a device is used.
     """
@@ -109,7 +114,7 @@ def driver_uuids(library: Any = None) -> list[str] | None:
         for index in range(count.value):
             if cuda.cuDeviceGet(ctypes.byref(device), index) or ask(ctypes.byref(raw), device):
                 return None
-            found.append(f"GPU-{uuid.UUID(bytes=bytes(raw))}")
+            found.append(str(uuid.UUID(bytes=bytes(raw))))
         return found
     except (OSError, AttributeError):
         return None
@@ -118,34 +123,34 @@ def driver_uuids(library: Any = None) -> list[str] | None:
 _driver_uuids = functools.cache(driver_uuids)
 
 
+def _bare(uuid: str) -> str:
+    return uuid.lower().removeprefix("gpu-").removeprefix("mig-")
+
+
 def by_cuda_index(
     gpus: Sequence[Gpu], uuids: Callable[[], list[str] | None] = _driver_uuids
 ) -> tuple[DeviceSample, ...]:
     """Return the visible GPUs as `cuda:N`. Raises AnswerError when none is visible."""
     known = uuids()
-    by_uuid = {gpu.uuid.lower(): gpu for gpu in gpus}
-    if known and any(u.lower() in by_uuid for u in known):
-        ordered = [by_uuid.get(u.lower()) for u in known]
+    by_uuid = {_bare(gpu.uuid): gpu for gpu in gpus if gpu.uuid}
+    if known and any(_bare(u) in by_uuid for u in known):
+        ordered = [by_uuid.get(_bare(u)) for u in known]
     else:
         ordered = [gpus[i] for i in _visible(gpus)]
-    found = tuple(
-        DeviceSample(f"cuda:{i}", gpu.taken, gpu.free, gpu.total, name=gpu.name)
-        for i, gpu in enumerate(ordered)
-        if gpu is not None
-    )
-    if not found:
+    if not any(ordered):
         raise AnswerError("CUDA_VISIBLE_DEVICES leaves no device")
+    samples = [g.sample(f"cuda:{i}") for i, g in enumerate(ordered) if g is not None]
+    found = tuple(sample for sample in samples if sample is not None)
+    if not found:
+        raise AnswerError("the driver tells the memory of no device")
     return found
 
 
 def _visible(gpus: Sequence[Gpu]) -> list[int]:
     """Return positions in `gpus`, in the order of CUDA_VISIBLE_DEVICES."""
-    if "CUDA_VISIBLE_DEVICES" not in os.environ:
-        return list(range(len(gpus)))
     table = []
     for gpu in gpus:
         entry = core().NvmlDevice()
-        entry.index, entry.uuid = gpu.index, gpu.uuid
+        entry.index, entry.slice, entry.cut, entry.uuid = gpu.index, gpu.slice, gpu.cut, gpu.uuid
         table.append(entry)
-    position = {gpu.index: i for i, gpu in enumerate(gpus)}
-    return [position[n] for n in core().visible_nvml_indices(table)]
+    return core().visible_nvml(table)

@@ -4,8 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstdio>
+#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace distorch {
 namespace {
@@ -107,18 +111,136 @@ TEST(NvmlTest, TellsTheMemoryOfOneDevice) {
   EXPECT_EQ(memory->free, 60);
   driver.fail_memory_with = 15;
   EXPECT_EQ((*nvml)->MemoryOf(1).status().message(),
-            "nvmlDeviceGetMemoryInfo failed with NVML error 15");
+            "nvmlDeviceGetMemoryInfo failed: NVML error 15, the GPU is lost");
+  EXPECT_EQ((*nvml)->MemoryOf(1, 0).status().message(),
+            "this driver's NVML knows no slices of a GPU");
+}
+
+TEST(NvmlTest, OneDeviceThatDoesNotAnswerHidesNoOther) {
+  FakeDriver driver;
+  driver.devices = 3;
+  for (const int code : {3, 4, 15}) {
+    NvmlFunctions functions = driver.Functions();
+    functions.memory = [&](NvmlFunctions::Handle h, NvmlFunctions::Memory* m) {
+      *m = {100, 60, 40};
+      return reinterpret_cast<std::uintptr_t>(h) == 2 ? code : 0;
+    };
+    functions.handle = [&](unsigned i, NvmlFunctions::Handle* h) {
+      *h = reinterpret_cast<NvmlFunctions::Handle>(
+          static_cast<std::uintptr_t>(i + 1));
+      return i == 2 ? code : 0;
+    };
+    auto nvml = Nvml::Open(std::move(functions));
+    ASSERT_TRUE(nvml.ok());
+    const auto devices = (*nvml)->Devices();
+    ASSERT_TRUE(devices.ok()) << devices.status();
+    ASSERT_EQ(devices->size(), 3U);
+    EXPECT_EQ((*devices)[0].total, 100);
+    EXPECT_EQ((*devices)[0].problem, "");
+    EXPECT_EQ((*devices)[1].total, std::nullopt);
+    EXPECT_EQ((*devices)[1].free, std::nullopt);
+    EXPECT_EQ((*devices)[1].uuid, "GPU-1-abc");
+    EXPECT_EQ((*devices)[1].problem,
+              "nvmlDeviceGetMemoryInfo failed: " + NvmlErrorText(code));
+    EXPECT_EQ((*devices)[2].index, 2);
+    EXPECT_EQ((*devices)[2].problem,
+              "nvmlDeviceGetHandleByIndex failed: " + NvmlErrorText(code));
+  }
+}
+
+TEST(NvmlTest, SaysWhatAnErrorIs) {
+  EXPECT_EQ(NvmlErrorText(15), "NVML error 15, the GPU is lost");
+  EXPECT_EQ(NvmlErrorText(999), "NVML error 999");
 }
 
 TEST(NvmlTest, FailureNamesTheCallAndNvmlsError) {
   FakeDriver driver;
-  driver.fail_memory_with = 15;
-  auto nvml = Nvml::Open(driver.Functions());
+  NvmlFunctions functions = driver.Functions();
+  functions.count = [](unsigned*) { return 999; };
+  auto nvml = Nvml::Open(std::move(functions));
   ASSERT_TRUE(nvml.ok());
   const auto devices = (*nvml)->Devices();
   EXPECT_EQ(devices.status().code(), absl::StatusCode::kInternal);
   EXPECT_EQ(devices.status().message(),
-            "nvmlDeviceGetMemoryInfo failed with NVML error 15");
+            "nvmlDeviceGetCount failed: NVML error 999");
+}
+
+// The second of three cards is cut: slices 0 and 2 of at most seven, with 10
+// and 20 of memory.
+NvmlFunctions WithSlices(FakeDriver* driver) {
+  using Handle = NvmlFunctions::Handle;
+  NvmlFunctions f = driver->Functions();
+  const auto number = [](Handle h) {
+    return reinterpret_cast<std::uintptr_t>(h);
+  };
+  f.mig_mode = [number](Handle h, unsigned* now, unsigned* then) {
+    if (number(h) == 3) return 3;  // no such thing there
+    *now = *then = number(h) == 2 ? 1 : 0;
+    return 0;
+  };
+  f.mig_count = [](Handle, unsigned* n) { return *n = 7, 0; };
+  f.mig_handle = [](Handle, unsigned i, Handle* h) {
+    *h = reinterpret_cast<Handle>(static_cast<std::uintptr_t>(100 + i));
+    return i == 0 || i == 2 ? 0 : 6;
+  };
+  f.uuid = [number](Handle h, char* text, unsigned size) {
+    const bool slice = number(h) >= 100;
+    std::snprintf(text, size, slice ? "MIG-%zu" : "GPU-%zu",
+                  slice ? number(h) - 100 : number(h) - 1);
+    return 0;
+  };
+  f.memory = [number](Handle h, NvmlFunctions::Memory* m) {
+    const unsigned long long total = number(h) == 100   ? 10
+                                     : number(h) == 102 ? 20
+                                                        : 100;
+    *m = {total, total - 4, 4};
+    return 0;
+  };
+  return f;
+}
+
+TEST(NvmlTest, ListsTheSlicesOfACard) {
+  FakeDriver driver;
+  driver.devices = 3;
+  auto nvml = Nvml::Open(WithSlices(&driver));
+  ASSERT_TRUE(nvml.ok());
+  const auto devices = (*nvml)->Devices();
+  ASSERT_TRUE(devices.ok()) << devices.status();
+  std::vector<std::string> uuids;
+  for (const NvmlDevice& device : *devices) uuids.push_back(device.uuid);
+  EXPECT_THAT(uuids, ElementsAre("GPU-0", "GPU-1", "MIG-0", "MIG-2", "GPU-2"));
+  EXPECT_TRUE((*devices)[1].cut);
+  const NvmlDevice& slice = (*devices)[3];
+  EXPECT_EQ(slice.index, 1);
+  EXPECT_EQ(slice.slice, 2);
+  EXPECT_FALSE(slice.cut);
+  EXPECT_EQ(slice.total, 20);
+  EXPECT_EQ(slice.pcie_generation, 4) << "of the card";
+  const auto memory = (*nvml)->MemoryOf(1, 2);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_EQ(memory->free, 16);
+  EXPECT_EQ((*nvml)->MemoryOf(1, 1).status().message(),
+            "nvmlDeviceGetMigDeviceHandleByIndex failed: NVML error 6");
+}
+
+TEST(VisibleNvmlTest, ShowsSlices) {
+  FakeDriver driver;
+  driver.devices = 3;
+  auto nvml = Nvml::Open(WithSlices(&driver));
+  ASSERT_TRUE(nvml.ok());
+  auto devices = *(*nvml)->Devices();  // GPU-0 GPU-1 MIG-0 MIG-2 GPU-2
+  EXPECT_THAT(VisibleNvml("MIG-2", false, devices), ElementsAre(3));
+  EXPECT_THAT(VisibleNvml("MIG-2,MIG-0", false, devices), ElementsAre(3, 2));
+  EXPECT_THAT(VisibleNvml("0,MIG-2", false, devices), ElementsAre(0, 3));
+  EXPECT_THAT(VisibleNvml("MIG-9", false, devices), IsEmpty());
+  EXPECT_THAT(VisibleNvml("1", false, devices), ElementsAre(2))
+      << "a card that is cut stands for its first slice";
+  EXPECT_THAT(VisibleNvml("GPU-1,2", false, devices), ElementsAre(2, 4));
+  EXPECT_THAT(VisibleNvml("", true, devices), ElementsAre(0, 2, 4));
+  devices.erase(devices.begin() + 2, devices.begin() + 4);
+  EXPECT_THAT(VisibleNvml("", true, devices), ElementsAre(0, 2))
+      << "a card that is cut into nothing shows nothing";
+  EXPECT_THAT(VisibleNvml("0,1,2", false, devices), ElementsAre(0));
 }
 
 TEST(NvmlTest, InitialisationThatFailsIsNotShutDown) {
@@ -126,7 +248,8 @@ TEST(NvmlTest, InitialisationThatFailsIsNotShutDown) {
   NvmlFunctions functions = driver.Functions();
   functions.init = [] { return 9; };
   const auto nvml = Nvml::Open(std::move(functions));
-  EXPECT_EQ(nvml.status().message(), "nvmlInit failed with NVML error 9");
+  EXPECT_EQ(nvml.status().message(),
+            "nvmlInit failed: NVML error 9, the driver is not loaded");
   EXPECT_EQ(driver.shutdowns, 0);
 }
 
@@ -139,15 +262,14 @@ std::vector<NvmlDevice> ThreeDevices() {
   return devices;
 }
 
-TEST(VisibleNvmlIndicesTest, FollowsTheVariable) {
+TEST(VisibleNvmlTest, FollowsTheVariable) {
   const auto devices = ThreeDevices();
-  EXPECT_THAT(VisibleNvmlIndices("", true, devices), ElementsAre(0, 1, 2));
-  EXPECT_THAT(VisibleNvmlIndices("", false, devices), IsEmpty());
-  EXPECT_THAT(VisibleNvmlIndices("2, 0", false, devices), ElementsAre(2, 0));
-  EXPECT_THAT(VisibleNvmlIndices("GPU-22,GPU-11", false, devices),
-              ElementsAre(2, 1));
-  EXPECT_THAT(VisibleNvmlIndices("1,7,0", false, devices), ElementsAre(1));
-  EXPECT_THAT(VisibleNvmlIndices("-1", false, devices), IsEmpty());
+  EXPECT_THAT(VisibleNvml("", true, devices), ElementsAre(0, 1, 2));
+  EXPECT_THAT(VisibleNvml("", false, devices), IsEmpty());
+  EXPECT_THAT(VisibleNvml("2, 0", false, devices), ElementsAre(2, 0));
+  EXPECT_THAT(VisibleNvml("GPU-22,GPU-11", false, devices), ElementsAre(2, 1));
+  EXPECT_THAT(VisibleNvml("1,7,0", false, devices), ElementsAre(1));
+  EXPECT_THAT(VisibleNvml("-1", false, devices), IsEmpty());
 }
 
 }  // namespace

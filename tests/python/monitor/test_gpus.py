@@ -67,6 +67,25 @@ def test_uuids_that_nvml_does_not_know_are_not_used(monkeypatch) -> None:
     assert order(gpus.by_cuda_index(EIGHT, lambda: ["GPU-elsewhere"])) == [1]
 
 
+def test_a_gpu_that_tells_no_memory_hides_no_other(monkeypatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    lost = Gpu(1, "", "", None, None, None)
+    found = gpus.by_cuda_index([EIGHT[0], lost, EIGHT[2]], no_driver)
+    assert [(d.device, d.name) for d in found] == [("cuda:0", "card 0"), ("cuda:2", "card 2")]
+    with pytest.raises(AnswerError, match="the driver tells the memory of no device"):
+        gpus.by_cuda_index([lost], no_driver)
+
+
+def test_a_slice_of_a_gpu_is_a_device_of_its_own(monkeypatch) -> None:
+    cut = Gpu(1, IDS[1], "card 1", 100, 1, 99, cut=True)
+    piece = Gpu(1, f"MIG-{uuid.UUID(int=77)}", "slice", 20, 7, 13, slice=0)
+    found = gpus.by_cuda_index([EIGHT[0], cut, piece], lambda: [str(uuid.UUID(int=77))])
+    assert [(d.device, d.name, d.total) for d in found] == [("cuda:0", "slice", 20)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"0,{piece.uuid}")
+    found = gpus.by_cuda_index([EIGHT[0], cut, piece], no_driver)
+    assert [d.name for d in found] == ["card 0", "slice"]
+
+
 class Driver:
     """libcuda with two devices."""
 
@@ -90,7 +109,7 @@ class Driver:
 
 
 def test_the_driver_tells_its_uuids_in_order() -> None:
-    assert gpus.driver_uuids(Driver()) == IDS[:2]
+    assert gpus.driver_uuids(Driver()) == [text.removeprefix("GPU-") for text in IDS[:2]]
 
 
 @pytest.mark.parametrize("call", ["init", "count", "get", "uuid"])
@@ -101,7 +120,7 @@ def test_a_driver_that_fails_tells_nothing(call: str) -> None:
 def test_nvml_says_why_there_is_no_device(monkeypatch) -> None:
     class Core:
         def nvml_devices(self):
-            return [], "", "nvmlInit failed with NVML error 9"
+            return [], "", "nvmlInit failed: NVML error 9"
 
     monkeypatch.setattr(gpus, "core", Core)
     with pytest.raises(AnswerError, match="NVML error 9"):
