@@ -98,6 +98,8 @@ class _Reader:
 
     def _sized(self, rows: list[tuple[str, tuple[int, ...], int]], start: int) -> list[TensorInfo]:
         """A tensor ends where the next one begins: no table of types is needed, nor out of date."""
+        if not rows:
+            return []
         found = []
         ordered = sorted(rows, key=lambda row: row[2])
         ends = [row[2] for row in ordered[1:]] + [len(self._data) - start]

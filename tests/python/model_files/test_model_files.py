@@ -94,6 +94,82 @@ def test_gguf_keeps_quantised_sizes_and_names_the_table_of_tokens(tmp_path: path
     assert dict(tensor_sizes(tmp_path / "z.gguf")) == {"token_embedding.weight": 32}
 
 
+def split(folder: pathlib.Path, stem: str, ending: str) -> list[pathlib.Path]:
+    """A model in three files of one tensor each, of 4, 8 and 12 KB."""
+    paths = [folder / f"{stem}-0000{i}-of-00003{ending}" for i in (1, 2, 3)]
+    for i, path in enumerate(paths, 1):
+        if ending == ".gguf":
+            gguf.write(path, {f"blk.{i}.weight": ((i, 1024), gguf.F32)}, "llama")
+        else:
+            safetensors.torch.save_file({f"blk.{i}.weight": torch.zeros(i, 1024)}, path)
+    return paths
+
+
+WHOLE = {f"blk.{i}.weight": i * 4096 for i in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("ending", [".gguf", ".safetensors"])
+def test_any_part_of_a_split_model_stands_for_all_of_it(tmp_path: pathlib.Path, ending) -> None:
+    for path in split(tmp_path, "big", ending):
+        assert dict(tensor_sizes(path)) == WHOLE
+    (tmp_path / f"big-00002-of-00003{ending}").unlink()
+    missing = rf"^big-00003-of-00003\{ending}: 1 of the model's 3 files are missing: big-00002-of-"
+    with pytest.raises(ValueError, match=missing):
+        tensor_sizes(tmp_path / f"big-00003-of-00003{ending}")
+
+
+def test_an_index_stands_for_the_files_that_it_names(tmp_path: pathlib.Path, capsys) -> None:
+    paths = split(tmp_path, "model", ".safetensors")
+    weights = {name: path.name for name, path in zip(WHOLE, paths, strict=True)}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    assert dict(tensor_sizes(index)) == WHOLE
+    assert main(["plan", str(index), "--alloc", "cpu,*", "--compute", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["totals"] == {"cpu": 6 * 4096}
+    paths[0].unlink()
+    with pytest.raises(ValueError, match=r"index\.json: 1 of the model's 3 files are missing"):
+        tensor_sizes(index)
+    index.write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with pytest.raises(ValueError, match=r"index\.json: it names files of other folders"):
+        tensor_sizes(index)
+    for text in ("[]", "{", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=r"index\.json: no index of a model's files"):
+            tensor_sizes(index)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: pathlib.Path) -> None:
+    first, second, _ = split(tmp_path, "x", ".safetensors")
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"tensor blk\.1\.weight is in two of its files"):
+        tensor_sizes(first)
+
+
+def test_only_the_first_gguf_part_says_what_it_is(tmp_path: pathlib.Path) -> None:
+    first, second = (tmp_path / f"x-0000{i}-of-00002.gguf" for i in (1, 2))
+    gguf.write(first, {}, "qwen3")
+    text, size = gguf.header({"token_embd.weight": ((65536, 64), gguf.Q8_0)}, [])
+    second.write_bytes(text + bytes(size))
+    assert tensor_sizes(second) == [("token_embedding.weight", 2 * 65536 * 64)]
+
+
+def test_a_gguf_without_tensors_is_told_as_such(tmp_path: pathlib.Path) -> None:
+    gguf.write(tmp_path / "vocab.gguf", {}, "llama")
+    with pytest.raises(ValueError, match=r"^vocab\.gguf: no tensor is in it: a vocabulary"):
+        tensor_sizes(tmp_path / "vocab.gguf")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_pointer_of_git_lfs_is_told_as_such(tmp_path: pathlib.Path, ending) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4967215360\n"
+    (tmp_path / f"x{ending}").write_text(text)
+    words = (
+        rf"^x\{ending}: a pointer of Git LFS, not the model itself: `git lfs pull` fetches that$"
+    )
+    with pytest.raises(ValueError, match=words):
+        tensor_sizes(tmp_path / f"x{ending}")
+
+
 def test_other_files_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"x\.zip: no model file; known are \.safetensors, "):
         tensor_sizes(tmp_path / "x.zip")
