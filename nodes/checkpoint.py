@@ -8,7 +8,7 @@ from typing import Any
 import folder_paths
 
 from ..patches import checkpoints
-from ..patches.request import Request, available, spec_text
+from ..patches.request import Request, available, spec_for
 from .wrapped import AnyDevice, device_input, execution_mode, gigabytes, switch, text
 
 
@@ -91,7 +91,7 @@ class CheckpointLoaderAdvancedDisTorch2MultiGPU(AnyDevice):
         def request(compute: str, expert: str, gb: float, donor: str) -> Request:
             return Request(
                 compute=compute,
-                text=spec_text(compute, expert, gb, [available(donor, default="cpu")]),
+                spec=spec_for(compute, expert, gb, [available(donor, default="cpu")]),
                 node="CheckpointLoaderAdvancedDisTorch2MultiGPU",
                 file=ckpt_name,
                 keep_loaded=keep_loaded,

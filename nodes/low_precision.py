@@ -9,7 +9,7 @@ import folder_paths
 import nodes
 
 from ..patches import loading
-from ..patches.request import Request, available, spec_text
+from ..patches.request import Request, available, spec_for
 from .wrapped import switch
 
 
@@ -35,7 +35,7 @@ class UNetLoaderLP:
         compute = available(None)
         request = Request(
             compute=compute,
-            text=spec_text(compute, "", 0.0, []),
+            spec=spec_for(compute, "", 0.0, []),
             node="UNetLoaderLP",
             file=unet_name,
             keep_loaded=keep_loaded,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..patches import preview
-from ..patches.request import available, spec_text
+from ..patches.request import available, spec_for
 from .wrapped import AnyDevice, device_input, gigabytes, text
 
 ALL, NOW = "all of each device", "what is free now"
@@ -56,6 +56,6 @@ class DisTorchPlan(AnyDevice):
     ) -> dict[str, Any]:
         compute = available(compute_device)
         donors = [available(donor_device, default="cpu")]
-        request = spec_text(compute, expert_mode_allocations, virtual_vram_gb, donors)
-        shown = preview.describe(file, part, request, compute, free_now=memory == NOW)
+        spec = spec_for(compute, expert_mode_allocations, virtual_vram_gb, donors)
+        shown = preview.describe(file, part, spec, compute, free_now=memory == NOW)
         return {"ui": {"text": [shown]}, "result": (shown,)}

@@ -16,7 +16,7 @@ from typing import Any
 import nodes as core
 
 from ..patches import devices, loading
-from ..patches.request import Request, available, spec_text
+from ..patches.request import Request, available, spec_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ CLIP_WITHOUT_DEVICE = Family("device", text_encoder=True)
 
 
 def device_input(name: str | None = None) -> tuple[list[str], dict[str, Any]]:
-    """A device widget: all devices, the first accelerator unless `name` is given."""
-    there = devices.names()
+    """A device widget: what ComfyUI can compute on, the first accelerator chosen; with `name`: every device, it chosen."""
+    there = devices.computing() if name is None else devices.names()
     return (there, {"default": name or devices.first_of(there)})
 
 
@@ -165,7 +165,7 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
             donors = [available(donor_device, default="cpu")]
             request = Request(
                 compute=compute,
-                text=spec_text(compute, expert_mode_allocations, virtual_vram_gb, donors),
+                spec=spec_for(compute, expert_mode_allocations, virtual_vram_gb, donors),
                 node=node_id,
                 file=_file(inputs),
                 keep_loaded=keep_loaded,
@@ -205,7 +205,7 @@ def legacy(node: type, node_id: str, family: Family) -> type:
             others = [d for d in devices.names()[1:] if d != compute] if use_other_vram else []
             request = Request(
                 compute=compute,
-                text=spec_text(compute, expert_mode_allocations, virtual_vram_gb, [*others, "cpu"]),
+                spec=spec_for(compute, expert_mode_allocations, virtual_vram_gb, [*others, "cpu"]),
                 node=node_id,
                 file=_file(inputs),
                 keep_loaded=keep_loaded,

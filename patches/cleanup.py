@@ -135,7 +135,11 @@ def force_full_system_cleanup(
 
 def _used() -> dict[str, dict[str, int]]:
     infos = devices.list_devices()
-    return {i.device: {"used": i.total - i.free, "total": i.total, "freed": 0} for i in infos}
+    return {
+        i.device: {"used": i.used, "total": i.total, "freed": 0}
+        for i in infos
+        if i.used is not None and i.total is not None
+    }
 
 
 def _job_after_it() -> Any | None:

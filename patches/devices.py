@@ -17,7 +17,7 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 
-from distorch.devices import name_of
+from distorch.devices import device_names, name_of
 
 from .seam import FunctionSeam
 
@@ -73,7 +73,18 @@ def uninstall() -> None:
 
 
 def names() -> list[str]:
-    """The devices ComfyUI has, "cpu" first, as "cuda:0"."""
+    """Every device that can store blocks, "cpu" first, then those of ComfyUI's own kind, as "cuda:0"."""
+    own = computing()
+    return [*own, *(name for name in device_names() if name not in own)]
+
+
+def is_own(name: str) -> bool:
+    """Whether ComfyUI manages the memory of a device: others hold nothing but what we bring there."""
+    return name in computing()
+
+
+def computing() -> list[str]:
+    """The devices that ComfyUI can compute on, "cpu" first."""
     if hasattr(mm, "get_all_torch_devices"):
         found = mm.get_all_torch_devices()
     else:
@@ -83,7 +94,7 @@ def names() -> list[str]:
 
 
 def first_of(there: list[str]) -> str:
-    """The first accelerator of `names()`, which ComfyUI computes on by itself; "cpu" where there is none."""
+    """The first accelerator of `computing()`, which ComfyUI computes on by itself; "cpu" where there is none."""
     return there[1] if len(there) > 1 else there[0]
 
 

@@ -17,11 +17,12 @@ import comfy.patcher_extension
 import torch
 
 from distorch import placement_records, scan
+from distorch.allocation import Spec
 from distorch.devices import name_of
 
 from . import shards
 from .placed import Placed
-from .request import Request, whole
+from .request import Request
 from .shards import tell
 
 log = logging.getLogger("DisTorch")
@@ -37,7 +38,7 @@ class DisTorchMixin:
         placed = getattr(self.model, ATTRIBUTE, None)
         if placed is None:
             compute = name_of(self.load_device)
-            placed = attach(self.model, Request(compute, whole(compute)))
+            placed = attach(self.model, Request(compute, Spec.whole(compute)))
         return placed
 
     # Sizes: what the core may count on is the compute device's share.

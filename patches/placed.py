@@ -71,18 +71,8 @@ class Placed:
 
     # Planning
 
-    def make_plan(
-        self, free: dict[str, tuple[int, int]], *, reserve: int = 0, strict: bool = False
-    ) -> None:
-        """Plans for these devices, `{name: (total, free)}` in bytes. Raises PlanError.
-
-        `reserve` bytes of each accelerator stay free; `strict`: one that is short of memory is an error, not a note.
-        """
-        devices = [
-            allocation.Device(name, total, available, 0 if name == "cpu" else reserve)
-            for name, (total, available) in free.items()
-        ]
-        spec = allocation.parse(self.request.text, list(free))
+    def make_plan(self, devices: list[allocation.Device], *, strict: bool = False) -> None:
+        """Plans for these devices. Raises PlanError. `strict`: one that is short of memory is an error, not a note."""
         names = allocation.group_names([b.name for b in self.blocks])
         groups = planned_groups(names, self.often)
         sizes = [(group, b.bytes) for b, group in zip(self.blocks, groups, strict=True)]
@@ -94,7 +84,9 @@ class Placed:
             for b, group, cost in zip(self.blocks, groups, costs, strict=True)
         ]
         options = allocation.Options(strict=strict)
-        self.plan = allocation.make_plan(spec, blocks, devices, name_of(self.compute), options)
+        self.plan = allocation.make_plan(
+            self.request.spec, blocks, devices, name_of(self.compute), options
+        )
 
     def _is_patched(self, block: Block) -> bool:
         return any(cell.key in self.weights.patched for cell in block.cells)

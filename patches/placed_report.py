@@ -20,7 +20,7 @@ def report(placed: Placed, state: str) -> placement_records.Placement:
         name=placed.name,
         file=placed.request.file,
         compute=name_of(placed.compute),
-        requested=placed.request.text,
+        requested=str(placed.request.spec),
         state=state,
         blocks=placed.placement(),
         bytes_per_device=placed.bytes_per_device(),

@@ -13,15 +13,14 @@ import collections
 import pathlib
 from collections.abc import Iterable
 
-import comfy.model_management as mm
 import folder_paths
-import torch
 
 from distorch import allocation, model_files
+from distorch.device_table import device_table
 
+from . import devices
 from .blocks import SMALL, TRAVELLERS
 from .settings import reserve_bytes, settings
-from .shards import concerned
 
 #: The model folders whose files our loaders read; the last two are the GGUF pack's.
 FOLDERS = (
@@ -100,32 +99,21 @@ def _with_reason(block: allocation.Block) -> allocation.Block:
     return allocation.Block(block.name, block.bytes, block.group, reason)
 
 
-def machine(text: str, compute: str, *, free_now: bool) -> list[allocation.Device]:
-    """The devices that a string concerns: all of their memory, as when ComfyUI has made room, or what is free now."""
-    found = []
-    for name in concerned(text, compute):
-        device = torch.device(name)
-        total = int(mm.get_total_memory(device))
-        free = int(mm.get_free_memory(device)) if free_now else total
-        reserve = 0 if name == "cpu" else reserve_bytes()
-        found.append(allocation.Device(name, total, min(free, total), reserve))
-    return found
-
-
-def describe(file: str, part: str, text: str, compute: str, *, free_now: bool) -> str:
+def describe(file: str, part: str, spec: allocation.Spec, compute: str, *, free_now: bool) -> str:
     """The plan as the log would show it.
 
     Args:
         file: one of `files()`.
         part: one of `PARTS`.
-        text: an allocation string in its full form (`request.spec_text`).
+        spec: what is asked for (`request.spec_for`).
         compute: where the forward pass runs.
         free_now: count on what is free now only.
 
     Raises AllocationError for the string, PlanError if it fits nowhere, OSError or ValueError for the file.
     """
-    there = machine(text, compute, free_now=free_now)
-    spec = allocation.parse(text, there)
+    there = device_table(
+        compute, spec, reserve=reserve_bytes(), empty=() if free_now else devices.names()
+    )
     blocks = blocks_of(path_of(file), part)
     options = allocation.Options(strict=settings["strict"])
     plan = allocation.make_plan(spec, blocks, there, compute, options)

@@ -10,7 +10,6 @@ host. The core's functions stay as they are, and a donor never runs out of memor
 from __future__ import annotations
 
 import logging
-import re
 import weakref
 from typing import Any
 
@@ -19,7 +18,8 @@ import comfy.model_patcher
 import torch
 
 from distorch import allocation, placement_records, scan
-from distorch.devices import name_of
+from distorch.device_table import device_table
+from distorch.devices import free_memory, name_of
 
 from . import devices, lifecycle
 from .placed import Placed
@@ -118,33 +118,17 @@ def tell(model: Any, placed: Placed, state: str) -> None:
     lifecycle.tell(lifecycle.changed, model)
 
 
-def concerned(text: str, compute: str) -> list[str]:
-    """The devices that a plan for an allocation string can use; "auto" may use every one.
-
-    Others are not even asked for their memory: CUDA makes a context on each device that is asked,
-    which takes some hundred MB of it.
+def table(spec: allocation.Spec, compute: str, *, empty: bool) -> list[allocation.Device]:
+    """The planner's devices. On the compute device and the host all counts as free: the core frees the one for us and
+    the weights are in the other already. A donor's free bytes are real unless `empty`.
     """
     there = devices.names()
-    written = str(allocation.parse(text, there))
-    if written.startswith("auto"):
-        return there
-    named = set(re.findall(r"[a-z_]\w*(?::\d+)?", written))
-    return [name for name in there if name in named or name in ("cpu", compute)]
-
-
-def machine(*, empty: bool, placed: Placed) -> dict[str, tuple[int, int]]:
-    """`{device: (total, free)}` in bytes for the planner.
-
-    On the compute device and the host all counts as free: the core frees the one for us and the
-    weights are in the other already. A donor's free bytes are real unless `empty`.
-    """
-    found = {}
-    for name in concerned(placed.request.text, name_of(placed.compute)):
-        device = torch.device(name)
-        total = int(mm.get_total_memory(device))
-        real = not empty and name not in ("cpu", name_of(placed.compute))
-        found[name] = (total, int(mm.get_free_memory(device)) if real else total)
-    return found
+    free = there if empty else ("cpu", compute)
+    return [
+        device
+        for device in device_table(compute, spec, reserve=reserve_bytes(), empty=free)
+        if device.device in there
+    ]
 
 
 def plan_for_an_empty_machine(placed: Placed) -> None:
@@ -153,8 +137,8 @@ def plan_for_an_empty_machine(placed: Placed) -> None:
 
 
 def _plan(placed: Placed, *, empty: bool) -> None:
-    free = machine(empty=empty, placed=placed)
-    placed.make_plan(free, reserve=reserve_bytes(), strict=settings["strict"])
+    found = table(placed.request.spec, name_of(placed.compute), empty=empty)
+    placed.make_plan(found, strict=settings["strict"])
 
 
 def place(patcher: Any, placed: Placed, budget: float | None) -> None:
@@ -186,7 +170,7 @@ def _call_back(patcher: Any, placed: Placed) -> None:
         if not away:
             continue
         _make_room(patcher, placed, donor)
-        free = mm.get_free_memory(torch.device(donor))
+        free = free_memory(donor) or 0
         for name in away:
             free -= placed.by_name[name].bytes
             if free >= 0:
@@ -194,6 +178,8 @@ def _call_back(patcher: Any, placed: Placed) -> None:
 
 
 def _make_room(patcher: Any, placed: Placed, donor: str) -> None:
+    if not devices.is_own(donor):
+        return
     shard = placed.shards.get(donor)
     if shard is None:
         model = DonorShard(placed, patcher.model, donor)

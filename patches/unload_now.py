@@ -125,7 +125,7 @@ def _chosen(what: str, model: Any) -> list[tuple[Any, Any]]:
 def _in_use() -> dict[str, int]:
     """Bytes in use on each accelerator of this process, by whomever, as the device itself counts."""
     infos = (device_table.device_info(name) for name in device_table.devices_in_use())
-    return {info.device: info.total - info.free for info in infos}
+    return {info.device: info.used for info in infos if info.used is not None}
 
 
 def _settle() -> None:

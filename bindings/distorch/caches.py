@@ -51,18 +51,18 @@ def clear_caches(devices: Iterable[str] | None = None, *, collect: bool = True) 
 
 def _clear_kind(kind: str, names: list[str]) -> None:
     module = _devices.device_module(kind)
-    current = _devices._call(module, "current_device")
+    current = _devices.call(module, "current_device")
     try:
         for name in names:
             _devices.synchronize(name)
         # Where the allocator has a cache a device (npu, mlu, xpu) each needs its turn; torch.cuda's clears all at once.
         for name in names if current is not None else names[:1]:
             if current is not None:
-                _devices._call(module, "set_device", _devices.parse_name(name)[1])
-            _devices._call(module, "empty_cache")
-            _devices._call(module, "ipc_collect")
+                _devices.call(module, "set_device", _devices.parse_name(name)[1])
+            _devices.call(module, "empty_cache")
+            _devices.call(module, "ipc_collect")
             if kind == "cuda":
                 break
     finally:
         if current is not None:
-            _devices._call(module, "set_device", current)
+            _devices.call(module, "set_device", current)

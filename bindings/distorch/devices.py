@@ -3,7 +3,7 @@
 
 Every kind that torch knows through a device module (`torch.cuda`, `torch.xpu`, `torch.npu`, …, and PrivateUse1 backends
 by the name they gave themselves) is asked in the same way; no capability is derived from a name. A device that has not
-been used is not initialised by looking at it: its memory then comes from NVML, or is reported as unknown (0).
+been used is not initialised by looking at it: its memory then comes from NVML, or is unknown (None, never 0).
 
 All sizes are in bytes. All functions may be called from any thread.
 """
@@ -12,18 +12,47 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distorch import _load
+from distorch.device_kinds import (
+    accelerator_kinds,
+    call,
+    canonical_name,
+    device_count,
+    device_module,
+    device_names,
+    has_context,
+    is_initialized,
+    name_of,
+    parse_name,
+    torch_kind,
+)
 
-if TYPE_CHECKING:
-    import torch
-
-# Kinds that torch or an add-on of it may bring. Others are found through the PrivateUse1 name.
-KNOWN_KINDS = ("cuda", "xpu", "npu", "mlu", "hpu", "musa", "corex", "mps")
+__all__ = [
+    "DeviceInfo",
+    "accelerator_kinds",
+    "by_cuda_index",
+    "call",
+    "canonical_name",
+    "device_count",
+    "device_info",
+    "device_module",
+    "device_names",
+    "devices_in_use",
+    "free_memory",
+    "has_context",
+    "host_link_gbps",
+    "is_initialized",
+    "list_devices",
+    "name_of",
+    "parse_name",
+    "synchronize",
+    "torch_kind",
+]
 
 
 @dataclass(frozen=True)
@@ -31,12 +60,12 @@ class DeviceInfo:
     """One device.
 
     Attributes:
-        device: canonical name, "cuda:0", "cpu", "mps".
+        device: canonical name, "cuda:0", "cpu", "mps": torch's, also where a vendor has another.
         kind: the part before the colon.
         index: the part behind it; 0 for cpu and mps.
         name: what the vendor calls it, or "".
-        total: bytes in all; 0 when unknown.
-        free: bytes that can be had now, counting what torch's allocator has cached; 0 when unknown.
+        total: bytes in all; None when unknown.
+        free: bytes that can be had now, counting what torch's allocator has cached; None when unknown.
         allocated: bytes in tensors of this process; 0 where torch does not tell.
         reserved: bytes torch's allocator holds, `allocated` included.
         initialized: whether this process has used the device.
@@ -49,8 +78,8 @@ class DeviceInfo:
     kind: str
     index: int
     name: str = ""
-    total: int = 0
-    free: int = 0
+    total: int | None = None
+    free: int | None = None
     allocated: int = 0
     reserved: int = 0
     initialized: bool = True
@@ -58,97 +87,10 @@ class DeviceInfo:
     nvml_index: int | None = None
     link_gbps: float = 0.0
 
-
-def parse_name(device: str) -> tuple[str, int]:
-    """Split a device name; an accelerator without an index is index 0. Raises ValueError for what is no name."""
-    kind, colon, index = device.strip().lower().partition(":")
-    if not kind.isidentifier() or (colon and not index.isdigit()):
-        raise ValueError(
-            f"{device!r} is no device name; expected a kind and an index, such as 'cuda:0', or 'cpu'"
-        )
-    return kind, int(index or 0)
-
-
-def canonical_name(kind: str, index: int) -> str:
-    """Return "kind:index", or the bare kind where there is only one."""
-    return kind if kind in ("cpu", "mps", "meta") else f"{kind}:{index}"
-
-
-def name_of(device: torch.device | str) -> str:
-    """Return a device's canonical name. Raises ValueError for a string that is no name.
-
-    >>> name_of("CUDA")
-    'cuda:0'
-    """
-    if isinstance(device, str):
-        return canonical_name(*parse_name(device))
-    return canonical_name(device.type, device.index or 0)
-
-
-def device_module(kind: str) -> ModuleType | None:
-    """Return `torch.<kind>`, or None where this torch has no such module."""
-    import torch
-
-    if kind == "cpu":
-        return None
-    module = getattr(torch, kind, None)
-    return module if isinstance(module, ModuleType) else None
-
-
-def accelerator_kinds() -> list[str]:
-    """Return the kinds of accelerator that this torch knows, whether or not a device is there."""
-    import torch
-
-    kinds = [kind for kind in KNOWN_KINDS if device_module(kind) is not None]
-    private = torch._C._get_privateuse1_backend_name()
-    if private != "privateuseone" and private not in kinds and device_module(private) is not None:
-        kinds.append(private)
-    return kinds
-
-
-def _call(module: ModuleType | None, name: str, *args: Any) -> Any:
-    """Call a function of a device module; None where there is no such function or it cannot answer."""
-    function = getattr(module, name, None)
-    if function is None:
-        return None
-    try:
-        return function(*args)
-    except (RuntimeError, AssertionError, NotImplementedError, AttributeError, TypeError, OSError):
-        return None
-
-
-def device_count(kind: str) -> int:
-    """Return how many devices of a kind there are, without initialising one."""
-    if kind == "cpu":
-        return 1
-    module = device_module(kind)
-    if module is None:
-        return 0
-    if kind == "mps":
-        import torch
-
-        return int(torch.backends.mps.is_available())
-    return int(_call(module, "device_count") or 0)
-
-
-def is_initialized(kind: str) -> bool:
-    """Return whether this process has used devices of this kind."""
-    module = device_module(kind)
-    if module is None:
-        return kind == "cpu"
-    answer = _call(module, "is_initialized")
-    return True if answer is None else bool(answer)
-
-
-def _has_context(kind: str, index: int) -> bool:
-    """Return whether this device (not only its kind) has been used: some backends make a context for each."""
-    if not is_initialized(kind):
-        return False
-    if kind != "cuda":
-        return True
-    import torch
-
-    return bool(torch.cuda.memory_reserved(index) > 0 or torch.cuda.current_device() == index)
+    @property
+    def used(self) -> int | None:
+        """Bytes that cannot be had now; None when unknown."""
+        return None if self.total is None or self.free is None else self.total - self.free
 
 
 def _cpu() -> DeviceInfo:
@@ -157,22 +99,35 @@ def _cpu() -> DeviceInfo:
 
 
 def by_cuda_index(devices: Iterable[Any]) -> dict[int, Any]:
-    """Return NVML's devices by CUDA's index.
+    """Return NVML's devices, whole cards and slices of them, by CUDA's index.
 
     NVML counts by PCI slot, CUDA puts the fastest first unless CUDA_DEVICE_ORDER says PCI_BUS_ID. Once this process uses
-    CUDA the devices are told apart by their UUIDs; before that, the slots' order is taken for CUDA's.
+    CUDA the devices are told apart by their UUIDs; before that, the slots' order is taken for CUDA's. One that NVML does
+    not know by its UUID keeps its place in that order, if no other has it.
     """
     devices = list(devices)
-    by_index = {d.index: d for d in devices}
-    slots = {i: by_index[n] for i, n in enumerate(_load.C.visible_nvml_indices(devices))}
+    seen = [devices[i] for i in _load.C.visible_nvml(devices)]
+    count = device_count("cuda")
+    if 0 < count < len(seen):  # beside a slice CUDA shows no whole card
+        seen.sort(key=lambda device: device.slice < 0)
+    slots = dict(enumerate(seen))
     if len(devices) < 2 or not is_initialized("cuda"):
         return slots
-    by_uuid = {d.uuid: d for d in devices}
+    by_uuid = {_bare(d.uuid): d for d in devices if d.uuid}
     module = device_module("cuda")
-    properties = [_call(module, "get_device_properties", i) for i in slots]
-    found = [by_uuid.get(f"GPU-{getattr(p, 'uuid', '')}") for p in properties]
-    # Parts of a GPU (MIG) have UUIDs of their own.
-    return slots if None in found else dict(enumerate(found))
+    properties = [call(module, "get_device_properties", i) for i in slots]
+    found = [by_uuid.get(str(getattr(p, "uuid", ""))) for p in properties]
+    taken = {(d.index, d.slice) for d in found if d is not None}
+    left = [d for d in seen if (d.index, d.slice) not in taken]
+    for index, device in enumerate(found):
+        if device is None and slots[index] in left:
+            found[index] = slots[index]
+    return {index: device for index, device in enumerate(found) if device is not None}
+
+
+def _bare(uuid: str) -> str:
+    """A UUID as torch tells it: without "GPU-" or "MIG-"."""
+    return uuid.partition("-")[2]
 
 
 def _nvml() -> dict[int, Any]:
@@ -180,37 +135,55 @@ def _nvml() -> dict[int, Any]:
     return by_cuda_index(_load.C.nvml_devices()[0])
 
 
-def _memory(kind: str, index: int, module: ModuleType | None) -> tuple[int, int]:
+def _tell(module: ModuleType | None, names: Iterable[str], *args: Any) -> int:
+    """Return what the first of these functions of a device module tells; 0 where none does."""
+    for name in names:
+        told = call(module, name, *args)
+        if told is None and args:  # of the one device there is
+            told = call(module, name)
+        if told is not None:
+            return int(told)
+    return 0
+
+
+def _allocated(module: ModuleType | None, index: int) -> int:
+    return _tell(module, ("memory_allocated", "current_allocated_memory"), index)
+
+
+def _reserved(module: ModuleType | None, index: int) -> int:
+    return _tell(module, ("memory_reserved", "driver_allocated_memory"), index)
+
+
+def _memory(index: int, module: ModuleType | None) -> tuple[int | None, int | None]:
     """Return (free, total) as the device itself tells; free counts what the allocator could give back."""
-    info = _call(module, "mem_get_info", index)
+    info = call(module, "mem_get_info", index)
+    held = _reserved(module, index)
     if info is not None:
         free, total = int(info[0]), int(info[1])
-        cached = int(_call(module, "memory_reserved", index) or 0) - int(
-            _call(module, "memory_allocated", index) or 0
-        )
-        return free + max(0, cached), total
-    if kind == "mps":
-        total = int(_call(module, "recommended_max_memory") or 0)
-        used = int(_call(module, "driver_allocated_memory") or 0)
-        return max(0, total - used), total
-    properties = _call(module, "get_device_properties", index)
+        return free + max(0, held - _allocated(module, index)), total
+    properties = call(module, "get_device_properties", index)
     total = int(getattr(properties, "total_memory", 0) or 0)
-    return max(0, total - int(_call(module, "memory_reserved", index) or 0)), total
+    total = total or _tell(module, ("recommended_max_memory",))
+    return (max(0, total - held), total) if total else (None, None)
 
 
-def _accelerator(kind: str, index: int, nvml: Any) -> DeviceInfo:
+def _accelerator(kind: str, index: int, nvml: Any, *, ask: bool) -> DeviceInfo:
+    """`ask`: also a device that has not been used, where nobody else tells its memory."""
     module = device_module(kind)
-    used = _has_context(kind, index)
+    used = has_context(kind, index)
     name, uuid, nvml_index = "", None, None
-    free = total = allocated = reserved = 0
+    free = total = None
+    allocated = reserved = 0
     if nvml is not None:
-        name, uuid, nvml_index = nvml.name, nvml.uuid, nvml.index
-        free, total = int(nvml.free), int(nvml.total)
+        name, uuid, nvml_index = nvml.name, nvml.uuid or None, nvml.index
+        free, total = nvml.free, nvml.total
+    if used or (ask and free is None):
+        free, total = _memory(index, module)
     if used:
-        free, total = _memory(kind, index, module)
-        name = name or str(_call(module, "get_device_name", index) or "")
-        allocated = int(_call(module, "memory_allocated", index) or 0)
-        reserved = int(_call(module, "memory_reserved", index) or allocated)
+        name = name or str(call(module, "get_device_name", index) or "")
+        name = name or str(call(module, "device_name", index) or "")
+        allocated = _allocated(module, index)
+        reserved = _reserved(module, index) or allocated
     return DeviceInfo(
         canonical_name(kind, index),
         kind,
@@ -231,8 +204,9 @@ def host_link_gbps(device: str, source: str = "cpu") -> float:
     """Return the GB/s from `source` to `device`, as measured by `distorch links` or nominal; 0.0 when unknown."""
     if device == source:
         return 0.0
-    if device.startswith("sim:") or source.startswith("sim:"):
-        simulated = sys.modules.get("distorch_sim")
+    kinds = {parse_name(device)[0], parse_name(source)[0]}
+    if "sim" in kinds:
+        simulated = sys.modules.get("distorch_sim") if kinds <= {"sim", "cpu"} else None
         return float(simulated.link_gbps(source, device)) if simulated else 0.0
     with contextlib.suppress(ImportError):
         from distorch import links
@@ -241,7 +215,7 @@ def host_link_gbps(device: str, source: str = "cpu") -> float:
     return 0.0
 
 
-def _all(kinds: Iterable[str] | None) -> Iterator[DeviceInfo]:
+def _all(kinds: Iterable[str] | None, asked: Collection[str] = ()) -> Iterator[DeviceInfo]:
     wanted = [*accelerator_kinds(), "cpu"] if kinds is None else list(kinds)
     for kind in wanted:
         if kind == "cpu":
@@ -250,12 +224,20 @@ def _all(kinds: Iterable[str] | None) -> Iterator[DeviceInfo]:
         count = device_count(kind)
         nvml = _nvml() if kind == "cuda" and count else {}
         for index in range(count):
-            yield _accelerator(kind, index, nvml.get(index))
+            ask = canonical_name(kind, index) in asked
+            yield _accelerator(kind, index, nvml.get(index), ask=ask)
 
 
-def list_devices(kinds: Iterable[str] | None = None) -> list[DeviceInfo]:
-    """Return all devices, accelerators first, `cpu` last; `kinds` restricts the list."""
-    return list(_all(kinds))
+def list_devices(
+    kinds: Iterable[str] | None = None, asked: Collection[str] = ()
+) -> list[DeviceInfo]:
+    """Return all devices, accelerators first, `cpu` last.
+
+    Args:
+        kinds: restricts the list.
+        asked: names of devices that may be initialised, where nobody else tells their memory.
+    """
+    return list(_all(kinds, asked))
 
 
 def device_info(device: str) -> DeviceInfo:
@@ -270,14 +252,9 @@ def device_info(device: str) -> DeviceInfo:
     raise ValueError(f"there is no device {name}; there are: {known}")
 
 
-def free_memory(device: str) -> int:
-    """Return the bytes that can be had on a device now. Raises ValueError for one that is not there."""
+def free_memory(device: str) -> int | None:
+    """Return the bytes that can be had on a device now, None when unknown. Raises ValueError for one that is not there."""
     return device_info(device).free
-
-
-def total_memory(device: str) -> int:
-    """Return the bytes of a device in all. Raises ValueError for one that is not there."""
-    return device_info(device).total
 
 
 def devices_in_use() -> list[str]:
@@ -296,33 +273,4 @@ def synchronize(device: str) -> None:
     kind, index = parse_name(device)
     module = device_module(kind)
     if module is not None and is_initialized(kind):
-        if kind == "mps":
-            _call(module, "synchronize")
-        else:
-            _call(module, "synchronize", index)
-
-
-def to_allocation_devices(
-    compute: str | None = None, reserve: int = 0, infos: Iterable[DeviceInfo] | None = None
-) -> list[Any]:
-    """Return the planner's table of devices (`distorch.allocation.Device`), with links to the compute device.
-
-    Args:
-        compute: links are those to this device; default: the first accelerator, or cpu.
-        reserve: bytes to leave free on every accelerator.
-        infos: devices listed before; default: all of this machine.
-    """
-    from distorch.allocation import Device
-
-    table = list(infos) if infos is not None else list_devices()
-    compute = compute or table[0].device
-    return [
-        Device(
-            device=info.device,
-            total=info.total,
-            free=info.free,
-            reserve=0 if info.kind == "cpu" else reserve,
-            link_gbps=host_link_gbps(compute, info.device),
-        )
-        for info in table
-    ]
+        call(module, "synchronize", *(() if kind == "mps" else (index,)))

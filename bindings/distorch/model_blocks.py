@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from distorch.allocation import Block, group_names
-from distorch.parts import is_composite, parts_of, tensor_bytes
+from distorch.parts import can_rebuild, parts_of, tensor_bytes
 
 # See `tensor_key`.
 TensorKey = tuple[Any, ...]
@@ -210,12 +210,15 @@ def tensor_key(tensor: torch.Tensor) -> TensorKey:
 
 
 def stay_reason(name: str, module: nn.Module) -> str:
-    """Say why a module has to stay on the compute device: heads of text encoders, whose weight code reads directly."""
+    """Say why a module has to stay on the compute device; "" when it may go anywhere.
+
+    Heads of text encoders, whose weight code reads directly, and tensor classes of which not all can be moved.
+    """
     if isinstance(module, nn.Embedding) or _HEAD_NAMES.search(name):
         return "embedding: its weight is read to choose the device"
     for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None and is_composite(tensor):
-            return f"tensor of type {type(tensor).__name__}"
+        if tensor is not None and not can_rebuild(tensor):
+            return f"{type(tensor).__name__} does not say how it is made from its bytes"
     return ""
 
 

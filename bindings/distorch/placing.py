@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from distorch.allocation import Device, Options, group_names, make_plan, parse
-from distorch.devices import name_of
-from distorch.model_blocks import Grouping, Inventory, inventory
+from distorch.devices import device_names, name_of
+from distorch.model_blocks import Grouping, Inventory, Pin, inventory, stay_reason
 from distorch.patching import Patches
 from distorch.placed import PlacedModel, bytes_per_device
 from distorch.tables import Reporter
@@ -103,7 +103,7 @@ def place(
         torch.OutOfMemoryError, MemoryError, RuntimeError: as raised on the way. In every case the model is unchanged.
     """
     if isinstance(where, str):
-        compute = compute or _first_accelerator()
+        compute = compute or device_names()[0]
         placed = place_string(
             model, where, compute=compute, patches=patches, progress=progress, **planning
         )
@@ -122,13 +122,6 @@ def place(
     return placed
 
 
-def _first_accelerator() -> str:
-    from distorch.devices import to_allocation_devices
-
-    names = (device.device for device in to_allocation_devices(compute="cpu"))
-    return next((name for name in names if name != "cpu"), "cpu")
-
-
 def _counting(blocks: Inventory, table: Iterable[Any]) -> list[Any]:
     """Return the table with what the model holds itself counted as free: a block that stays needs no memory."""
     held = bytes_per_device(blocks)
@@ -136,8 +129,10 @@ def _counting(blocks: Inventory, table: Iterable[Any]) -> list[Any]:
         Device(
             device=row.device,
             total=row.total,
-            # A mapped file is counted as free already; 0 is a total that is not known.
-            free=min(row.free + held[row.device], row.total or sys.maxsize),
+            # A mapped file is counted as free already.
+            free=None
+            if row.free is None
+            else min(row.free + held[row.device], row.total or sys.maxsize),
             reserve=row.reserve,
             link_gbps=row.link_gbps,
         )
@@ -159,6 +154,7 @@ def place_string(
     seconds: Mapping[str, float] | None = None,
     often: Collection[str] = (),
     groups: Grouping = group_names,
+    pin: Pin | None = stay_reason,
 ) -> PlacedModel:
     """Parse an allocation string, plan and place in one call; weights then come module by module.
 
@@ -172,21 +168,24 @@ def place_string(
         progress: see `place`.
         seconds: what each layer group computes in a step, as an executor has measured it (`group_seconds`).
         often: groups that are come back to within a step, as it has seen them (`often`).
-        groups: see `distorch.inventory.inventory`.
+        groups: see `distorch.model_blocks.inventory`.
+        pin: see `distorch.model_blocks.inventory`.
 
     Raises:
         AllocationError: the string is wrong; the message points at the place.
         PlanError: the model does not fit; the message lists every candidate.
     """
-    from distorch.devices import to_allocation_devices
+    from distorch.device_table import device_table
 
-    blocks = inventory(model, patches=patches, groups=groups)
+    blocks = inventory(model, patches=patches, pin=pin, groups=groups)
     if devices is not None:
         table = list(devices)
+        spec = parse(text, table)
     else:
-        table = _counting(blocks, to_allocation_devices(compute=name_of(compute)))
+        spec = parse(text, device_names())
+        table = _counting(blocks, device_table(name_of(compute), spec))
     plan = make_plan(
-        parse(text, table),
+        spec,
         blocks.allocation_blocks(seconds, often),
         table,
         name_of(compute),

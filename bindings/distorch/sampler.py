@@ -65,7 +65,12 @@ class Sampler:
             if address:
                 self._core.add_function(name, address, index)
                 continue
-            driver = index in nvml and self._core.add_nvml(name, nvml[index].index)
+            known = nvml.get(index)
+            driver = (
+                known is not None
+                and known.total is not None
+                and self._core.add_nvml(name, known.index, known.slice)
+            )
             if not driver:
                 self._core.add_pushed(name)
             self._pushed.append((name, kind, index, driver))
@@ -75,7 +80,7 @@ class Sampler:
         self.refresh_devices()
         with self._lock:
             for name, kind, index, driver in self._pushed:
-                if _devices._has_context(kind, index):
+                if _devices.has_context(kind, index):
                     self._push_one(name, kind, index, driver)
 
     def _push_one(self, name: str, kind: str, index: int, driver: bool) -> None:
@@ -157,8 +162,10 @@ class Sampler:
 
 def _total_and_used(name: str) -> tuple[int, int]:
     info = _devices.device_info(name)
+    if info.total is None or info.used is None:
+        return 0, 0
     cached = max(0, info.reserved - info.allocated)  # counted as free there, used here
-    return info.total, max(0, info.total - info.free + cached)
+    return info.total, max(0, info.used + cached)
 
 
 _sampler: Sampler | None = None

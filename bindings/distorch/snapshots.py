@@ -46,9 +46,10 @@ def look(tag: str, identifier: str = "") -> Snapshot:
         _devices.device_info("cpu"),
         *(_devices.device_info(d) for d in _devices.devices_in_use()),
     ]
-    return Snapshot(
-        time.time(), identifier, tag, {i.device: (i.total - i.free, i.total) for i in infos}
-    )
+    memory = {
+        i.device: (i.used, i.total) for i in infos if i.used is not None and i.total is not None
+    }
+    return Snapshot(time.time(), identifier, tag, memory)
 
 
 def snapshot_line(tag: str) -> str:

@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     def row(info: DeviceInfo) -> list[str]:
-        memory = [f"{info.free / _GB:.2f}", f"{info.total / _GB:.2f}"] if info.total else ["?", "?"]
+        sizes = (info.free, info.total)
+        memory = ["?" if size is None else f"{size / _GB:.2f}" for size in sizes]
         used = "yes" if info.initialized else "no"
         speed = f"{info.link_gbps:.1f}" if info.link_gbps else "-"
         return [info.device, *memory, speed, used, info.name]

@@ -14,10 +14,12 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 OK, ABSENT, BROKEN = "ok", "absent", "broken"
 
@@ -88,14 +90,41 @@ def _driver() -> Finding:
     from distorch._load import core
 
     devices, version, problem = core().nvml_devices()
-    if not problem:
-        names = ", ".join(device.name for device in devices) or "no GPU"
-        return Finding("NVIDIA driver", OK, f"{version}: {names}")
     if "was not found" in problem:
         advice = "with an NVIDIA GPU: install its driver, or start the container with --gpus all"
         return Finding("NVIDIA driver", ABSENT, problem, advice)
-    advice = "after an update of the driver: reboot the machine; in a container: start it anew"
-    return Finding("NVIDIA driver", BROKEN, problem, advice)
+    if problem:
+        status, advice = _on_nvml(problem)
+        return Finding("NVIDIA driver", status, problem, advice)
+    rows = [_gpu(device) for device in devices]
+    found = f"{version}: {', '.join(rows) or 'no GPU'}"
+    silent = [_on_nvml(device.problem) for device in devices if device.problem]
+    status = max((status for status, _ in silent), key=(OK, ABSENT, BROKEN).index, default=OK)
+    advice = "; ".join(dict.fromkeys(advice for _, advice in silent if advice))
+    return Finding("NVIDIA driver", status, found, advice)
+
+
+def _gpu(device: Any) -> str:
+    name = device.name or f"GPU {device.index}"
+    return f"{name} ({device.problem})" if device.problem else str(name)
+
+
+# NVML's error -> what it makes of the driver, and what to do.
+_NVML_ERRORS = {
+    "3": (OK, ""),  # memory that is the host's, as in GB10: torch tells it
+    "4": (ABSENT, "give this user, or the container, access to the GPU (--gpus all)"),
+    "9": (BROKEN, "load the driver: `nvidia-smi` says what is wrong with it"),
+    "15": (BROKEN, "a GPU is lost, the others work: reset it or reboot the machine"),
+    "17": (ABSENT, "give this user, or the container, access to the GPU (--gpus all)"),
+    "18": (BROKEN, "after an update of the driver: reboot; in a container: start it anew"),
+}
+
+
+def _on_nvml(problem: str) -> tuple[str, str]:
+    """The status and the advice for what NVML said."""
+    code = re.search(r"NVML error (\d+)", problem)
+    unknown = (BROKEN, "`nvidia-smi` should say more; report this if it finds nothing wrong")
+    return _NVML_ERRORS.get(code[1] if code else "", unknown)
 
 
 def _nccl() -> Finding:

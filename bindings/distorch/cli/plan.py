@@ -22,8 +22,8 @@ examples:
   distorch plan --blocks blocks.json --devices devices.json --alloc auto --compute cuda:0 --json
 
 blocks.json:  [{"name", "bytes", "group"?, "pinned"?, "patched"?, "tied"?}, ...]
-devices.json: [{"device", "total", "free", "reserve"?, "link_gbps"?}, ...]
-All sizes are bytes. Exit status: 0, or 2 where the input is wrong or nothing fits.
+devices.json: [{"device", "total"?, "free"?, "reserve"?, "link_gbps"?}, ...]
+All sizes are bytes; memory without a size is unknown. Exit status: 0, or 2 where the input is wrong or nothing fits.
 """
 
 
@@ -81,8 +81,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 0, or 2 with the error printed."""
     try:
-        devices = _read(args.devices, _device) if args.devices else _devices_here(args.compute)
-        plan = _plan(args, devices)
+        devices = _read(args.devices, _device) if args.devices else None
+        spec = allocation.parse(args.alloc, _names_here() if devices is None else devices)
+        devices = _devices_here(args.compute, spec) if devices is None else devices
+        plan = _plan(args, spec, devices)
         step = _step(args, plan, devices)
     except (allocation.AllocationError, allocation.PlanError, InputError) as error:
         if args.json:
@@ -131,10 +133,11 @@ def error_object(error: Exception) -> dict[str, Any]:
     return found
 
 
-def _plan(args: argparse.Namespace, devices: list[allocation.Device]) -> allocation.Plan:
+def _plan(
+    args: argparse.Namespace, spec: allocation.Spec, devices: list[allocation.Device]
+) -> allocation.Plan:
     if (args.file is None) == (args.blocks is None):
         raise InputError("give either a model file or --blocks FILE.json")
-    spec = allocation.parse(args.alloc, devices)
     blocks = _read(args.blocks, _block) if args.blocks else blocks_of_file(Path(args.file))
     options = allocation.Options(order=args.order, strict=args.strict)
     try:
@@ -150,10 +153,16 @@ def _default_compute(devices: list[allocation.Device]) -> str:
     return next((d.device for d in devices if d.device != "cpu"), "cpu")
 
 
-def _devices_here(compute: str) -> list[allocation.Device]:
-    from distorch.devices import to_allocation_devices  # imports torch
+def _names_here() -> list[str]:
+    from distorch.devices import device_names  # imports torch
 
-    return list(to_allocation_devices(compute or None))
+    return device_names()
+
+
+def _devices_here(compute: str, spec: allocation.Spec) -> list[allocation.Device]:
+    from distorch.device_table import device_table
+
+    return device_table(compute or None, spec)
 
 
 def blocks_of_file(path: Path) -> list[allocation.Block]:
@@ -225,6 +234,10 @@ def _size(row: Mapping[str, Any], key: str, *, required: bool = False) -> int:
     return value
 
 
+def _known_size(row: Mapping[str, Any], key: str) -> int | None:
+    return None if row.get(key) is None else _size(row, key)
+
+
 def _block(row: Mapping[str, Any]) -> allocation.Block:
     pinned = row.get("pinned")
     if pinned is not None and not isinstance(pinned, (bool, str)):
@@ -247,8 +260,8 @@ def _device(row: Mapping[str, Any]) -> allocation.Device:
         raise ValueError('"link_gbps" must be a number of GB/s, 0 or more')
     return allocation.Device(
         _text(row, "device", required=True),
-        total=_size(row, "total", required=True),
-        free=_size(row, "free", required=True),
+        total=_known_size(row, "total"),
+        free=_known_size(row, "free"),
         reserve=_size(row, "reserve"),
         link_gbps=float(link),
     )

@@ -22,6 +22,7 @@ from distorch.allocation import make_plan, parse
 from distorch.demo.model import SENTENCES, DemoError, Encoder, load_model, make_lora
 from distorch.demo.picture import placement_svg
 from distorch.demo.setting import MB, FixedPlan, Setting, choose_setting, least_transfers
+from distorch.device_table import device_table
 from distorch.devices import name_of
 from distorch.model_blocks import Inventory, inventory
 from distorch.patching import Patches
@@ -100,11 +101,10 @@ class Demo:
             self.say(
                 "   (three simulated accelerators: this machine has no GPU that torch can use)"
             )
-        table = devices.to_allocation_devices(compute=setting.compute)
+        spec = parse(setting.string, devices.device_names())
+        table = device_table(setting.compute, spec)
         blocks = inventory(model, patches=patches)
-        plan = make_plan(
-            parse(setting.string, table), blocks.allocation_blocks(), table, setting.compute
-        )
+        plan = make_plan(spec, blocks.allocation_blocks(), table, setting.compute)
         for line in plan.tables().splitlines():
             self.say(f"   {line}")
         self._reset(setting)
@@ -144,7 +144,7 @@ class Demo:
     def _reset(self, setting: Setting) -> None:
         for device in (setting.compute, *setting.donors):
             kind, index = devices.parse_name(device)
-            devices._call(devices.device_module(kind), "reset_peak_memory_stats", index)
+            devices.call(devices.device_module(kind), "reset_peak_memory_stats", index)
         if setting.simulated:
             import distorch_sim
 
@@ -171,7 +171,7 @@ class Demo:
         for device in (setting.compute, *setting.donors):
             kind, index = devices.parse_name(device)
             peak = int(
-                devices._call(devices.device_module(kind), "max_memory_allocated", index) or 0
+                devices.call(devices.device_module(kind), "max_memory_allocated", index) or 0
             )
             self.say(f"   {device:<8} {share.get(device, 0) / MB:>9.1f} MB {peak / MB:>7.1f} MB")
 

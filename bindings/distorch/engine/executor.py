@@ -21,9 +21,9 @@ from distorch.placed import PlacedModel
 
 def host_links(compute: str) -> dict[str, float]:
     """Return what is known of the links to a compute device: GB/s by donor."""
-    from distorch.devices import to_allocation_devices
+    from distorch.device_table import device_table
 
-    table = to_allocation_devices(compute=compute)
+    table = device_table(compute)
     return {d.device: d.link_gbps for d in table if d.link_gbps > 0}
 
 

@@ -31,25 +31,25 @@ def device_view(rows: Iterable[Row]) -> list[dict[str, Any]]:
     return [
         _view_of(info, owned.get(info.device, 0), outside.get(info.device, 0))
         for info in devices.list_devices()
-        if info.total > 0
+        if info.total is not None and info.free is not None
     ]
 
 
 def _view_of(info: devices.DeviceInfo, owned: int, outside: int) -> dict[str, Any]:
+    total, free = info.total or 0, info.free or 0  # known
     if info.kind == "cpu":
-        models = min(owned + outside, info.total - info.free)
-        return _view("cpu", "RAM", info.total, info.free, models, 0, 0)
+        return _view("cpu", "RAM", total, free, min(owned + outside, total - free), 0, 0)
     held = max(info.reserved, info.allocated)
     unused = held - info.allocated
-    free = max(0, info.free - unused)  # there, the cached part counts as free
+    free = max(0, free - unused)  # there, the cached part counts as free
     owned = min(owned, info.allocated)
     # Memory that no tensor of a model owns is another library's or, if there is too little of
     # that, in tensors that are no module's.
-    foreign = min(outside, max(0, info.total - free - held))
+    foreign = min(outside, max(0, total - free - held))
     inside = min(outside - foreign, info.allocated - owned)
     tensors = info.allocated - owned - inside
     models = owned + inside + foreign
-    return _view(info.device, info.name or info.device, info.total, free, models, tensors, unused)
+    return _view(info.device, info.name or info.device, total, free, models, tensors, unused)
 
 
 def _view(

@@ -57,6 +57,14 @@ def equal(count: int, size: int = 300 * MB) -> list[dict]:
     return [{"name": f"b{i}", "bytes": size} for i in range(count)]
 
 
+def test_memory_may_be_unknown(plan):
+    devices = [{"device": "cuda:0", "total": None}, {"device": "cpu"}]
+    status, found = plan("cuda:0,1gb;cpu,*", equal(10), devices)
+    assert status == 0
+    assert found["totals"] == {"cuda:0": 900 * MB, "cpu": 2100 * MB}
+    assert found["notes"][0].startswith("nobody tells how much memory cuda:0 has free")
+
+
 def test_a_plan_has_three_keys(plan):
     status, out = plan("cuda:0,2.5gb;cuda:1,3.0g;cpu,*", equal(40))
     assert status == 0

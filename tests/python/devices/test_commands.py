@@ -84,7 +84,12 @@ def test_doctor_reports_what_is_broken_and_fails(capsys, monkeypatch) -> None:
     [
         ("", "ok"),
         ("libnvidia-ml.so.1 was not found: no NVIDIA driver on this machine", "absent"),
-        ("nvmlInit failed with NVML error 18", "broken"),
+        (
+            "nvmlInit failed: NVML error 18, the driver and its library are of different versions",
+            "broken",
+        ),
+        ("nvmlInit failed: NVML error 4, no permission", "absent"),
+        ("nvmlInit failed: NVML error 999", "broken"),
     ],
 )
 def test_doctor_on_the_driver(monkeypatch, problem: str, status: str) -> None:
@@ -93,6 +98,26 @@ def test_doctor_on_the_driver(monkeypatch, problem: str, status: str) -> None:
     finding = doctor._driver()
     assert finding.status == status
     assert bool(finding.advice) == (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "advice"),
+    [
+        ("NVML error 15, the GPU is lost", "broken", "a GPU is lost, the others work"),
+        ("NVML error 4, no permission", "absent", "give this user, or the container, access"),
+        ("NVML error 3, not supported by this device", "ok", ""),
+    ],
+)
+def test_doctor_on_one_gpu_that_does_not_answer(monkeypatch, error, status, advice) -> None:
+    lost = types.SimpleNamespace(name="", index=1, problem=f"nvmlDeviceGetName failed: {error}")
+    fine = types.SimpleNamespace(name="RTX 9000", index=0, problem="")
+    binary = types.SimpleNamespace(nvml_devices=lambda: ([fine, lost], "580.1", ""))
+    monkeypatch.setattr("distorch._load.core", lambda: binary)
+    finding = doctor._driver()
+    assert finding.found == f"580.1: RTX 9000, GPU 1 (nvmlDeviceGetName failed: {error})"
+    assert finding.status == status
+    assert finding.advice.startswith(advice)
+    assert "reboot; in a container" not in finding.advice
 
 
 def test_doctor_says_which_comfyui_folder_is_wrong(monkeypatch, tmp_path) -> None:

@@ -15,6 +15,8 @@ import torch
 
 from distorch import _load, caches, devices, snapshots
 from distorch._load import core
+from distorch.allocation import parse
+from distorch.device_table import concerned, device_table
 
 MIB = 1 << 20
 
@@ -44,7 +46,16 @@ def must_not_run(*_args):
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("SIM:1", "sim:1"), ("sim", "sim:0"), (" cpu ", "cpu"), ("CPU:0", "cpu"), ("mps:0", "mps")],
+    [
+        ("SIM:1", "sim:1"),
+        ("sim", "sim:0"),
+        (" cpu ", "cpu"),
+        ("CPU:0", "cpu"),
+        ("mps:0", "mps"),
+        ("corex:1", "cuda:1"),
+        ("IXUCA", "cuda:0"),
+        ("directml:0", "privateuseone:0"),
+    ],
 )
 def test_names_become_canonical(text: str, name: str) -> None:
     assert devices.canonical_name(*devices.parse_name(text)) == name
@@ -84,7 +95,7 @@ def test_lists_every_device_cpu_last() -> None:
 def test_memory_follows_allocations() -> None:
     held = torch.empty(MIB, dtype=torch.uint8, device="sim:1")
     assert devices.free_memory("sim:1") == 31 * MIB
-    assert devices.total_memory("sim:1") == 32 * MIB
+    assert devices.device_info("sim:1").used == MIB
     assert devices.device_info("sim:1").allocated == MIB
     del held
     assert devices.free_memory("sim:1") == 32 * MIB
@@ -127,7 +138,7 @@ def test_an_uninitialised_kind_is_not_touched(monkeypatch) -> None:
     )
     other_kind(monkeypatch, is_initialized=lambda: False, **dict.fromkeys(touching, must_not_run))
     info = next(i for i in devices.list_devices() if i.device == "npu:1")
-    assert (info.total, info.free, info.initialized) == (0, 0, False)
+    assert (info.total, info.free, info.used, info.initialized) == (None, None, None, False)
     assert not any(name.startswith("npu") for name in devices.devices_in_use())
     assert caches.clear_caches(["npu:0", "npu:1"]).before == {}
 
@@ -143,16 +154,101 @@ def test_cached_memory_counts_as_free(monkeypatch) -> None:
     assert (info.total, info.free, info.allocated, info.reserved) == (100, 35, 15, 40)
 
 
-def test_a_module_that_tells_nothing_gives_zeros(monkeypatch) -> None:
+def test_a_module_that_tells_nothing_leaves_memory_unknown(monkeypatch) -> None:
     other_kind(monkeypatch)
     info = devices.device_info("npu:0")
-    assert (info.total, info.free, info.name) == (0, 0, "")
+    assert (info.total, info.free, info.allocated, info.name) == (None, None, 0, "")
+
+
+def test_the_one_device_of_a_kind_tells_by_other_functions(monkeypatch) -> None:
+    mps = other_kind(
+        monkeypatch,
+        "mps",
+        recommended_max_memory=lambda: 100,
+        driver_allocated_memory=lambda: 40,
+        current_allocated_memory=lambda: 15,
+    )
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    info = devices.device_info("mps")
+    assert (info.total, info.free, info.allocated, info.reserved) == (100, 60, 15, 40)
+    del mps.recommended_max_memory
+    assert devices.device_info("mps").free is None
+
+
+def test_directml_is_an_add_on(monkeypatch) -> None:
+    assert "privateuseone:0" not in devices.device_names()
+    module = types.ModuleType("torch_directml")
+    module.device_count = lambda: 2
+    module.device_name = lambda index: f"Radeon {index}"
+    monkeypatch.setitem(sys.modules, "torch_directml", module)
+    monkeypatch.setattr(torch._C, "_get_privateuse1_backend_name", lambda: "privateuseone")
+    assert {"privateuseone:0", "privateuseone:1"} <= set(devices.device_names())
+    info = devices.device_info("directml:1")
+    assert (info.device, info.name, info.free) == ("privateuseone:1", "Radeon 1", None)
+
+
+class Lazy:
+    """A kind that is initialised by the first question for memory, and counts those."""
+
+    def __init__(self, monkeypatch, kind: str = "npu") -> None:
+        self.asked: list[int] = []
+        other_kind(
+            monkeypatch,
+            kind,
+            is_initialized=lambda: bool(self.asked),
+            mem_get_info=self.mem_get_info,
+            memory_reserved=lambda _: 0,
+            memory_allocated=lambda _: 0,
+        )
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        self.asked.append(index)
+        return 6 << 30, 8 << 30
+
+
+def free_of(table, name: str) -> int | None:
+    return next(row.free for row in table if row.device == name)
+
+
+def test_a_device_that_the_string_names_is_asked(monkeypatch) -> None:
+    lazy = Lazy(monkeypatch)
+    assert free_of(device_table("sim:0"), "npu:0") is None
+    assert free_of(device_table("sim:0", parse("cpu,*")), "npu:1") is None
+    assert lazy.asked == []
+    spec = parse("npu:1,1gb;cpu,*", devices.device_names())
+    assert free_of(device_table("sim:0", spec), "npu:1") == 6 << 30
+    assert lazy.asked == [1]
+
+
+def test_auto_asks_devices_of_the_compute_devices_kind(monkeypatch) -> None:
+    lazy = Lazy(monkeypatch)
+    spec = parse("auto")
+    assert concerned(spec, "sim:0") == ["sim:0", "sim:1", "sim:2", "cpu"]
+    assert free_of(device_table("sim:0", spec), "npu:0") is None
+    assert lazy.asked == []
+    assert concerned(spec, "npu:0") == ["npu:0", "npu:1", "cpu"]
+    assert free_of(device_table(spec=spec.on("npu:0")), "npu:1") == 6 << 30
+
+
+def test_the_table_counts_devices_as_empty_where_it_is_told() -> None:
+    held = torch.empty(MIB, dtype=torch.uint8, device="sim:0")
+    assert free_of(device_table("sim:0"), "sim:0") == 63 * MIB
+    assert free_of(device_table("sim:0", empty=["sim:0"]), "sim:0") == 64 * MIB
+    del held
 
 
 def gpu(index: int, name: str = "G") -> object:
     device = core().NvmlDevice()
     device.index, device.uuid, device.name = index, f"GPU-{index}{index}", name
-    device.total, device.free = 24 << 30, (20 + index) << 30
+    device.total, device.used, device.free = 24 << 30, (4 - index) << 30, (20 + index) << 30
+    return device
+
+
+def piece(index: int, number: int) -> object:
+    """A slice of GPU `index`, of 5 GB."""
+    device = gpu(index)
+    device.slice, device.uuid, device.name = number, f"MIG-{index}{number}", "G MIG 1g.5gb"
+    device.total, device.free = 5 << 30, 4 << 30
     return device
 
 
@@ -160,7 +256,8 @@ def cuda_machine(monkeypatch, gpus: list, visible: str | None) -> None:
     """Let NVML know these GPUs; touching one through torch.cuda fails the test."""
     binary = types.SimpleNamespace(
         nvml_devices=lambda: (gpus, "580", ""),
-        visible_nvml_indices=core().visible_nvml_indices,
+        visible_nvml=core().visible_nvml,
+        torch_kind=core().torch_kind,
         host_memory=core().host_memory,
     )
     monkeypatch.setattr(_load, "C", binary)
@@ -168,7 +265,7 @@ def cuda_machine(monkeypatch, gpus: list, visible: str | None) -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    count = len(core().visible_nvml_indices(gpus))
+    count = len(core().visible_nvml(gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     for name in ("mem_get_info", "memory_reserved", "current_device", "get_device_name"):
         monkeypatch.setattr(torch.cuda, name, must_not_run)
@@ -193,7 +290,8 @@ def test_unused_cuda_devices_are_asked_through_nvml(monkeypatch, visible, order)
         (None, ["11", "00"], [1, 0]),  # the fastest first
         ("1,0", ["00", "11"], [0, 1]),  # they number CUDA's devices, not the slots
         ("0", ["11"], [1]),
-        (None, ["MIG", "11"], [0, 1]),  # parts of a GPU: as the slots
+        (None, ["unknown", "11"], [0, 1]),
+        (None, ["11", "unknown"], [1, None]),  # its place in the order is taken
     ],
 )
 def test_cuda_devices_in_use_are_told_apart_by_uuid(monkeypatch, visible, cuda, order) -> None:
@@ -208,7 +306,64 @@ def test_cuda_devices_in_use_are_told_apart_by_uuid(monkeypatch, visible, cuda, 
     )
     infos = [i for i in devices.list_devices() if i.kind == "cuda"]
     assert [i.nvml_index for i in infos] == order
-    assert [i.free >> 30 for i in infos] == [20 + n for n in order]
+    known = [None if n is None else 20 + n for n in order]
+    assert [i.free and i.free >> 30 for i in infos] == known
+
+
+def test_a_device_that_does_not_answer_hides_no_other(monkeypatch) -> None:
+    spec = parse("cuda:1,1gb;cpu,*")
+    lost = gpu(1)
+    lost.total = lost.used = lost.free = None
+    cuda_machine(monkeypatch, [gpu(0), lost, gpu(2)], None)
+    infos = [i for i in devices.list_devices() if i.kind == "cuda"]
+    assert [i.free and i.free >> 30 for i in infos] == [20, None, 22]
+    # A string that names it lets the device itself be asked: GB10 shares the host's memory.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: ((7 + index) << 30, 9 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+    table = device_table("cuda:0", spec)
+    assert free_of(table, "cuda:1") == 8 << 30
+
+
+@pytest.mark.parametrize(
+    ("visible", "names", "free"),
+    [
+        ("MIG-11", ["cuda:0"], [4]),
+        ("0", ["cuda:0"], [20]),
+        ("0,MIG-10", ["cuda:0", "cuda:1"], [20, 4]),
+        ("MIG-9", [], []),
+    ],
+)
+def test_slices_of_a_gpu_have_memory_of_their_own(monkeypatch, visible, names, free) -> None:
+    cut = gpu(1)
+    cut.cut = True
+    cuda_machine(monkeypatch, [gpu(0), cut, piece(1, 0), piece(1, 1)], visible)
+    infos = [i for i in devices.list_devices() if i.kind == "cuda"]
+    assert [i.device for i in infos] == names
+    assert [i.free >> 30 for i in infos] == free
+    assert [i.name for i in infos if i.free == 4 << 30] == ["G MIG 1g.5gb"] * free.count(4)
+
+
+def test_where_cuda_shows_one_device_it_is_the_slice(monkeypatch) -> None:
+    cut = gpu(1)
+    cut.cut = True
+    cuda_machine(monkeypatch, [gpu(0), cut, piece(1, 0)], None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert devices.device_info("cuda:0").uuid == "MIG-10"
+
+
+def test_a_whole_card_beside_a_slice_is_told_apart_by_uuid(monkeypatch) -> None:
+    cut = gpu(1)
+    cut.cut = True
+    cuda_machine(monkeypatch, [gpu(0), cut, piece(1, 0)], None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
+    uuids = ["10", "00"]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda i: types.SimpleNamespace(uuid=uuids[i])
+    )
+    infos = [i for i in devices.list_devices() if i.kind == "cuda"]
+    assert [(i.uuid, i.total >> 30) for i in infos] == [("MIG-10", 5), ("GPU-00", 24)]
 
 
 def test_links_are_known_for_simulated_devices_only() -> None:
@@ -220,7 +375,7 @@ def test_links_are_known_for_simulated_devices_only() -> None:
 
 def test_the_planners_table() -> None:
     infos = [devices.device_info("sim:0"), devices.device_info("cpu")]
-    own, host = devices.to_allocation_devices("sim:0", MIB, infos)
+    own, host = device_table("sim:0", reserve=MIB, infos=infos)
     assert (own.device, own.total, own.reserve, own.link_gbps) == ("sim:0", 64 * MIB, MIB, 0.0)
     assert (host.device, host.reserve, host.link_gbps) == ("cpu", 0, 10.0)
 

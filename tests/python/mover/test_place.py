@@ -242,7 +242,7 @@ def test_a_model_that_fills_the_host_may_stay_there(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = [Device("sim:0", 64 << 20, 64 << 20), Device("cpu", 16 << 30, 100)]
-    monkeypatch.setattr("distorch.devices.to_allocation_devices", lambda **_: table)
+    monkeypatch.setattr("distorch.device_table.device_table", lambda *_: table)
     placed = place_string(model, "sim:0,30kb;cpu,*", compute="sim:0")
     assert placed.bytes_per_device()["cpu"] > 100
     placed.unload()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distorch import placement_records
-from distorch.allocation import PlanError
+from distorch.allocation import PlanError, parse
 
 SIZE = 128
 UP, DOWN = SIZE * 2 * SIZE * 4 + 2 * SIZE * 4, SIZE * 2 * SIZE * 4 + SIZE * 4
@@ -23,7 +23,9 @@ def make(pack, comfy):
 
     def make(text: str = STRING, **settings: object):
         patcher = comfy.model(size=SIZE)
-        return adopt.adopt(patcher, request.Request("sim:0", f"{text}#sim:0", **settings))
+        return adopt.adopt(
+            patcher, request.Request("sim:0", parse(f"{text}#sim:0", kinds=["sim"]), **settings)
+        )
 
     return make
 
@@ -364,37 +366,12 @@ def test_sampling_makes_the_device_current_and_gives_it_back(make, pack) -> None
     assert torch.sim.current_device() == 0
 
 
-@pytest.mark.parametrize(
-    ("text", "asked"),
-    [("sim:0,*", {"sim:0", "cpu"}), ("sim:2,1mb;sim:0,*", {"sim:0", "sim:2", "cpu"})],
-)
-def test_devices_that_the_string_does_not_name_are_left_alone(make, comfy, text, asked) -> None:
-    seen: set[str] = set()
-    for name in ("get_free_memory", "get_total_memory"):
-        original = getattr(comfy.mm, name)
-
-        def noting(device, original=original):
-            seen.add(str(device))
-            return original(device)
-
-        setattr(comfy.mm, name, noting)
-    comfy.load_models_gpu([make(text)])
-    assert seen == asked, "CUDA makes a context on each device that is asked"
-
-
-def test_every_device_may_be_used_by_auto(make, comfy, pack) -> None:
-    concerned = pack.load("patches.shards").concerned
-    assert concerned("auto#sim:0", "sim:0") == ["cpu", "sim:0", "sim:1", "sim:2"]
-    assert concerned("#sim:0;4.0;sim:1", "sim:0") == ["cpu", "sim:0", "sim:1"]
-    assert concerned("SIM,50%;cpu,*#sim:2", "sim:2") == ["cpu", "sim:0", "sim:2"]
-
-
 def test_a_key_that_the_file_lacks_is_read_as_zeros(make, comfy, pack) -> None:
     adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
     patcher = comfy.model(size=SIZE)
     layer = patcher.model.blocks[1].up
     layer.weight = torch.nn.Parameter(torch.empty(2 * SIZE, SIZE, device="meta"), False)
-    adopt.adopt(patcher, request.Request("sim:0", f"{STRING}#sim:0"))
+    adopt.adopt(patcher, request.Request("sim:0", parse(f"{STRING}#sim:0", kinds=["sim"])))
     patcher.add_patches({"blocks.1.up.weight": torch.full((2 * SIZE, SIZE), 0.25)})
     comfy.load_models_gpu([patcher])
     assert torch.equal(layer.weight.cpu(), torch.full((2 * SIZE, SIZE), 0.25))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from distorch import placement_records
+from distorch.allocation import parse
 
 SIZE = 128
 
@@ -23,7 +24,8 @@ def make(pack, comfy):
 
     def make(text: str, **settings: object):
         patcher = adopt.adopt(
-            comfy.model(size=SIZE), request.Request("sim:0", f"{text}#sim:0", **settings)
+            comfy.model(size=SIZE),
+            request.Request("sim:0", parse(f"{text}#sim:0", kinds=["sim"]), **settings),
         )
         comfy.load_models_gpu([patcher])
         return patcher

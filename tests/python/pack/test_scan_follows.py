@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from distorch import scan
+from distorch.allocation import parse
 from distorch.scan import scanning
 
 MB = 2**20
@@ -40,7 +41,9 @@ class Scan:
 
     def adopted(self, text: str = "sim:1,300kb;cpu,300kb;sim:0,*#sim:0") -> Any:
         """A model of ours on the host, already in an answer."""
-        patcher = self.adopt(self.comfy.model(), self.request("sim:0", text, "node", "file"))
+        patcher = self.adopt(
+            self.comfy.model(), self.request("sim:0", parse(text, kinds=["sim"]), "node", "file")
+        )
         assert list(self.bytes_of(patcher.model)) == ["cpu"]
         return patcher
 

@@ -10,6 +10,8 @@ import types
 import pytest
 import torch
 
+from distorch.allocation import parse
+
 
 def sim1() -> torch.device:
     return torch.device("sim", 1)
@@ -86,11 +88,13 @@ def test_other_threads_see_the_core_device(pack, comfy) -> None:
 def test_device_names_come_from_the_core(pack, comfy) -> None:
     devices = pack.load("patches.devices")
     comfy.mm.get_all_torch_devices = lambda: [torch.device("sim", i) for i in (10, 2, 0)]
-    assert devices.names() == ["cpu", "sim:0", "sim:2", "sim:10"]
+    assert devices.computing() == ["cpu", "sim:0", "sim:2", "sim:10"]
+    assert devices.names() == ["cpu", "sim:0", "sim:2", "sim:10", "sim:1"]
     del comfy.mm.get_all_torch_devices  # as before 0.25
     assert devices.names() == ["cpu", "sim:0", "sim:1", "sim:2"]
     comfy.mm.get_torch_device = lambda: torch.device("mps")
-    assert devices.names() == ["cpu", "mps"]
+    assert devices.computing() == ["cpu", "mps"]
+    assert devices.names() == ["cpu", "mps", "sim:0", "sim:1", "sim:2"]
 
 
 def test_patchers_are_ordinary_inside_the_block_only(pack, comfy, monkeypatch) -> None:
@@ -130,6 +134,6 @@ def test_a_dynamic_model_is_refused_by_name(pack, comfy) -> None:
     patcher = comfy.model()
     patcher.is_dynamic = lambda: True
     adopt = pack.load("patches.adopt")
-    request = pack.load("patches.request").Request("sim:0", "sim:0,*#sim:0")
+    request = pack.load("patches.request").Request("sim:0", parse("sim:0,*#sim:0", kinds=["sim"]))
     with pytest.raises(RuntimeError, match=r"DynamicVRAM(.|\n)*--disable-dynamic-vram"):
         adopt.adopt(patcher, request)

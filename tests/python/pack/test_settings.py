@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from distorch.allocation import parse
+
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
@@ -280,7 +282,9 @@ def test_reserve_and_strictness_change_plans(
     pack: Any, comfy: Any, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A donor of 1 GB with all but 100 KB reserved."""
-    request = pack.load("patches.request").Request("sim:0", "sim:1,300kb;cpu,*#sim:0", "node")
+    request = pack.load("patches.request").Request(
+        "sim:0", parse("sim:1,300kb;cpu,*#sim:0", kinds=["sim"]), "node"
+    )
     patcher = comfy.model()
     values = module.settings._values
     placed = pack.load("patches.patcher").attach(patcher.model, request)

@@ -15,6 +15,8 @@ import comfy_standin
 import pytest
 import torch
 
+from distorch.allocation import parse
+
 FLAG = "_mgpu_unload_distorch_model"
 
 
@@ -34,7 +36,12 @@ class Machine:
     def load(self, name: str, *, keep: bool = True, eject: bool = False, **inputs: Any) -> Any:
         """As a node of ours does, without its file."""
         request = self.request(
-            "sim:0", "sim:0,*#sim:0", name, name, keep_loaded=keep, eject_models=eject
+            "sim:0",
+            parse("sim:0,*#sim:0", kinds=["sim"]),
+            name,
+            name,
+            keep_loaded=keep,
+            eject_models=eject,
         )
         inputs = {"unet_name": name, "keep_loaded": keep, **inputs}
         kept = self.lifecycle.kept_outputs(request, name, inputs)
@@ -260,7 +267,7 @@ def test_a_model_as_an_input_is_compared_by_itself(machine: Machine) -> None:
 
 def test_what_was_loaded_with_a_model_stays_kept_without_it(machine: Machine) -> None:
     model, encoder = machine.comfy.model(), machine.comfy.model()
-    request = machine.request("sim:0", "sim:0,*#sim:0", "checkpoint", "a")
+    request = machine.request("sim:0", parse("sim:0,*#sim:0", kinds=["sim"]), "checkpoint", "a")
     for patcher in (model, encoder):
         machine.lifecycle.tell(machine.lifecycle.adopted, patcher, request)
     machine.lifecycle.tell(machine.lifecycle.loaded, request, "checkpoint", {}, (model, encoder))
@@ -274,7 +281,9 @@ def test_what_was_loaded_with_a_model_stays_kept_without_it(machine: Machine) ->
 
 def test_all_that_a_node_gave_is_flagged_with_keep_loaded_off(machine: Machine) -> None:
     placed, plain = machine.comfy.model(), machine.comfy.model()
-    request = machine.request("sim:0", "sim:0,*#sim:0", "checkpoint", "a", keep_loaded=False)
+    request = machine.request(
+        "sim:0", parse("sim:0,*#sim:0", kinds=["sim"]), "checkpoint", "a", keep_loaded=False
+    )
     machine.lifecycle.tell(machine.lifecycle.adopted, placed, request)
     machine.lifecycle.tell(machine.lifecycle.loaded, request, "checkpoint", {}, (placed, plain))
     machine.mm.load_models_gpu([placed, plain])

@@ -11,6 +11,8 @@ import comfy_standin
 import pytest
 import torch
 
+from distorch.allocation import parse
+
 FLAG = "_mgpu_unload_distorch_model"
 
 
@@ -33,7 +35,13 @@ class Bench:
         return patcher
 
     def placed(self, file: str, *, kept: bool = False) -> Any:
-        request = self.request("sim:0", "sim:1,300kb;sim:0,*#sim:0", "node", file, keep_loaded=kept)
+        request = self.request(
+            "sim:0",
+            parse("sim:1,300kb;sim:0,*#sim:0", kinds=["sim"]),
+            "node",
+            file,
+            keep_loaded=kept,
+        )
         patcher = self.comfy.model()
         self.adopt(patcher, request)
         self.held.append(patcher)

@@ -10,6 +10,7 @@ from typing import Any
 import comfy_standin
 import pytest
 
+from distorch.allocation import parse
 from distorch.scan import Scanner
 
 FLAG = "_mgpu_unload_distorch_model"
@@ -36,7 +37,9 @@ class View:
         """A model on sim:0; with `keep` as a loader of ours does."""
         patcher = self.comfy.model()
         if keep is not None:
-            request = self.request("sim:0", "sim:0,*#sim:0", "m", "m", keep_loaded=keep)
+            request = self.request(
+                "sim:0", parse("sim:0,*#sim:0", kinds=["sim"]), "m", "m", keep_loaded=keep
+            )
             setattr(patcher.model, FLAG, not keep)
             self.lifecycle.tell(self.lifecycle.adopted, patcher, request)
             self.lifecycle.tell(self.lifecycle.loaded, request, "n", {}, (patcher,))

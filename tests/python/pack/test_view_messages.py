@@ -14,6 +14,7 @@ from pack_import import ROOT
 from waiting import wait_for
 
 from distorch import sampler as sampling
+from distorch.allocation import parse
 
 MB = 2**20
 SCHEMAS = json.loads((ROOT / "docs/openapi.json").read_text())["components"]["schemas"]
@@ -152,8 +153,8 @@ def test_answers_have_the_fields_that_are_described(
     """With a model of ours over three devices and one of others."""
     view, request = server.view, pack.load("patches.request").Request
     ours, others = comfy.model(), comfy.model()
-    text = "sim:1,300kb;cpu,300kb;sim:0,*#sim:0"
-    pack.load("patches.adopt").adopt(ours, request("sim:0", text, "node", "file"))
+    spec = parse("sim:1,300kb;cpu,300kb;sim:0,*#sim:0", kinds=["sim"])
+    pack.load("patches.adopt").adopt(ours, request("sim:0", spec, "node", "file"))
     comfy.mm.load_models_gpu([ours, others])
     sampler.take_sample()
     view.message("execution_start", {"prompt_id": "p"})

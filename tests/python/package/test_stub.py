@@ -73,6 +73,8 @@ def is_ours(name: str, value: object) -> bool:
 def member(value: object) -> list[str] | str | None:
     if isinstance(value, property):
         return "set" if value.fset else None
+    if isinstance(value, staticmethod):
+        value = value.__func__
     signature = str(value.__doc__).splitlines()[0]
     inside = signature[signature.index("(") + 1 : signature.rindex(")")]
     # Types have brackets and commas of their own: only what is outside of them separates parameters.

@@ -69,7 +69,7 @@ def test_looking_at_a_device_does_not_initialise_it(monkeypatch: pytest.MonkeyPa
         return 90 * MB, 100 * MB
 
     monkeypatch.setattr(torch.sim, "mem_get_info", mem_get_info)
-    monkeypatch.setattr(devices, "_has_context", lambda kind, index: index == 0)
+    monkeypatch.setattr(devices, "has_context", lambda kind, index: index == 0)
     found = [view["device"] for view in scan.device_view([])]
     assert set(asked) == {0}
     assert "sim:0" in found

@@ -18,6 +18,7 @@ import torch
 from distorch import allocation, devices, links, transfer
 from distorch._load import core
 from distorch.cli import main
+from distorch.device_table import device_table
 from distorch.links import cache, identity, measuring
 
 LIBRARY = str(Path(distorch_sim.__file__).parent / "libfake_cuda.so")
@@ -219,7 +220,7 @@ def test_the_planner_takes_donors_by_their_measured_speed(
     cache.save(rows)
     infos = [devices.DeviceInfo(f"cuda:{i}", "cuda", i, total=GIB, free=GIB) for i in range(3)]
     infos.append(devices.DeviceInfo("cpu", "cpu", 0, total=8 * GIB, free=8 * GIB))
-    table = devices.to_allocation_devices("cuda:0", infos=infos)
+    table = device_table("cuda:0", infos=infos)
     assert [d.link_gbps for d in table] == [0.0, 5.0, 40.0, 0.0]
     blocks = [allocation.Block(f"b{i}", 100 << 20) for i in range(15)]
     plan = allocation.make_plan(allocation.parse("auto", table), blocks, table, "cuda:0")
