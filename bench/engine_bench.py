@@ -60,10 +60,16 @@ class _Model(nn.Module):
         return x
 
 
-def _fastest_us(run: Callable[[], object], repeats: int) -> float:
-    """Return the fastest of several runs: what is asked for is the cost itself, not the load of the machine."""
+def _fastest_us(
+    run: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None
+) -> float:
+    """Return the fastest of several runs: what is asked for is the cost itself, not the load of the machine.
+
+    `before` is called before each, outside of what is timed.
+    """
     times = []
     for _ in range(repeats):
+        before()
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -91,30 +97,39 @@ def torch_hooks(repeats: int) -> float:
         return (_fastest_us(lambda: model(x), repeats) - plain) / GROUPS
 
 
-def hook_overhead(repeats: int) -> tuple[float, float, float]:
-    """Return µs a group: hooks alone, the step with streaming, the bare copies."""
-    import distorch_sim
+def hook_overhead(repeats: int, device: str = "sim:0") -> tuple[float, float, float]:
+    """Return µs a group of the host's time: hooks alone, the step with streaming, the bare copies.
 
-    distorch_sim.install([64 << 20])
+    On a CUDA device, which is idle when a step begins, the step has CUDA's own calls in it.
+    """
+    if device.startswith("sim"):
+        import distorch_sim
+
+        distorch_sim.install([64 << 20])
+    module = getattr(torch, device.partition(":")[0])
+
+    def idle() -> None:
+        module.synchronize(device)
+
     model = _Model().eval()
-    x = torch.zeros(1, device="sim:0")
+    x = torch.zeros(1, device=device)
     with torch.inference_mode():
-        plain = _fastest_us(lambda: model(x), repeats)
-        placed, executor = _streamed(model, "sim:0")
+        plain = _fastest_us(lambda: model(x), repeats, idle)
+        placed, executor = _streamed(model, device)
         for _ in range(6):  # learns the order, then measures what it measures
             model(x)
         if executor.counters["copies"] < 5 * GROUPS:  # type: ignore[attr-defined]
             raise RuntimeError("the groups were not streamed")
-        with_hooks = _fastest_us(lambda: model(x), repeats)
+        with_hooks = _fastest_us(lambda: model(x), repeats, idle)
         size = executor.slot_bytes  # type: ignore[attr-defined]
-        source = torch.zeros(size, dtype=torch.uint8)
-        target = torch.zeros(size, dtype=torch.uint8, device="sim:0")
+        source = torch.zeros(size, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
+        target = torch.zeros(size, dtype=torch.uint8, device=device)
 
         def copies() -> None:
             for _ in range(GROUPS):
                 target.copy_(source, non_blocking=True)
 
-        bare = _fastest_us(copies, repeats)
+        bare = _fastest_us(copies, repeats, idle)
         placed.unload()  # type: ignore[attr-defined]
     hooks = (with_hooks - plain - bare) / GROUPS
     return hooks, with_hooks / GROUPS, bare / GROUPS
@@ -122,7 +137,7 @@ def hook_overhead(repeats: int) -> tuple[float, float, float]:
 
 def packing(megabytes: int, repeats: int) -> tuple[float, float]:
     """Return GB/s (2**30 bytes) of packing eight tensors into a slab, and of a bare copy into fresh memory."""
-    from distorch.engine import slabs
+    from distorch import slabs
 
     tensors = [torch.zeros(megabytes << 17, dtype=torch.uint8) for _ in range(8)]
     whole = torch.zeros(megabytes << 20, dtype=torch.uint8)

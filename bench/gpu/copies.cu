@@ -13,9 +13,11 @@
 // How it is measured: a kernel that spins holds the stream while all copies
 // are queued, so that the host's own cost of queueing is not in the figure;
 // events around the copies give the time; pageable copies, which block the
-// host, are timed by the host's clock. Every figure is the median of several
-// batches. After the last batch a kernel checks every word that arrived; a
-// figure whose bytes were wrong is not printed and the program exits with 1.
+// host, are timed by the host's clock, and so is everything with --no-hold: for
+// tools that let a kernel end before they return from its launch. Every figure
+// is the median of several batches. After the last batch a kernel checks every
+// word that arrived; a figure whose bytes were wrong is not printed and the
+// program exits with 1.
 //
 // Exit status: 0 measured, 1 wrong bytes or a failed call, 3 no CUDA device.
 
@@ -33,6 +35,7 @@
 namespace {
 
 std::FILE* rows = nullptr;  // standard output, or the file of --json
+bool hold = true;           // false: --no-hold
 
 void Check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
@@ -224,8 +227,8 @@ bool Measure(const char* way, Buffer::Kind source_kind, int source_device,
   DISTORCH_CUDA(cudaMallocHost(&go, sizeof(*go)));
 
   const std::size_t words = bytes / sizeof(std::uint32_t);
-  const bool blocks_host = source_kind == Buffer::Kind::kPageable ||
-                           target_kind == Buffer::Kind::kPageable;
+  const bool by_clock = !hold || source_kind == Buffer::Kind::kPageable ||
+                        target_kind == Buffer::Kind::kPageable;
   // Enough copies for a batch of about 64 MiB, at least 2 and at most 200:
   // beyond that the queue of a held stream would fill and block the host.
   const int count = static_cast<int>(
@@ -238,7 +241,7 @@ bool Measure(const char* way, Buffer::Kind source_kind, int source_device,
   DISTORCH_CUDA(cudaSetDevice(owner));
   TimeByClock(target, source, bytes, 1, stream);  // warm-up
   for (int batch = 0; batch < kBatches; ++batch) {
-    seconds.push_back(blocks_host
+    seconds.push_back(by_clock
                           ? TimeByClock(target, source, bytes, count, stream)
                           : TimeHeld(target, source, bytes, count, stream, go));
   }
@@ -310,7 +313,10 @@ int main(int argc, char** argv) {
   std::size_t largest = std::size_t{1} << 30;
   rows = stdout;
   for (int i = 1; i < argc; i += 2) {
-    if (i + 1 < argc && std::strcmp(argv[i], "--largest") == 0) {
+    if (std::strcmp(argv[i], "--no-hold") == 0) {
+      hold = false;
+      --i;
+    } else if (i + 1 < argc && std::strcmp(argv[i], "--largest") == 0) {
       largest = std::strtoull(argv[i + 1], nullptr, 10);
     } else if (i + 1 < argc && std::strcmp(argv[i], "--json") == 0) {
       rows = std::fopen(argv[i + 1], "w");
@@ -319,7 +325,9 @@ int main(int argc, char** argv) {
         return 2;
       }
     } else {
-      std::fprintf(stderr, "usage: copies [--largest BYTES] [--json FILE]\n");
+      std::fprintf(
+          stderr,
+          "usage: copies [--largest BYTES] [--json FILE] [--no-hold]\n");
       return 2;
     }
   }

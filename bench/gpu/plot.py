@@ -12,12 +12,16 @@ COLOURS = {
     "streamed": "#1f77b4",
     "per_leaf": "#d62728",
     "accelerate": "#ff7f0e",
+    "diffusers": "#2ca02c",
+    "comfy": "#9467bd",
 }
 LABELS = {
     "resident": "resident",
     "streamed": "DisTorch, streamed",
     "per_leaf": "leaf by leaf",
     "accelerate": "accelerate",
+    "diffusers": "diffusers, groups",
+    "comfy": "ComfyUI, its own cast",
 }
 _LEFT, _TOP, _HEIGHT, _BAR, _GAP, _FOOT = 70, 60, 300, 22, 34, 70
 
