@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build deps system demo test test-cpp test-python bench lint format coverage tidy fuzz doctor clean
+.PHONY: help build deps system demo test test-cpp test-python bench lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -78,6 +78,12 @@ fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60)
 	@tools/system_packages.sh fuzz
 	@cmake --workflow --preset fuzz
 	@tools/fuzz.sh build/fuzz $${FUZZ_SECONDS:-60}
+
+gpu-kit: $(DEPS_STAMP)  ## fill .gpu/ with what tools/gpu_check.sh needs on a machine with a GPU
+	@tools/gpu_kit.sh
+
+gpu-dry-run: gpu-kit  ## every step of that check on simulated devices
+	@tools/gpu_check.sh --dry-run
 
 doctor: build  ## what was found on this machine and what was not
 	@$(BIN)/distorch doctor

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = [ROOT / "README.md", ROOT / "docs/execution.md", ROOT / "docs/monitoring.md"]
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "docs/execution.md",
+        "docs/monitoring.md",
+        "docs/simulated-devices.md",
+    )
+]
 EXAMPLES = [
     pytest.param(source, page, id=f"{page.stem}-{index}")
     for page in PAGES

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Fills .gpu/ with what a bare machine with a GPU lacks, so that tools/gpu_check.sh needs nothing else there:
+#   python/3.12, python/3.11  the compiled parts of the package, stripped, Abseil linked into them
+#   absl                      Abseil's headers and static libraries, for a build there when the prebuilt does not load
+#   bin                       the CUDA programs, for sm_80, sm_89, sm_90 and as PTX
+#   site, extra               the part of diffusers that bench/gpu/run.py uses; what that needs, where it is missing
+#   manifest.json             what it was made from
+# Also makes, outside of .gpu/, what the dry run needs: .venv-3.12 with a torch of its own, and the simulated accelerator.
+# What is missing on this machine is said, and left out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kit=$PWD/.gpu build=$PWD/build/gpu-kit
+limit_mib=60
+
+say() { printf '%s\n' "$*"; }
+missing() { printf 'MISSING: %s\n' "$*" >&2; }
+
+# find_python VERSION: prints the path of an interpreter with headers, or nothing.
+find_python() {
+  local candidate
+  for candidate in "$(command -v "python$1" || true)" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/"python$1"; do
+    [ -x "$candidate" ] || continue
+    if "$candidate" - "$1" 2> /dev/null << 'PYTHON'
+import pathlib, sys, sysconfig, venv
+
+assert "%d.%d" % sys.version_info[:2] == sys.argv[1]
+assert pathlib.Path(sysconfig.get_paths()["include"], "Python.h").exists()
+PYTHON
+    then echo "$candidate"; return; fi
+  done
+}
+
+declare -A pythons
+for version in 3.12 3.11; do
+  pythons[$version]=$(find_python $version)
+  [ -n "${pythons[$version]}" ] || missing "Python $version with its headers: the kit has no package for it"
+done
+runner=3.12
+if [ -z "${pythons[3.12]}" ]; then
+  runner=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  pythons[$runner]=$(realpath .venv/bin/python)
+  missing "the dry run uses Python $runner in place of 3.12; where 3.12 is needed, the package is built on the spot"
+fi
+
+venv=$PWD/.venv-$runner
+if [ ! -e "$venv/.installed" ] || [ requirements/gpu-kit.txt -nt "$venv/.installed" ]; then
+  say "installing torch and what goes with it from PyPI into ${venv#"$PWD"/}"
+  [ -x "$venv/bin/python" ] || "${pythons[$runner]}" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements/gpu-kit.txt
+  touch "$venv/.installed"
+fi
+torch_dir=$("$venv/bin/python" -c 'import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("torch").origin).parent)')
+
+rm -rf "$kit"
+mkdir -p "$kit/bin" "$build"
+
+say "building Abseil"
+CCACHE=$(command -v ccache || true) tools/gpu/abseil.sh "$build/abseil" "$kit/absl" > "$build/abseil.log" 2>&1 ||
+  { tail -n 40 "$build/abseil.log"; exit 1; }
+
+# compile VERSION: the package for one Python; the simulated accelerator too for the one that makes the dry run.
+compile() {
+  local version=$1 sim=OFF
+  [ "$version" = "$runner" ] && sim=ON
+  cmake -S . -B "$build/$version" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=$sim \
+    -DDISTORCH_ABSL_SOURCE="$kit/absl" -DPython_EXECUTABLE="${pythons[$version]}" -DDISTORCH_TORCH_DIR="$torch_dir" \
+    -Dpybind11_DIR="$("$venv/bin/python" -m pybind11 --cmakedir)" > "$build/$version.log" || { cat "$build/$version.log"; return 1; }
+  cmake --build "$build/$version" --parallel "$(nproc)" >> "$build/$version.log" || { tail -n 60 "$build/$version.log"; return 1; }
+  mkdir -p "$kit/python/$version"
+  cp "$build/$version/python/distorch/"*.so "$kit/python/$version/"
+  strip --strip-unneeded "$kit/python/$version/"*.so
+}
+for version in $(printf '%s\n' "${!pythons[@]}" | sort -rV); do
+  [ -n "${pythons[$version]}" ] || continue
+  say "building the package for Python $version"
+  compile "$version"
+done
+
+nvcc=${DISTORCH_NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+if [ -x "$nvcc" ]; then
+  say "building the CUDA programs with $nvcc"
+  DISTORCH_NVCC=$nvcc cmake --preset cuda -B "$build/cuda" -DCMAKE_CUDA_ARCHITECTURES='80-real;89-real;90' > "$build/cuda.log"
+  cmake --build "$build/cuda" >> "$build/cuda.log" || { tail -n 60 "$build/cuda.log"; exit 1; }
+  find "$build/cuda/bench" -maxdepth 1 -type f -perm -u+x -exec cp {} "$kit/bin/" ";"
+  strip "$kit/bin/"*
+else
+  missing "nvcc (CUDA Toolkit, or set DISTORCH_NVCC): the CUDA programs are built where the check runs"
+fi
+
+"$venv/bin/python" tools/gpu/carry_diffusers.py "$build/wheels" "$kit/site" "$kit/extra"
+"$venv/bin/python" tools/gpu/manifest.py --write "$kit/manifest.json" --runner "$runner"
+
+say ""
+for part in "$kit"/*; do printf '%8s  %s\n' "$(du -sh "$part" | cut -f1)" ".gpu/$(basename "$part")"; done
+total=$(du -sm "$kit" | cut -f1)
+printf '%7sM  .gpu, of at most %sM\n' "$total" "$limit_mib"
+[ "$total" -le "$limit_mib" ] || { say "the kit is too large" >&2; exit 1; }
+needs() { objdump -T "$1" | grep -oE "$2_[0-9.]+" | sort -uV | tail -n 1; }
+for file in "$kit"/python/*/_C*.so; do
+  if objdump -p "$file" | grep -q 'NEEDED.*absl'; then say "$file asks for a shared Abseil" >&2; exit 1; fi
+  say "$(basename "$file") needs $(needs "$file" GLIBC) and $(needs "$file" GLIBCXX), no Abseil"
+done
+PYTHON=$venv/bin/python tools/gpu_check.sh --import-only
