@@ -107,7 +107,7 @@ def check_memory(args: argparse.Namespace) -> None:
         needs = {args.device: weights + HEADROOM, "cpu": 2 * weights + 2 * GB}
         for place, needed in needs.items():
             free = free_memory(place)
-            if free < needed:
+            if free is not None and free < needed:
                 raise NotPossibleError(
                     4,
                     f"{name} needs {needed / GB:.1f} GB on {place}, where {free / GB:.1f} GB are free: take a "

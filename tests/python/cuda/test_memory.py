@@ -11,7 +11,7 @@ from gpu import MIB, Gpu, deep, resident, tokens
 
 import distorch
 from distorch import caches
-from distorch.devices import to_allocation_devices
+from distorch.allocation import Device
 from distorch.eject import Registry
 
 pytestmark = pytest.mark.cuda
@@ -125,7 +125,8 @@ def test_no_room_for_the_share(gpu: Gpu) -> None:
     expected = resident(model, gpu, x)
     before = {name: id(p) for name, p in model.named_parameters()}
     weights = sum(p.nbytes for p in model.parameters())
-    table = to_allocation_devices(compute=gpu.name)  # as it was before others took the memory
+    room = gpu.free()  # as it was before others took the memory
+    table = [Device(device=name, total=room, free=room) for name in (gpu.name, "cpu")]
     gc.collect()
     allocated = gpu.allocated()
     with gpu.only(weights // 2), pytest.raises(torch.OutOfMemoryError):
