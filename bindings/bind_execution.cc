@@ -9,17 +9,27 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/tensor_swap.h"
 #include "distorch/execution/stream_scheduler.h"
 
 namespace distorch::bindings {
-namespace {
 
 namespace py = pybind11;
+
+py::dict AsDict(const StreamCounters& counters) {
+  py::dict result;
+  result["copies"] = counters.copies;
+  result["ahead"] = counters.ahead;
+  result["on_demand"] = counters.on_demand;
+  result["wasted"] = counters.wasted;
+  return result;
+}
+
+namespace {
 
 class PythonBackend : public StreamBackend {
  public:
@@ -93,17 +103,20 @@ class PythonScheduler {
     if (!status.ok()) Raise(status);
     backend_.Forget();
   }
+  // One call before a group computes and one after it; see TensorSwap.
+  bool Enter(int group, TensorSwap& swap) {
+    const int slot = Acquire(group);
+    if (swap.Enter(static_cast<size_t>(slot))) return true;
+    Release(group);
+    return false;
+  }
+  void Leave(int group, TensorSwap& swap) {
+    swap.Leave();
+    Release(group);
+  }
   void Reset() { scheduler_.Reset(); }
   std::vector<int> Order() const { return scheduler_.order(); }
-  py::dict Counters() const {
-    const StreamCounters& counters = scheduler_.counters();
-    py::dict result;
-    result["copies"] = counters.copies;
-    result["ahead"] = counters.ahead;
-    result["on_demand"] = counters.on_demand;
-    result["wasted"] = counters.wasted;
-    return result;
-  }
+  py::dict Counters() const { return AsDict(scheduler_.counters()); }
 
  private:
   void Raise(const absl::Status& status) {
@@ -119,64 +132,6 @@ class PythonScheduler {
   StreamScheduler scheduler_;
 };
 
-// Where the tensors of a layer group hang (module tables), what is stored
-// there, and what hangs there while the group computes from a slot. In C++
-// because it is done twice a group and step. Holds tables and tensors, no
-// modules: nothing that could lead back to its owner.
-class TensorSwap {
- public:
-  using Place = std::tuple<py::dict, py::str, py::object>;
-
-  TensorSwap(const std::vector<Place>& places,
-             std::vector<std::vector<py::object>> lent)
-      : lent_(std::move(lent)) {
-    for (const auto& [table, name, stored] : places) {
-      places_.push_back({table, name, stored});
-    }
-    for (const auto& slot : lent_) {
-      if (slot.size() != places_.size()) {
-        throw py::value_error("each slot needs a tensor for each place");
-      }
-    }
-  }
-
-  // False, with nothing changed, if a table holds another tensor than stored.
-  bool Enter(size_t slot) {
-    const std::vector<py::object>& lent = lent_.at(slot);
-    for (const Entry& entry : places_) {
-      PyObject* now =
-          PyDict_GetItemWithError(entry.table.ptr(), entry.name.ptr());
-      if (now == nullptr && PyErr_Occurred() != nullptr) {
-        throw py::error_already_set();
-      }
-      if (now != entry.stored.ptr()) return false;
-    }
-    for (size_t i = 0; i < places_.size(); ++i) Set(places_[i], lent[i]);
-    return true;
-  }
-
-  void Leave() {
-    for (const Entry& entry : places_) Set(entry, entry.stored);
-  }
-
- private:
-  struct Entry {
-    py::dict table;
-    py::str name;
-    py::object stored;
-  };
-
-  static void Set(const Entry& entry, const py::object& tensor) {
-    if (PyDict_SetItem(entry.table.ptr(), entry.name.ptr(), tensor.ptr()) !=
-        0) {
-      throw py::error_already_set();
-    }
-  }
-
-  std::vector<Entry> places_;
-  std::vector<std::vector<py::object>> lent_;  // by slot
-};
-
 }  // namespace
 
 void BindExecution(py::module_& module) {
@@ -188,6 +143,8 @@ void BindExecution(py::module_& module) {
       .def("begin_step", &PythonScheduler::BeginStep)
       .def("acquire", &PythonScheduler::Acquire, py::arg("group"))
       .def("release", &PythonScheduler::Release, py::arg("group"))
+      .def("enter", &PythonScheduler::Enter, py::arg("group"), py::arg("swap"))
+      .def("leave", &PythonScheduler::Leave, py::arg("group"), py::arg("swap"))
       .def("reset", &PythonScheduler::Reset)
       .def_property_readonly("order", &PythonScheduler::Order)
       .def_property_readonly("counters", &PythonScheduler::Counters);

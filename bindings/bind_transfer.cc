@@ -46,16 +46,18 @@ Way WayOf(const std::string& name) {
                         "'; expected 'direct', 'peer', 'driver' or 'staged'");
 }
 
-std::unique_ptr<Router> MakeRouterShim(const std::string& runtime,
+std::shared_ptr<Router> MakeRouterShim(const std::string& runtime,
                                        const std::string& driver,
                                        std::int64_t sample_bytes,
-                                       std::int64_t chunk) {
+                                       std::int64_t chunk, bool hip) {
   if (sample_bytes < 1 || chunk < 1) {
     throw py::value_error("sample_bytes and chunk must be at least 1");
   }
-  return std::make_unique<Router>(
-      Value(Unlocked([&] { return LoadCuda(runtime, driver); })),
-      Router::Clock(), sample_bytes, chunk);
+  return std::make_shared<Router>(Value(Unlocked([&] {
+                                    return hip ? LoadHip(runtime)
+                                               : LoadCuda(runtime, driver);
+                                  })),
+                                  Router::Clock(), sample_bytes, chunk);
 }
 
 py::dict ChooseShim(Router& router, int source, int target) {
@@ -148,11 +150,11 @@ class PythonNccl {
 }  // namespace
 
 void BindTransfer(py::module_& module) {
-  py::class_<Router>(module, "TransferRouter")
+  py::class_<Router, std::shared_ptr<Router>>(module, "TransferRouter")
       .def(py::init(&MakeRouterShim), py::arg("runtime") = "",
            py::arg("driver") = "",
            py::arg("sample_bytes") = Router::kSampleBytes,
-           py::arg("chunk") = StagedTransfer::kChunk)
+           py::arg("chunk") = StagedTransfer::kChunk, py::arg("hip") = false)
       .def("device_count",
            [](const Router& router) { return Value(router.DeviceCount()); })
       .def("choose", &ChooseShim, py::arg("source"), py::arg("target"))

@@ -20,6 +20,7 @@ void BindExecution(pybind11::module_& module);
 void BindPlacement(pybind11::module_& module);
 void BindSampler(pybind11::module_& module);
 void BindScan(pybind11::module_& module);
+void BindStreaming(pybind11::module_& module);
 void BindTelemetry(pybind11::module_& module);
 void BindTransfer(pybind11::module_& module);
 void BindUnload(pybind11::module_& module);

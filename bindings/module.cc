@@ -19,4 +19,5 @@ PYBIND11_MODULE(_C, module) {
   distorch::bindings::BindTelemetry(module);
   distorch::bindings::BindTransfer(module);
   distorch::bindings::BindUnload(module);
+  distorch::bindings::BindStreaming(module);
 }

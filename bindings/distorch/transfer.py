@@ -186,7 +186,7 @@ def _is_routed(target: torch.Tensor, source: torch.Tensor) -> bool:
 def _router() -> Any:
     """Return the core's router with the ways that `distorch links` has measured, or None without CUDA."""
     try:
-        router = core().TransferRouter()
+        router = core().TransferRouter(hip=torch.version.hip is not None)
     except RuntimeError as error:
         _log.info("copies between CUDA devices are left to torch: %s", error)
         return None

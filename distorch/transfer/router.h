@@ -62,6 +62,9 @@ class Router {
   Router(const Router&) = delete;  // owns pinned buffers
   Router& operator=(const Router&) = delete;
 
+  // What it was made with; for whoever else works on these devices.
+  const CudaFunctions& cuda() const { return cuda_; }
+
   // How many CUDA devices this process sees. Internal when CUDA fails.
   absl::StatusOr<int> DeviceCount() const;
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from distorch.engine.choice import Decision
 from distorch.engine.executor import StreamedExecutor
 from distorch.engine.groups import GroupEngine
-from distorch.engine.pinning import HostPinner, Registrar
+from distorch.engine.pinning import HostPinner, share_budget
 from distorch.engine.specs import GroupSpec
 from distorch.slabs import ALIGNMENT
 
@@ -28,6 +28,6 @@ __all__ = [
     "GroupEngine",
     "GroupSpec",
     "HostPinner",
-    "Registrar",
     "StreamedExecutor",
+    "share_budget",
 ]

@@ -22,13 +22,16 @@ from torch import nn
 
 from distorch._load import core
 from distorch.devices import name_of
+from distorch.engine.byte_streaming import ByteStreamer
 from distorch.engine.choice import Decision, decide
+from distorch.engine.cuda import cuda_device
 from distorch.engine.hooks import GroupHooks, touches
 from distorch.engine.migration import MigratedGroup, Migrator
 from distorch.engine.pinning import HostPinner, registrar_for
 from distorch.engine.profile import Profile
 from distorch.engine.specs import ActiveGroup, GroupSpec, Store, pack_group, refresh
 from distorch.engine.streaming import Streamer, slots_for
+from distorch.engine.torch_streaming import TorchStreamer
 from distorch.slabs import slabs_of
 
 log = logging.getLogger("distorch")
@@ -207,10 +210,15 @@ class GroupEngine:
         # Before others are pinned: what nobody streams any more counts against the cap.
         slabs = [slab for stream in packed for slab in slabs_of(stream.stored)]
         self._pinner.keep_only(slab for slab in slabs if slab.device.type == "cpu")
-        streamer = Streamer(packed, self.compute, self.slots, self._pinner)
-        trouble = self._pinner.trouble
-        if trouble and not any(trouble in note for note in self.notes):
-            self.notes.append(f"not all of the host's part is pinned: {trouble}")
+        cuda = cuda_device(self.compute)
+        streamer: Streamer
+        if cuda is None:
+            streamer = TorchStreamer(packed, self.compute, self.slots)
+        else:
+            streamer = ByteStreamer(packed, self.compute, self.slots, self._pinner, cuda)
+        for trouble in (self._pinner.trouble, streamer.trouble):
+            if trouble and not any(trouble in note for note in self.notes):
+                self.notes.append(f"not all of the host's part is pinned: {trouble}")
         for group, stream in zip(groups, packed, strict=True):
             group.swap = core().TensorSwap(group.cells, stream.views)
         self._streamer = streamer

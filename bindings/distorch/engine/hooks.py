@@ -44,8 +44,7 @@ class GroupHooks:
         assert streamer is not None
         mine = group.spec._module  # a copy of the model has the hooks too, and other tensors
         index, recurrent, profile = group.index, bool(group.recurrent), engine.profile
-        swap, swap_back = group.swap.enter, group.swap.leave
-        acquire, release = streamer.acquire, streamer.release
+        swap, bring, let_go = group.swap, streamer.enter, streamer.leave
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if compiling() or mine() is not module:
@@ -56,12 +55,11 @@ class GroupHooks:
             if engine._starts_step(group):
                 return self._again(group, args, kwargs)
             try:
-                slot = acquire(index)
+                here = bring(index, swap)
             except BaseException:
                 streamer.reset()
                 raise
-            if not swap(slot):  # somebody has replaced a tensor
-                release(index)
+            if not here:  # somebody has replaced a tensor
                 engine.rebuild()
                 return self._again(group, args, kwargs)
             group.depth = 1
@@ -80,10 +78,9 @@ class GroupHooks:
             group.depth = 0
             if profile.active:
                 profile.leave(group.spec.name, output)
-            swap_back()
+            let_go(index, swap)
             if recurrent:
                 refresh(group)
-            release(index)
 
         return enter, leave
 

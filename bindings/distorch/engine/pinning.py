@@ -1,180 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pins slabs on the host for fast copies: in segments, below a cap, with a fallback.
+"""Pins slabs on the host for fast copies: `distorch/transfer/host_pinner.h`. Below a cap, and within a budget of all.
 
-No tensor is pinned in part: CUDA refuses a copy of memory that is registered at one end only, and others copy single
-tensors of a slab.
-
-Memory that exists is registered with the driver (`cudaHostRegister`), which takes exactly its bytes; memory that torch
-allocates pinned is rounded up to a power of two. What cannot be registered stays pageable: its copies go through a
-small pinned buffer (`distorch.engine.bounce`).
+Memory that exists is registered with the driver (`cudaHostRegister`, `hipHostRegister`), which takes exactly its bytes;
+memory that torch allocates pinned is rounded up to a power of two. What cannot be registered stays pageable: its copies
+go through small pinned buffers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from distorch._load import core
+from distorch.engine.cuda import CudaDevice, cuda_device
 from distorch.hostmemory import total_bytes
-from distorch.slabs import PAGE, aligned
 
 log = logging.getLogger("distorch")
-
-# A failure costs one segment, and registering small ones one by one costs time.
-SEGMENT = 256 * 2**20
 
 # What may be pinned at most: pinned memory cannot be paged out, and Windows refuses more than about half.
 _SHARE = 0.4 if sys.platform == "win32" else 0.75
 
 
-class Registrar(Protocol):
-    """What registers host memory with a driver; both return "" or why not."""
+class Budget(Protocol):
+    """What all of a process may pin, in bytes."""
 
-    def register(self, address: int, size: int) -> str:
-        """Pin `size` bytes from `address` on, both multiples of a page."""
+    def limit(self) -> int:
+        """Return what may be pinned at most."""
 
-    def unregister(self, address: int) -> str:
-        """Undo it."""
+    def used(self) -> int:
+        """Return what is pinned now, ours included."""
 
-
-class CudaRegistrar:
-    """By CUDA's runtime, portable: for every device of the process."""
-
-    _PORTABLE = 1  # cudaHostRegisterPortable
-
-    def __init__(self, runtime: Any = None) -> None:
-        """`runtime`: torch's binding of CUDA's runtime by default."""
-        self._runtime: Any = runtime or torch.cuda.cudart()
-
-    def register(self, address: int, size: int) -> str:
-        """See Registrar."""
-        return self._told(self._runtime.cudaHostRegister(address, size, self._PORTABLE))
-
-    def unregister(self, address: int) -> str:
-        """See Registrar."""
-        return self._told(self._runtime.cudaHostUnregister(address))
-
-    def _told(self, code: Any) -> str:
-        if int(code) == 0:
-            return ""
-        _take_error_off()
-        return str(self._runtime.cudaGetErrorString(code))
+    def add(self, count: int) -> None:
+        """Count ours: more, or less if negative."""
 
 
-def _take_error_off() -> None:
-    """Let CUDA forget the last error: it would be taken for one of the next kernel that torch launches.
+class _OwnBudget:
+    def __init__(self) -> None:
+        self.pinned = 0
 
-    The only way that torch offers: the launch of a kernel asks for the error, raises it, and clears it.
-    """
-    with contextlib.suppress(RuntimeError):
-        torch.zeros(1, device="cuda")
+    def limit(self) -> int:
+        return default_cap()
+
+    def used(self) -> int:
+        return self.pinned
+
+    def add(self, count: int) -> None:
+        self.pinned += count
 
 
-def registrar_for(device: torch.device) -> Registrar | None:
-    """Return what registers host memory for a compute device; None where there is no such thing."""
-    return CudaRegistrar() if device.type == "cuda" and torch.version.cuda else None
+_budget: Budget = _OwnBudget()
+
+
+def share_budget(budget: Budget) -> None:
+    """Pin within somebody else's limit, and count there, from the next pinner on."""
+    global _budget
+    _budget = budget
 
 
 def default_cap() -> int:
-    """Return the bytes that may be pinned unless the caller says otherwise."""
+    """Return the bytes that may be pinned unless somebody says otherwise."""
     return int(total_bytes() * _SHARE)
 
 
-class HostPinner:
-    """Pinned slabs of one model. Holds them, so that none is freed while it is registered. One thread at a time.
+def registrar_for(device: torch.device) -> CudaDevice | None:
+    """Return what registers host memory for a compute device; None where there is no such thing."""
+    return cuda_device(device)
 
-    Attributes:
-        pinned: bytes that are registered now; never above `cap`, nor those of all pinners above the default cap.
-        cap: bytes.
-        trouble: why something stayed pageable; "" when nothing did.
+
+class HostPinner:
+    """Pinned slabs of one model. One thread at a time.
+
+    A slab is held, and stays pinned, until neither the pinner nor anybody who copies from it needs it any more.
     """
 
-    total: ClassVar[int] = 0  # bytes registered by all pinners
-
     def __init__(
-        self, registrar: Registrar | None, cap: int | None = None, segment: int = SEGMENT
+        self, registrar: CudaDevice | None, cap: int | None = None, segment: int | None = None
     ) -> None:
-        self._registrar = registrar
-        self.cap = default_cap() if cap is None else cap
-        self._everywhere = max(self.cap, default_cap())
-        self.segment = aligned(segment, PAGE)
-        self.pinned = 0
-        self.trouble = ""
-        self._slabs: dict[int, torch.Tensor] = {}
-        self._segments: dict[int, dict[int, int]] = {}  # by slab: address -> bytes
+        """`cap` and `segment` in bytes; by default no cap but the budget's, and the core's segments."""
+        self._core: Any = None
+        self._said = ""
+        if registrar is not None:
+            more = {} if segment is None else {"segment": segment}
+            if cap is not None:
+                more["cap"] = cap
+            self._core = core().HostPinner(registrar.router, registrar.index, _budget, **more)
 
-    def pin(
-        self, slab: torch.Tensor, borders: Sequence[int] | None = None
-    ) -> list[tuple[int, int]]:
-        """Register a slab as far as it goes; returns its pinned parts as (begin, end) in bytes, rising.
+    @property
+    def pinned(self) -> int:
+        """Bytes that are registered now."""
+        return int(self._core.pinned) if self._core is not None else 0
 
-        `borders`: bytes, rising multiples of a page, where a segment may end besides the slab's end; default: anywhere.
+    @property
+    def trouble(self) -> str:
+        """Why something stayed pageable; "" when nothing did."""
+        return str(self._core.trouble) if self._core is not None else ""
+
+    def pin(self, slab: torch.Tensor, borders: Sequence[int] = ()) -> Any:
+        """Register a slab as far as it goes; returns the core's PinnedSlab, or None where nothing is ever pinned.
+
+        `borders`: bytes, rising multiples of a page, where a segment may end besides the slab's end.
         """
-        key, size = slab.data_ptr(), slab.nbytes
-        if self._registrar is None or key % PAGE:
-            return []
-        if key not in self._slabs:
-            self._slabs[key] = slab
-            self._segments[key] = self._register(key, self._cuts(aligned(size, PAGE), borders))
-        return [(a - key, min(a - key + n, size)) for a, n in sorted(self._segments[key].items())]
-
-    def _cuts(self, size: int, borders: Sequence[int] | None) -> list[tuple[int, int]]:
-        """Return segments as (begin, bytes): of the usual size, or up to the next border."""
-        ends = range(self.segment, size, self.segment) if borders is None else borders
-        result: list[tuple[int, int]] = []
-        begin = last = 0
-        for end in (*ends, size):
-            if end - begin > self.segment and last > begin:
-                result.append((begin, last - begin))
-                begin = last
-            last = end
-        return [*result, (begin, size - begin)] if size > begin else result
-
-    def _register(self, start: int, segments: Iterable[tuple[int, int]]) -> dict[int, int]:
-        assert self._registrar is not None
-        done: dict[int, int] = {}
-        for offset, part in segments:
-            own = self.pinned + part > self.cap
-            if own or HostPinner.total + part > self._everywhere:
-                reached = f"{self.cap} bytes" if own else f"{self._everywhere} bytes of all models"
-                self._warn(f"the cap of {reached} for pinned memory is reached")
-                break
-            problem = self._registrar.register(start + offset, part)
-            if problem:
-                self._warn(f"{part} bytes could not be pinned, {self.pinned} are: {problem}")
-                break
-            done[start + offset] = part
-            self.pinned += part
-            HostPinner.total += part
-        return done
-
-    def _warn(self, why: str) -> None:
-        if not self.trouble:
-            log.warning("%s. The rest is copied through a pinned buffer, which is slower.", why)
-        self.trouble = why
+        if self._core is None:
+            return None
+        pinned = self._core.pin(slab.data_ptr(), slab.nbytes, list(borders), slab)
+        if self.trouble and not self._said:
+            self._said = self.trouble
+            log.warning(
+                "%s. The rest is copied through a pinned buffer, which is slower.", self._said
+            )
+        return pinned
 
     def keep_only(self, slabs: Iterable[torch.Tensor]) -> None:
-        """Unregister all other slabs and let them go."""
-        kept = {slab.data_ptr() for slab in slabs}
-        for key in [k for k in self._slabs if k not in kept]:
-            for address, size in self._segments.pop(key).items():
-                assert self._registrar is not None
-                problem = self._registrar.unregister(address)
-                if problem:
-                    log.error("pinned memory could not be given back: %s", problem)
-                self.pinned -= size
-                HostPinner.total -= size
-            del self._slabs[key]
+        """Let go of all other slabs."""
+        if self._core is not None:
+            self._core.keep_only([slab.data_ptr() for slab in slabs])
 
     def close(self) -> None:
-        """Unregister everything."""
+        """Let go of everything."""
         self.keep_only(())
-
-    def __del__(self) -> None:
-        """Memory must not be freed while it is registered."""
-        with contextlib.suppress(Exception):  # the interpreter may be going down
-            self.close()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,10 @@ import torch
 from stream_order import Gpu
 
 from distorch import slabs
-from distorch.engine import HostPinner, bounce, streaming
-from distorch.engine.streaming import Streamer, StreamGroup
+from distorch._load import core
+from distorch.engine import torch_streaming
+from distorch.engine.streaming import StreamGroup
+from distorch.engine.torch_streaming import TorchStreamer
 
 HOST = torch.device("cpu")
 
@@ -23,21 +24,13 @@ class InjectedError(Exception):
     """A copy fails."""
 
 
-class Watched(Streamer):
-    """A streamer on a stand-in for CUDA; each copy is an access to its slot, told at `hold` where that is set."""
+class Watched(TorchStreamer):
+    """A streamer on a stand-in for CUDA; each copy is an access to its slot."""
 
     gpu: Gpu
-    hold: threading.Event | None = None
     fail: int = 0  # the n-th copy from now on fails half way
 
-    def _make_slots(self, slots: int) -> None:
-        for slot in range(slots):
-            self.gpu.allocated(slot)
-        super()._make_slots(slots)
-
     def _copy(self, index: int, slot: int) -> None:
-        if self.hold is not None and threading.current_thread().name == "distorch-bounce":
-            assert self.hold.wait(10)
         self.gpu.written(slot)
         if self.fail:
             self.fail -= 1
@@ -46,35 +39,23 @@ class Watched(Streamer):
         super()._copy(index, slot)
 
 
-def streamer(
-    sources: Sequence[str],
-    slots: int,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    pageable: Sequence[bool] = (),
-) -> Watched:
+def streamer(sources: Sequence[str], slots: int, monkeypatch: pytest.MonkeyPatch) -> Watched:
     """Groups of one small tensor; `sources` says on whose stream each is copied."""
     gpu = Gpu()
-    monkeypatch.setattr(streaming, "device_module", lambda kind: gpu)
-    monkeypatch.setattr(streaming, "DeviceStreams", _on_gpu(gpu))
-    monkeypatch.setattr(bounce, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
-    monkeypatch.setattr(Streamer, "_needs_bounce", lambda self: bool(pageable))
+    for slot in range(slots):
+        gpu.allocated(slot)
+    monkeypatch.setattr(torch_streaming, "DeviceStreams", _on_gpu(gpu))
     groups = [
         StreamGroup(f"g{i}", slabs.pack([torch.full((64,), float(i))])) for i in range(len(sources))
     ]
     Watched.gpu = gpu
-    made = Watched(groups, HOST, slots, HostPinner(None))
+    made = Watched(groups, HOST, slots)
     made._copied_on = [made._streams.copies(torch.device(source)) for source in sources]
-    made._bounced = list(pageable) or [False] * len(sources)
-    for index, through in enumerate(pageable):
-        made._copies[index] = [
-            [(a, b, through) for a, b, _ in copies] for copies in made._copies[index]
-        ]
     return made
 
 
 def _on_gpu(gpu: Gpu) -> Any:
-    real = streaming.DeviceStreams
+    real = torch_streaming.DeviceStreams
 
     def make(device: torch.device, slots: int) -> Any:
         streams = real(device, 0)
@@ -82,6 +63,7 @@ def _on_gpu(gpu: Gpu) -> Any:
         streams.ready = [gpu.Event() for _ in range(slots)]
         streams.used = [gpu.Event() for _ in range(slots)]
         streams._filled_on = [None] * slots
+        streams._read_on = [None] * slots
         return streams
 
     return make
@@ -91,10 +73,16 @@ def run(made: Watched, order: Sequence[int]) -> None:
     """One step: each group is read from its slot."""
     made.begin_step()
     for index in order:
-        slot = made.acquire(index)
+        stored = made.groups[index].stored[0]
+        table = {"w": stored}
+        lent = [[views[0]] for views in made.groups[index].views]
+        swap = core().TensorSwap([(table, "w", stored)], lent)
+        assert made.enter(index, swap)
+        slot = next(i for i, tensors in enumerate(lent) if tensors[0] is table["w"])
         made.gpu.read(slot)
-        assert torch.equal(made.groups[index].views[slot][0], torch.full((64,), float(index)))
-        made.release(index)
+        assert torch.equal(table["w"], torch.full((64,), float(index)))
+        made.leave(index, swap)
+        assert table["w"] is stored
 
 
 def test_the_first_copy_waits_for_what_used_the_memory_before(
@@ -116,20 +104,15 @@ def test_a_copy_on_another_stream_waits_for_one_that_nobody_read(
     assert made.gpu.violations == []
 
 
-def test_a_direct_copy_does_not_overtake_a_pageable_one_into_the_same_slot(
+def test_a_slot_that_is_read_on_two_streams_waits_for_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = streamer(["cpu"] * 4, 2, monkeypatch, pageable=[False, True, False, False])
-    for _ in range(2):
-        run(made, [0, 1, 2, 3])
-    made.hold = threading.Event()
-    threading.Timer(0.2, made.hold.set).start()  # the thread is busy while the order changes
-    run(made, [3, 2, 3, 2, 0])
-    made.hold = None
-    run(made, [0, 1, 2, 3])
-    assert made.counters["wasted"] > 0
+    made = streamer(["cpu", "cpu"], 1, monkeypatch)
+    run(made, [0])
+    with made.gpu.stream(made.gpu.Stream()):
+        run(made, [0])
+    run(made, [1])
     assert made.gpu.violations == []
-    made.close()
 
 
 def test_sources_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +131,7 @@ def test_random_orders_sources_and_failures(seed: int, monkeypatch: pytest.Monke
     chance = random.Random(seed)
     count = chance.randint(1, 7)
     sources = [chance.choice(["cpu", "cuda:1", "cuda:2"]) for _ in range(count)]
-    pageable = [s == "cpu" and chance.random() < 0.5 for s in sources] if seed % 2 else []
-    made = streamer(sources, chance.randint(1, 4), monkeypatch, pageable=pageable)
+    made = streamer(sources, chance.randint(1, 4), monkeypatch)
     order = list(range(count))
     for _ in range(30):
         if chance.random() < 0.4:

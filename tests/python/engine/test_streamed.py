@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
+from collections.abc import Iterator
+from typing import Any
 
 import distorch_sim
 import pytest
 import torch
+from fake_cuda import FakeCuda, streamed_by_the_core
 from placing import Layer, Model, State, plan_of
 from torch import nn
 
@@ -19,6 +23,21 @@ from distorch.placed import PlacedModel
 from distorch.placing import place, place_string
 
 pytestmark = pytest.mark.usefixtures("sim")
+
+
+@pytest.fixture(autouse=True, params=["torch", "core"])
+def backend(
+    request: pytest.FixtureRequest, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeCuda | None]:
+    """Both ways to stream: on streams of torch, and on CUDA's entry points, of which the double tells what is wrong."""
+    if request.param == "torch":
+        yield None
+        return
+    with streamed_by_the_core(monkeypatch) as fake:
+        yield fake
+        gc.collect()
+        fake.library.fake_run_all()
+        assert fake.violations == []
 
 
 class Deep(nn.Module):
@@ -60,7 +79,7 @@ def streamed(model: nn.Module, homes: tuple[str, ...], every: int = 1) -> Placed
 @pytest.mark.parametrize("homes", [("cpu",), ("sim:1",), ("cpu", "sim:1", "sim:2")])
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_the_same_bits_and_one_copy_a_group_and_step(
-    model: Deep, x: torch.Tensor, homes: tuple[str, ...], slots: int
+    model: Deep, x: torch.Tensor, homes: tuple[str, ...], slots: int, backend: FakeCuda | None
 ) -> None:
     with torch.inference_mode():
         expected = model(x)
@@ -69,8 +88,11 @@ def test_the_same_bits_and_one_copy_a_group_and_step(
         for step in range(4):
             distorch_sim.reset_counters()
             before = executor.bytes_copied
+            by_the_core = sum(map(backend.copied, set(homes))) if backend else 0
             assert torch.equal(model(x).cpu(), expected), step
         moved = sum(distorch_sim.copied(home, "sim:0") for home in set(homes))
+        if backend:
+            moved += sum(map(backend.copied, set(homes))) - by_the_core
         inputs = x.nbytes if "cpu" in homes else 0
         assert moved == executor.bytes_per_step + inputs
         assert executor.bytes_copied - before == executor.bytes_per_step
@@ -221,7 +243,9 @@ def test_a_keyboard_interrupt_is_put_right_before_the_next_run(
         assert State.of(model) == before
 
 
-def test_failing_copies_are_errors_or_are_tried_again(model: Deep, x: torch.Tensor) -> None:
+def test_failing_copies_are_errors_or_are_tried_again(
+    model: Deep, x: torch.Tensor, backend: FakeCuda | None
+) -> None:
     with torch.inference_mode():
         expected = model(x)
         StreamedExecutor(streamed(model, ("cpu",)))
@@ -230,12 +254,16 @@ def test_failing_copies_are_errors_or_are_tried_again(model: Deep, x: torch.Tens
         before = State.of(model)
         raised = 0
         for nth in range(1, 12):
-            with distorch_sim.faults(copy=nth):
+            if backend:
+                backend.library.fake_fail(b"cudaMemcpyAsync", nth, 1)
+            with contextlib.nullcontext() if backend else distorch_sim.faults(copy=nth):
                 try:
                     same = torch.equal(model(x).cpu(), expected)
                 except RuntimeError as error:
-                    same = "injected" in str(error)
+                    same = "injected" in str(error) or "told by the test" in str(error)
                     raised += 1
+            if backend:
+                backend.library.fake_fail_no_more()
             assert same, nth
             after = State.of(model)
             assert (after.objects, after.hashes, after.hooks) == (
@@ -244,7 +272,7 @@ def test_failing_copies_are_errors_or_are_tried_again(model: Deep, x: torch.Tens
                 before.hooks,
             ), nth
             assert torch.equal(model(x).cpu(), expected), nth
-        assert 1 <= raised < 11, "some of the copies ahead were tried again without an error"
+        assert (0 if backend else 1) <= raised < 11, "some of the copies ahead were tried again without an error"
 
 
 def test_no_room_for_the_slots_leaves_the_placed_model_as_it_was(

@@ -116,6 +116,19 @@ void FakeCuda::RunAll() {
   streams_.RunAll();
 }
 
+void FakeCuda::Finish(void* stream) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  const auto& mark = static_cast<Stream*>(stream)->tail;
+  if (mark != nullptr && !streams_.Finish(mark)) {
+    violations.emplace_back("waiting for what never comes");
+  }
+}
+
+double FakeCuda::DoneAt(void* stream) {
+  const std::lock_guard<std::recursive_mutex> lock(mutex_);
+  return static_cast<Stream*>(stream)->free;
+}
+
 void* FakeCuda::NewStream(int device) {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
   return *handles_.insert(streams_.NewStream(device, false)).first;
@@ -260,9 +273,9 @@ CudaFunctions FakeCuda::Functions() {
   guard(f.can_access_peer, f.enable_peer, f.malloc, f.free, f.host_alloc,
         f.host_free, f.host_register, f.host_unregister, f.copy, f.copy_peer,
         f.device_synchronize, f.stream_create, f.stream_destroy,
-        f.stream_synchronize, f.stream_wait,
-        f.event_create, f.event_destroy, f.event_record, f.event_synchronize,
-        f.event_elapsed, f.pointer_attributes);
+        f.stream_synchronize, f.stream_wait, f.event_create, f.event_destroy,
+        f.event_record, f.event_synchronize, f.event_elapsed,
+        f.pointer_attributes);
   return f;
 }
 

@@ -74,9 +74,10 @@ class FakeCuda {
   void* NewMemory(int device, std::size_t bytes);
   void* NewPoolMemory(int device, std::size_t bytes);
   void OpenPool(int device, int peer) { pools_.insert({device, peer}); }
-  // The caller's memory is the device's until it is taken back by Release.
+  // The caller's memory is the device's from now on; or nobody's any more.
+  // Whatever was adopted there before is forgotten.
   void Adopt(int device, void* data, std::size_t bytes);
-  void Release(void* data);
+  void Disown(void* data, std::size_t bytes);
   // As torch's allocator takes memory of a stream back, to give it out again
   // behind what is queued there: nothing waits.
   void ReturnToPool(void* data, void* stream);
@@ -85,11 +86,20 @@ class FakeCuda {
   // Queues a kernel. `run` is what it computes; it is told by `label`.
   void Launch(void* stream, double seconds, std::vector<Access> accesses,
               std::function<void()> run = {}, std::string label = "kernel");
+  // Runs what a stream needs to be done; the host learns nothing by it.
+  void Finish(void* stream);
+  // Virtual seconds at which all that is queued on a stream is done.
+  double DoneAt(void* stream);
   // The host itself reads or writes.
   void HostAccess(const void* data, std::size_t bytes, bool write);
   // Runs everything that is queued; the host learns nothing by it.
   void RunAll();
 
+  // Bytes that were queued to be copied over a link.
+  std::size_t copied(int from, int to) const {
+    const auto found = copied_.find({from, to});
+    return found == copied_.end() ? 0 : found->second;
+  }
   // Virtual seconds of the host.
   double seconds() const { return streams_.clock().host_now(); }
   // Bandwidth of one link (-1: the host), and of those not set. A copy between
@@ -151,6 +161,7 @@ class FakeCuda {
   End Resolve(const void* data, std::size_t bytes, const char* what);
   int Copy(void* to, const End& target, const void* from, const End& source,
            std::size_t bytes, void* handle);
+  void* Take(MemoryKind kind, int device, std::size_t bytes);
   int Remove(void* data, MemoryKind kind);
   void Move(void* to, int to_device, const void* from, int from_device,
             std::size_t bytes);
@@ -169,6 +180,7 @@ class FakeCuda {
   std::map<std::pair<int, int>, bool> peers_;
   std::set<std::pair<int, int>> enabled_;
   std::set<std::pair<int, int>> pools_;
+  std::map<std::pair<int, int>, std::size_t> copied_;
   std::pair<int, int> corrupt_ = {-2, -2};
   std::unordered_set<void*> handles_;  // streams
   std::unordered_map<void*, std::unique_ptr<Event>> events_;

@@ -23,28 +23,34 @@ constexpr double kInsideGbps = 1000;
 
 }  // namespace
 
-void* FakeCuda::NewMemory(int device, std::size_t bytes) {
+void* FakeCuda::Take(MemoryKind kind, int device, std::size_t bytes) {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  return memory_.Add(device < 0 ? MemoryKind::kPinned : MemoryKind::kDevice,
-                     device, bytes);
+  void* data = memory_.Add(kind, device, bytes);
+  streams_.log().Forget(data, bytes);  // what it was before, to others
+  return data;
+}
+
+void* FakeCuda::NewMemory(int device, std::size_t bytes) {
+  return Take(device < 0 ? MemoryKind::kPinned : MemoryKind::kDevice, device,
+              bytes);
 }
 
 void* FakeCuda::NewPoolMemory(int device, std::size_t bytes) {
-  const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  return memory_.Add(MemoryKind::kPool, device, bytes);
+  return Take(MemoryKind::kPool, device, bytes);
 }
 
 void FakeCuda::Adopt(int device, void* data, std::size_t bytes) {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  streams_.log().Forget(data, bytes);
+  Disown(data, bytes);
   if (!memory_.Adopt(MemoryKind::kDevice, device, data, bytes)) {
     violations.emplace_back("memory that CUDA knows already");
   }
 }
 
-void FakeCuda::Release(void* data) {
+void FakeCuda::Disown(void* data, std::size_t bytes) {
   const std::lock_guard<std::recursive_mutex> lock(mutex_);
-  Remove(data, MemoryKind::kDevice);
+  streams_.log().Forget(data, bytes);
+  memory_.Disown(data, bytes);
 }
 
 void FakeCuda::ReturnToPool(void* data, void* stream) {
@@ -145,6 +151,7 @@ int FakeCuda::Copy(void* to, const End& target, const void* from,
            : open                    ? peer_gbps
                                      : driver_gbps;
   }
+  copied_[link] += bytes;
   StreamSimulation::Work work;
   work.kind = "copy";
   if (clock().keeps_timeline) {

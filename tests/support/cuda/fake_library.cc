@@ -3,6 +3,8 @@
 // that load it in place of libcudart, libcuda and libnccl. Its streams run when
 // somebody waits; fake_run_all runs the rest, fake_violations counts what real
 // CUDA would have refused.
+#include <memory>
+
 #include "tests/support/cuda/fake_cuda.h"
 
 #define FAKE_EXPORT extern "C" __attribute__((visibility("default")))
@@ -13,15 +15,20 @@ namespace {
 constexpr int kDevices = 3;
 
 struct Library {
-  FakeCuda fake{kDevices};
+  explicit Library(std::uint32_t seed) : fake(kDevices, seed) {
+    fake.records_calls = false;
+  }
+  FakeCuda fake;
   CudaFunctions cuda = fake.Functions();
   NcclFunctions nccl = fake.Nccl();
 };
 
-Library& TheLibrary() {
-  static auto* const library = new Library;  // outlives every user
-  return *library;
+std::unique_ptr<Library>& Holder() {
+  static auto* const holder =
+      new std::unique_ptr<Library>(std::make_unique<Library>(1));
+  return *holder;  // outlives every user
 }
+Library& TheLibrary() { return *Holder(); }
 
 CudaFunctions& Cuda() { return TheLibrary().cuda; }
 NcclFunctions& Nccl() { return TheLibrary().nccl; }
@@ -113,6 +120,41 @@ FAKE_EXPORT int cuCtxPopCurrent_v2(void** context) {
   return Cuda().context_pop(context);
 }
 
+// HIP's names of the same functions.
+#define FAKE_HIP(hip, cuda) \
+  extern "C"                \
+      __attribute__((visibility("default"), alias(#cuda))) decltype(cuda) hip
+FAKE_HIP(hipGetDeviceCount, cudaGetDeviceCount);
+FAKE_HIP(hipDeviceCanAccessPeer, cudaDeviceCanAccessPeer);
+FAKE_HIP(hipDeviceEnablePeerAccess, cudaDeviceEnablePeerAccess);
+FAKE_HIP(hipMalloc, cudaMalloc);
+FAKE_HIP(hipFree, cudaFree);
+FAKE_HIP(hipHostRegister, cudaHostRegister);
+FAKE_HIP(hipHostUnregister, cudaHostUnregister);
+FAKE_HIP(hipMemcpyAsync, cudaMemcpyAsync);
+FAKE_HIP(hipMemcpyPeerAsync, cudaMemcpyPeerAsync);
+FAKE_HIP(hipDeviceSynchronize, cudaDeviceSynchronize);
+FAKE_HIP(hipStreamCreateWithFlags, cudaStreamCreateWithFlags);
+FAKE_HIP(hipStreamDestroy, cudaStreamDestroy);
+FAKE_HIP(hipStreamSynchronize, cudaStreamSynchronize);
+FAKE_HIP(hipStreamWaitEvent, cudaStreamWaitEvent);
+FAKE_HIP(hipEventCreateWithFlags, cudaEventCreateWithFlags);
+FAKE_HIP(hipEventDestroy, cudaEventDestroy);
+FAKE_HIP(hipEventRecord, cudaEventRecord);
+FAKE_HIP(hipEventSynchronize, cudaEventSynchronize);
+FAKE_HIP(hipEventElapsedTime, cudaEventElapsedTime);
+FAKE_HIP(hipPointerGetAttributes, cudaPointerGetAttributes);
+FAKE_HIP(hipGetLastError, cudaGetLastError);
+FAKE_HIP(hipGetErrorName, cudaGetErrorName);
+FAKE_HIP(hipGetErrorString, cudaGetErrorString);
+FAKE_HIP(hipHostMalloc, cudaHostAlloc);
+FAKE_HIP(hipHostFree, cudaFreeHost);
+FAKE_HIP(hipInit, cuInit);
+FAKE_HIP(hipDeviceGet, cuDeviceGet);
+FAKE_HIP(hipDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain);
+FAKE_HIP(hipCtxPushCurrent, cuCtxPushCurrent_v2);
+FAKE_HIP(hipCtxPopCurrent, cuCtxPopCurrent_v2);
+
 FAKE_EXPORT int ncclCommInitAll(void** comms, int count, const int* devices) {
   return Nccl().init_all(comms, count, devices);
 }
@@ -136,15 +178,73 @@ FAKE_EXPORT const char* ncclGetErrorString(int code) {
   return Nccl().error_text(code);
 }
 
+// A machine that nothing was done on so far. Nobody may hold anything of the
+// one before.
+FAKE_EXPORT void fake_reset(std::uint32_t seed) {
+  Holder() = std::make_unique<Library>(seed);
+}
 FAKE_EXPORT void fake_run_all() { TheLibrary().fake.RunAll(); }
 FAKE_EXPORT int fake_violations() {
   return static_cast<int>(TheLibrary().fake.violations.size());
 }
+FAKE_EXPORT const char* fake_violation(int i) {
+  return TheLibrary().fake.violations.at(static_cast<std::size_t>(i)).c_str();
+}
 FAKE_EXPORT void* fake_memory(int device, std::size_t bytes) {
   return TheLibrary().fake.NewMemory(device, bytes);
 }
+FAKE_EXPORT void fake_adopt(int device, void* data, std::size_t bytes) {
+  TheLibrary().fake.Adopt(device, data, bytes);
+}
+FAKE_EXPORT void fake_disown(void* data, std::size_t bytes) {
+  TheLibrary().fake.Disown(data, bytes);
+}
+FAKE_EXPORT std::size_t fake_copied(int from, int to) {
+  return TheLibrary().fake.copied(from, to);
+}
+FAKE_EXPORT int fake_registrations() {
+  return static_cast<int>(TheLibrary().fake.registrations());
+}
+FAKE_EXPORT int fake_handles() {
+  return static_cast<int>(TheLibrary().fake.handles());
+}
+FAKE_EXPORT void fake_fail(const char* call, int nth, int code) {
+  TheLibrary().fake.FailCall(call, nth, code);
+}
+FAKE_EXPORT void fake_fail_no_more() { TheLibrary().fake.FailNoMore(); }
 FAKE_EXPORT void* fake_stream(int device) {
   return TheLibrary().fake.NewStream(device);
+}
+// A kernel that reads some bytes.
+FAKE_EXPORT void fake_kernel(void* stream, double seconds, const void* data,
+                             std::size_t bytes, const char* label) {
+  TheLibrary().fake.Launch(stream, seconds, {{data, bytes, false}}, {}, label);
+}
+FAKE_EXPORT void fake_finish(void* stream) { TheLibrary().fake.Finish(stream); }
+FAKE_EXPORT double fake_done_at(void* stream) {
+  return TheLibrary().fake.DoneAt(stream);
+}
+FAKE_EXPORT void fake_set_link(int from, int to, double gbps) {
+  TheLibrary().fake.clock().SetLink({from, to}, gbps);
+}
+// Begins to keep what is done, anew.
+FAKE_EXPORT void fake_keep_timeline() {
+  TheLibrary().fake.clock().timeline.clear();
+  TheLibrary().fake.clock().keeps_timeline = true;
+}
+FAKE_EXPORT int fake_intervals() {
+  return static_cast<int>(TheLibrary().fake.clock().timeline.size());
+}
+// "copy" or "kernel" into `kind`; the label.
+FAKE_EXPORT const char* fake_interval(int i, const char** kind, int* stream,
+                                      double* begin, double* end) {
+  const Interval& each =
+      TheLibrary().fake.clock().timeline.at(static_cast<std::size_t>(i));
+  *kind = each.kind;
+  *stream = each.stream;
+  *begin = each.begin;
+  *end = each.end;
+  return each.label.c_str();
 }
 
 }  // namespace distorch

@@ -42,6 +42,17 @@ bool MemoryRanges::Adopt(MemoryKind kind, int device, void* data,
   return true;
 }
 
+void MemoryRanges::Disown(const void* data, std::size_t bytes) {
+  const auto* first = static_cast<const std::byte*>(data);
+  for (auto each = live_.begin(); each != live_.end();) {
+    const MemoryRange& range = each->second;
+    const bool there = range.begin < first + bytes && first < range.end();
+    const bool adopted =
+        range.owned == nullptr && range.kind == MemoryKind::kDevice;
+    each = there && adopted ? live_.erase(each) : std::next(each);
+  }
+}
+
 bool MemoryRanges::Remove(void* data) {
   const auto found = live_.find(Address(data));
   if (found == live_.end()) return false;
@@ -70,10 +81,9 @@ bool MemoryRanges::Overlaps(const void* data, std::size_t bytes) const {
 }
 
 std::size_t MemoryRanges::Count(MemoryKind kind) const {
-  return static_cast<std::size_t>(
-      std::count_if(live_.begin(), live_.end(), [kind](const auto& entry) {
-        return entry.second.kind == kind;
-      }));
+  return static_cast<std::size_t>(std::count_if(
+      live_.begin(), live_.end(),
+      [kind](const auto& entry) { return entry.second.kind == kind; }));
 }
 
 bool MemoryRanges::WasFreed(const void* data) const {

@@ -42,6 +42,8 @@ class MemoryRanges {
   void* Add(MemoryKind kind, int device, std::size_t bytes);
   // The caller's memory, as such; false where it overlaps what is known.
   bool Adopt(MemoryKind kind, int device, void* data, std::size_t bytes);
+  // Forgets adopted memory of devices that has one of these bytes.
+  void Disown(const void* data, std::size_t bytes);
   // Gives back the memory that begins at `data`; its own is poisoned. False
   // where none begins there.
   bool Remove(void* data);

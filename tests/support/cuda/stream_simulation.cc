@@ -159,12 +159,17 @@ bool StreamSimulation::RunToward(const MarkPtr& mark) {
   return false;
 }
 
-bool StreamSimulation::HostWaits(const MarkPtr& mark) {
+bool StreamSimulation::Finish(const MarkPtr& mark) {
   while (!mark->done) {
     while (Chance(others_) && RunOne()) {
     }
     if (!mark->done && !RunToward(mark) && !RunOne()) return false;
   }
+  return true;
+}
+
+bool StreamSimulation::HostWaits(const MarkPtr& mark) {
+  if (!Finish(mark)) return false;
   host_.Join(mark->clock);
   clock_.HostWaits(mark->end);
   return true;

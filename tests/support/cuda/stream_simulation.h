@@ -85,6 +85,8 @@ class StreamSimulation {
   // Does what has to be done for `mark`; false when that never comes. The host
   // knows of it then, and its time has come there.
   bool HostWaits(const MarkPtr& mark);
+  // Does what has to be done for `mark`; the host learns nothing by it.
+  bool Finish(const MarkPtr& mark);
   // Does all that is queued. The host learns nothing by it.
   void RunAll();
 

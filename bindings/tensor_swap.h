@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef DISTORCH_BINDINGS_TENSOR_SWAP_H_
+#define DISTORCH_BINDINGS_TENSOR_SWAP_H_
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "distorch/execution/stream_scheduler.h"
+
+namespace distorch::bindings {
+
+// "copies", "ahead", "on_demand", "wasted".
+pybind11::dict AsDict(const StreamCounters& counters);
+
+// Where the tensors of a layer group hang (module tables), what is stored
+// there, and what hangs there while the group computes from a slot. In C++
+// because it is done twice a group and step. Holds tables and tensors, no
+// modules: nothing that could lead back to its owner.
+class TensorSwap {
+ public:
+  using Place = std::tuple<pybind11::dict, pybind11::str, pybind11::object>;
+
+  TensorSwap(const std::vector<Place>& places,
+             std::vector<std::vector<pybind11::object>> lent)
+      : lent_(std::move(lent)) {
+    for (const auto& [table, name, stored] : places) {
+      places_.push_back({table, name, stored});
+    }
+    for (const auto& slot : lent_) {
+      if (slot.size() != places_.size()) {
+        throw pybind11::value_error("each slot needs a tensor for each place");
+      }
+    }
+  }
+
+  // False, with nothing changed, if a table holds another tensor than stored.
+  bool Enter(std::size_t slot) {
+    const std::vector<pybind11::object>& lent = lent_.at(slot);
+    for (const Entry& entry : places_) {
+      PyObject* now =
+          PyDict_GetItemWithError(entry.table.ptr(), entry.name.ptr());
+      if (now == nullptr && PyErr_Occurred() != nullptr) {
+        throw pybind11::error_already_set();
+      }
+      if (now != entry.stored.ptr()) return false;
+    }
+    for (std::size_t i = 0; i < places_.size(); ++i) Set(places_[i], lent[i]);
+    return true;
+  }
+
+  void Leave() {
+    for (const Entry& entry : places_) Set(entry, entry.stored);
+  }
+
+ private:
+  struct Entry {
+    pybind11::dict table;
+    pybind11::str name;
+    pybind11::object stored;
+  };
+
+  static void Set(const Entry& entry, const pybind11::object& tensor) {
+    if (PyDict_SetItem(entry.table.ptr(), entry.name.ptr(), tensor.ptr()) !=
+        0) {
+      throw pybind11::error_already_set();
+    }
+  }
+
+  std::vector<Entry> places_;
+  std::vector<std::vector<pybind11::object>> lent_;  // by slot
+};
+
+}  // namespace distorch::bindings
+
+#endif  // DISTORCH_BINDINGS_TENSOR_SWAP_H_
