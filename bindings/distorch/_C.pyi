@@ -2,7 +2,7 @@
 """What the C++ core offers (bindings/bind_*.cc). tests/python/package/test_stub.py compares it with the module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict, final
+from typing import Any, Literal, Protocol, TypedDict, final
 
 built_with_torch: str
 compiler: str
@@ -384,28 +384,97 @@ def check_nccl_allocator(configuration: str) -> None: ...
 
 # bind_unload.cc
 
-# id, name, eject, bytes by device
-_State = tuple[int, str, bool, Mapping[str, int]]
+class UnloadedModel:
+    @property
+    def name(self) -> str: ...
+    @property
+    def devices(self) -> list[str]: ...
 
-class _DeviceReport(TypedDict):
-    device: str
-    before: int
-    after: int
-    freed: int
-    holders: list[str]
+class StayingModel:
+    @property
+    def name(self) -> str: ...
+    @property
+    def loaded(self) -> bool: ...
+    @property
+    def kept(self) -> bool: ...
 
-class _EjectReport(TypedDict):
-    ejected: list[str]
-    kept: list[str]
-    devices: list[_DeviceReport]
+class DeviceReport:
+    """One device before and after an unload, in bytes; see distorch/unload/unload_report.h."""
 
-def choose_ejected(states: Sequence[_State]) -> list[int]: ...
-def eject_report(
-    states: Sequence[_State],
-    ejected: Sequence[int],
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-) -> _EjectReport: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def before(self) -> int: ...
+    @property
+    def after(self) -> int: ...
+    @property
+    def freed(self) -> int: ...
+    @property
+    def holders(self) -> list[str]: ...
+
+class UnloadReport:
+    """What an unload did; `str()` of it is for people."""
+
+    @property
+    def unloaded(self) -> list[UnloadedModel]: ...
+    @property
+    def stay(self) -> list[StayingModel]: ...
+    @property
+    def devices(self) -> list[DeviceReport]: ...
+    @property
+    def failures(self) -> list[str]: ...
+
+class CacheReport:
+    @property
+    def before(self) -> dict[str, int]: ...
+    @property
+    def after(self) -> dict[str, int]: ...
+    @property
+    def freed(self) -> dict[str, int]: ...
+    @property
+    def failures(self) -> list[str]: ...
+
+class _ManagedModel(Protocol):
+    def name(self) -> str: ...
+    def loaded(self) -> bool: ...
+    def flagged(self) -> bool: ...
+    def kept(self) -> bool: ...
+    def holds(self) -> dict[str, int]: ...
+    def unload(self, device: str, /) -> object: ...
+    def let_go(self) -> object: ...
+
+class ManagedModels:
+    """The models whose memory can be given back; see distorch/unload/managed_models.h."""
+
+    def __init__(
+        self,
+        in_use: Callable[[list[str]], Mapping[str, int]],
+        clear: Callable[[list[str]], object],
+    ) -> None: ...
+    def add(self, model: _ManagedModel) -> int: ...
+    def remove(self, handle: int) -> bool: ...
+    @property
+    def handles(self) -> list[int]: ...
+    def unload(
+        self,
+        of: Literal["flagged", "these", "all but"],
+        handles: Sequence[int] = (),
+        device: str = "",
+        let_go: bool = False,
+    ) -> UnloadReport: ...
+
+class CacheClearer:
+    """Decides which devices' caches are cleared; see distorch/unload/cache_clearer.h."""
+
+    def __init__(
+        self,
+        in_use: Callable[[], Sequence[str]],
+        look: Callable[[str], tuple[int, int] | None],
+        empty: Callable[[list[str]], object],
+    ) -> None: ...
+    def clear(self, devices: Sequence[str] | None = None, changed: bool = False) -> CacheReport: ...
+
+def freed_bytes(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]: ...
 
 SLAB_ALIGNMENT: int
 HOST_PAGE: int

@@ -258,13 +258,13 @@ def free_memory(device: str) -> int | None:
 
 
 def devices_in_use() -> list[str]:
-    """Return the accelerators that this process has used, without initialising any."""
+    """Return the accelerators that this process has used, by torch's own word, without initialising any."""
     return [
-        info.device
+        canonical_name(kind, index)
         for kind in accelerator_kinds()
         if is_initialized(kind)
-        for info in list_devices([kind])
-        if info.initialized
+        for index in range(device_count(kind))
+        if has_context(kind, index)
     ]
 
 

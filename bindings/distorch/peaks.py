@@ -159,6 +159,11 @@ class Ledger:
             device.carried = None
             return original(index, *args, **kw)
 
+    def held(self, index: int) -> tuple[int, int]:
+        """Return the bytes that device `index` has reserved and allocated now; leaves every peak alone."""
+        stats = self._read(index)
+        return _reserved(stats)[0], int(stats["allocated_bytes"]["all"]["current"])
+
     def take(self, index: int) -> Figures:
         """Return what device `index` holds, and its peak since the last call for that device."""
         with self._lock:

@@ -39,7 +39,7 @@ def test_demo_shows_the_main_job_on_real_weights(tmp_path: Path) -> None:
     for device in ("sim:0", "sim:1", "sim:2", "cpu"):
         assert re.search(rf"{device} +\d", text), device
     assert "not one byte more than the least possible moved" in text
-    assert "ejected: its first two layers" in text
+    assert "unloaded its first two layers from sim:0" in text
     assert "no tensor of the other model has moved" in text
     assert "every device holds what it held before" in text
     seconds = float(re.search(r"finished in ([\d.]+) s", text)[1])

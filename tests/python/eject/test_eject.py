@@ -13,7 +13,8 @@ import torch
 from placing import plan_of
 from torch import nn
 
-from distorch.eject import EjectReport, Registry
+from distorch._C import UnloadReport
+from distorch.eject import Registry
 from distorch.model_blocks import inventory
 from distorch.placed import PlacedModel
 from distorch.placing import place
@@ -28,17 +29,21 @@ def placed_model(*devices: str) -> PlacedModel:
     return place(model, plan, compute=devices[0])
 
 
+def names(report: UnloadReport) -> list[str]:
+    return [model.name for model in report.unloaded]
+
+
 class Counting:
     """Counts every call that would touch an allocator."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def measure(self, names: set[str]) -> dict[str, int]:
+    def measure(self, names: list[str]) -> dict[str, int]:
         self.calls.append("measure")
         return {}
 
-    def clear(self, names: set[str]) -> None:
+    def clear(self, names: list[str]) -> None:
         self.calls.append("clear")
 
 
@@ -52,10 +57,10 @@ def test_none_flagged_is_a_strict_no_op() -> None:
 
     models = [registry.manage(Untouchable(), f"m{i}") for i in range(3)]
     report = registry.eject_flagged()
-    assert report == EjectReport(kept=("m0", "m1", "m2"))
+    assert (names(report), report.devices, report.failures) == ([], [], [])
     assert counting.calls == []
     assert registry.models() == models
-    assert str(report) == "nothing was flagged, nothing was done; kept: m0, m1, m2"
+    assert str(report) == "no model is flagged, nothing is unloaded\nstill loaded: m0, m1, m2"
 
 
 def test_exactly_the_flagged_model_is_freed_on_every_device_it_touches() -> None:
@@ -68,15 +73,15 @@ def test_exactly_the_flagged_model_is_freed_on_every_device_it_touches() -> None
     objects = [id(p) for p in second.model.parameters()]
     size = first.bytes_per_device()
     report = registry.eject_flagged()
-    assert report.ejected == ("first",)
-    assert report.kept == ("second",)
+    assert names(report) == ["first"]
+    assert [(m.name, m.loaded, m.kept) for m in report.stay] == [("second", True, True)]
     rows = {d.device: d for d in report.devices}
     assert {d: r.freed for d, r in rows.items()} == size
     share = second.bytes_per_device()["sim:0"]
     assert rows["sim:0"].after == share == torch.sim.memory_allocated(0)
-    assert rows["sim:0"].holders == (f"second ({share >> 10} KB)",)
+    assert rows["sim:0"].holders == [f"second ({share >> 10} KB)"]
     assert rows["sim:1"].after == 0
-    assert rows["sim:1"].holders == ()
+    assert rows["sim:1"].holders == []
     assert [p.data_ptr() for p in second.model.parameters()] == pointers
     assert [id(p) for p in second.model.parameters()] == objects
     assert a.placed is None
@@ -102,9 +107,9 @@ def test_one_model_can_be_ejected_whatever_its_flag() -> None:
     a = registry.manage(placed_model("sim:0"), "a")
     b = registry.manage(placed_model("sim:0"), "b", eject=True)
     report = registry.eject(a)
-    assert report.ejected == ("a",)
+    assert names(report) == ["a"]
     assert registry.models() == [b]
-    assert registry.eject(a).ejected == ()
+    assert names(registry.eject(a)) == []
 
 
 def test_a_failing_unload_is_reported_and_the_others_go_on() -> None:
@@ -118,7 +123,7 @@ def test_a_failing_unload_is_reported_and_the_others_go_on() -> None:
     registry.manage(bad, "bad", eject=True)
     registry.manage(good, "good", eject=True)
     report = registry.eject_flagged()
-    assert report.failures == ("bad: no",)
+    assert report.failures == ["bad: no"]
     assert torch.sim.memory_allocated(1) == 0
     assert registry.models() == []
 
@@ -135,7 +140,7 @@ def test_threads_eject_each_model_once() -> None:
         for _ in range(5):
             report = registry.eject_flagged()
             with lock:
-                ejected.extend(report.ejected)
+                ejected.extend(names(report))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -161,7 +166,7 @@ class Fake:
 
 
 def quiet() -> Registry:
-    return Registry(measure=lambda _: {}, clear=lambda _: None)
+    return Registry(measure=lambda names: dict.fromkeys(names, 0), clear=lambda _: None)
 
 
 def test_a_model_ejected_by_another_thread_meanwhile_does_not_stop_this_eject() -> None:
@@ -176,7 +181,7 @@ def test_a_model_ejected_by_another_thread_meanwhile_does_not_stop_this_eject() 
     registry.manage(flagged, "flagged", eject=True)
     handles["other"] = registry.manage(other, "other")
     report = registry.eject_flagged()
-    assert report.ejected == ("flagged",)
+    assert names(report) == ["flagged"]
     assert (flagged.unloaded, other.unloaded) == (1, 1)
     assert registry.models() == []
 
@@ -191,7 +196,7 @@ def test_a_model_that_cannot_tell_its_bytes_keeps_nobody(
     flagged, broken = Fake(), Fake(fail)
     registry.manage(flagged, "flagged", eject=True)
     registry.manage(broken, "broken")
-    assert registry.eject_flagged().ejected == ("flagged",)
+    assert names(registry.eject_flagged()) == ["flagged"]
     assert flagged.unloaded == 1
     assert "cannot tell what broken holds" in caplog.text
 
@@ -199,7 +204,7 @@ def test_a_model_that_cannot_tell_its_bytes_keeps_nobody(
 def test_an_allocator_that_fails_does_not_keep_the_flagged_models(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(_: set[str]) -> dict[str, int]:
+    def fail(_: list[str]) -> dict[str, int]:
         raise RuntimeError("device lost")
 
     registry = Registry(measure=fail, clear=fail)
@@ -207,5 +212,24 @@ def test_an_allocator_that_fails_does_not_keep_the_flagged_models(
     registry.manage(flagged, "flagged", eject=True)
     report = registry.eject_flagged()
     assert flagged.unloaded == 1
-    assert report.failures == ("clearing caches: device lost",)
+    assert report.failures == ["clearing caches: device lost"]
     assert "cannot tell what is allocated on ['sim:0']" in caplog.text
+
+
+def test_models_die_with_their_registry_and_an_interrupt_waits_for_the_others() -> None:
+    class Interrupted(Fake):
+        def unload(self) -> None:
+            raise KeyboardInterrupt
+
+    registry = quiet()
+    interrupted, other = Interrupted(), Fake()
+    registry.manage(interrupted, "interrupted", eject=True)
+    registry.manage(other, "other", eject=True)
+    with pytest.raises(KeyboardInterrupt):
+        registry.eject_flagged()
+    assert other.unloaded == 1
+    registry.manage(other, "other again")
+    gone = [weakref.ref(x) for x in (registry, other, interrupted)]
+    del registry, other, interrupted
+    gc.collect()
+    assert [x() for x in gone] == [None, None, None]
