@@ -37,5 +37,6 @@ class DisTorchUnload:
     def unload(
         self, value: Any, unload: str, model: Any = None, let_go: bool = False, node_id: str = ""
     ) -> dict[str, Any]:
-        report = str(unload_now.run(unload, value if model is None else model, let_go, node_id))
+        about = value if model is None else model
+        report = unload_now.text(unload_now.run(unload, about, let_go, node_id))
         return {"ui": {"text": [report]}, "result": (value, report)}

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from distorch import _load
+
 from .seam import FunctionSeam
 
 log = logging.getLogger("DisTorch")
@@ -167,9 +169,8 @@ def _pass_on(job: Job, listeners: list[Callable[[Job], None]]) -> None:
 def _given_back(before: dict[str, int] | None, after: dict[str, int] | None) -> dict[str, int]:
     if before is None or after is None:
         return {}
-    # A device that holds nothing any more may be missing from what was measured.
-    gone = {device: size - after.get(device, 0) for device, size in sorted(before.items())}
-    return {device: size for device, size in gone.items() if size > 0}
+    freed: dict[str, int] = _load.core().freed_bytes(before, after)
+    return freed
 
 
 @contextlib.contextmanager

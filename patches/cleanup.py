@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from distorch import devices, hostmemory, snapshots
+from distorch import _load, devices, hostmemory, snapshots
 
 log = logging.getLogger("DisTorch")
 
@@ -28,6 +28,7 @@ _raised_to = 0.0
 _raised_at = 0.0
 
 _series = snapshots.SnapshotSeries()
+_series.start()
 
 
 def _queue() -> Any | None:
@@ -103,11 +104,12 @@ def force_full_system_cleanup(
     """Free models and node caches as the Manager does, and report what each device gave back.
 
     The worker acts between prompts. This waits for it, `timeout` seconds at most, unless it cannot: from within a
-    prompt, from a server's event loop, or with `force` off it only asks.
+    prompt, from a server's event loop, or with `force` off it only asks. With `force` off during a prompt it does not
+    even ask: the report is what is in use.
     """
     report = CleanupReport(_used())
     queue = _queue()
-    if queue is None:
+    if queue is None or (prompt_runs() and not force):
         return report
     log.info("full cleanup: %s", reason)
     with queue.mutex:  # so that the worker sees all of it at once
@@ -124,9 +126,9 @@ def force_full_system_cleanup(
         time.sleep(0.02)
         with queue.mutex:  # a flag that was set while the worker went to sleep woke nobody
             queue.not_empty.notify()
-    after = _used()
-    for device, row in report.items():
-        row["freed"] = max(0, row["used"] - after.get(device, row)["used"])
+    used, after = ({d: row["used"] for d, row in rows.items()} for rows in (report, _used()))
+    for device, freed in _load.core().freed_bytes(used, {**used, **after}).items():
+        report[device]["freed"] = freed
     report.done = True
     report.kept = tuple(row["name"] for row in job.details.get("kept", ()))
     log.info("full cleanup: %s", report)
@@ -162,25 +164,16 @@ def comfyui_memory_load(tag: str) -> str:
     return snapshots.snapshot_line(tag)
 
 
-def multigpu_memory_log(identifier: str, tag: str) -> str | None:
-    """Record a snapshot while recording is on; "print_summary" as the identifier prints the series."""
+def multigpu_memory_log(identifier: str, tag: str) -> str:
+    """Record a snapshot and return its line; "print_summary" as the identifier prints the series (the last thousand)."""
     if identifier == "print_summary":
         summary = _series.summary()
         log.info("%s", summary)
         return summary
     snapshot = _series.record(identifier, tag)
-    if snapshot is None:
-        return None
+    assert snapshot is not None, "the series is on from the start"
     log.info("%s", snapshot.stamped())
     return snapshot.line()
-
-
-def record_memory(on: bool) -> None:
-    """Switch the recording of snapshots on or off; off costs nothing."""
-    if on and not _series.enabled:
-        _series.start()
-    elif not on:
-        _series.stop()
 
 
 def _mgpu_mm_log(message: str, *args: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which managed models stay through "free", and what is unloaded before a model of ours is loaded.
+"""Which managed models stay through "free": their flags, and the outputs that are held.
 
 `keep_loaded` (default on): the outputs of the loader are held here, so that the model outlives the executor's caches;
 the core itself holds weak references only. Off: the inner model carries `_mgpu_unload_distorch_model == True` and
@@ -7,8 +7,7 @@ nothing here holds it. A kept model is let go of when it is ejected, when a node
 `keep_loaded` off or with other settings, or when the host runs out of memory (`pressure`). Running the same loader
 again with the same files and settings gives the kept outputs: no byte is read.
 
-`eject_models` (default on, off for text encoders): before the model is loaded, every model is unloaded from its
-compute device except kept ones.
+What leaves a device, and when, is `managed`'s business.
 
 Used by ComfyUI's one worker thread; `kept()` may be called from any.
 """
@@ -26,11 +25,10 @@ import comfy.model_management as mm
 import folder_paths
 
 from distorch import hostmemory
-from distorch.devices import name_of
 
 from . import lifecycle
 from .adopt import find_patcher
-from .shards import FLAG, DonorShard, unload
+from .shards import FLAG, DonorShard
 
 log = logging.getLogger("DisTorch")
 
@@ -58,7 +56,7 @@ class Kept:
     @property
     def models(self) -> list[Any]:
         """The inner models."""
-        return [model for model in map(_model_of, self.outputs) if model is not None]
+        return models_of(self.outputs)
 
     def without(self, model: Any) -> Kept | None:
         """What is left when a model is let go of; None if no managed one is."""
@@ -71,6 +69,11 @@ class Kept:
 def _model_of(output: Any) -> Any | None:
     patcher = find_patcher(output)
     return None if patcher is None else patcher.model
+
+
+def models_of(outputs: tuple[Any, ...]) -> list[Any]:
+    """The inner models in a node's outputs."""
+    return [model for model in map(_model_of, outputs) if model is not None]
 
 
 _lock = threading.Lock()
@@ -196,8 +199,6 @@ def _reuse(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, ...] |
 def _before_load(request: Any, node: str, _inputs: dict[str, Any]) -> None:
     _replace(node, request.file)
     relieve()
-    if request.eject_models:
-        eject_from(request.compute)
 
 
 def _replace(node: str, file: str) -> None:
@@ -213,21 +214,6 @@ def _drop(entry: Kept) -> None:
         _kept[:] = [other for other in _kept if other is not entry]
     for model in entry.models:
         setattr(model, FLAG, True)
-
-
-def eject_from(device: str) -> list[str]:
-    """Unload every model from a device except kept ones; returns the names of their classes."""
-    gone = []
-    for entry in list(mm.current_loaded_models):
-        model = entry.model.model if entry.model is not None else None
-        if model is None or name_of(entry.device) != device or is_kept(model):
-            continue
-        gone.append(type(model).__name__)
-        unload(entry)
-    if gone:
-        log.info("unloaded from %s to make room: %s", device, ", ".join(gone))
-        mm.soft_empty_cache()
-    return gone
 
 
 def relieve() -> list[str]:

@@ -12,6 +12,9 @@ before_load: list[Callable[[Any, str, dict[str, Any]], None]] = []
 #: `(request, node_id, inputs)` may answer with a kept model's outputs instead of loading again.
 reuse: list[Callable[[Any, str, dict[str, Any]], tuple[Any, ...] | None]] = []
 
+#: `(request, outputs)`, when a kept model is given again instead; it may be in host memory.
+reused: list[Callable[[Any, tuple[Any, ...]], None]] = []
+
 #: `(patcher, request)`, when a model has become ours; its weights are still on the host.
 adopted: list[Callable[[Any, Any], None]] = []
 
@@ -27,6 +30,7 @@ def kept_outputs(request: Any, node: str, inputs: dict[str, Any]) -> tuple[Any, 
     for ask in reuse:
         outputs = ask(request, node, inputs)
         if outputs is not None:
+            tell(reused, request, outputs)
             return outputs
     return None
 

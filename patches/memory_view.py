@@ -131,7 +131,9 @@ class MemoryView:
 
     def _model(self, row: scan.Row) -> dict[str, Any]:
         flag, reason = self.actions.flag_of(row), self.actions.why_not(row)
-        return {**row.as_json(), "eject": flag, "ejectable": not reason, "why_not": reason}
+        kept = self.actions.is_kept(row)
+        told = {"eject": flag, "ejectable": not reason, "why_not": reason, "kept": kept}
+        return {**row.as_json(), **told}
 
     def _state(self) -> dict[str, Any]:
         state = {**self.models(), **self.devices(), **self.placements()}

@@ -250,16 +250,17 @@ def _apply(values: Mapping[str, Any]) -> None:
     cleanup.cpu_threshold = values["cpu_memory_threshold"] / 100
     cleanup.cpu_hysteresis = values["cpu_memory_hysteresis"] / 100
     keep.pressure = values["kept_memory_threshold"] / 100 if values["kept_under_pressure"] else 1.0
-    cleanup.record_memory(values["debug_mode"])
     scan.scanner().cache_seconds = values["scan_interval"]
 
 
 def _note_loaded(request: Any, node: str, _inputs: Any, _outputs: Any) -> None:
-    cleanup.multigpu_memory_log(request.file, f"loaded by {node}")
+    if settings["debug_mode"]:
+        cleanup.multigpu_memory_log(request.file, f"loaded by {node}")
 
 
 def _note_changed(model: Any) -> None:
-    cleanup.multigpu_memory_log(type(model).__name__, "placed, spilled or unloaded")
+    if settings["debug_mode"]:
+        cleanup.multigpu_memory_log(type(model).__name__, "placed, spilled or unloaded")
 
 
 _LISTENERS = ((lifecycle.loaded, _note_loaded), (lifecycle.changed, _note_changed))

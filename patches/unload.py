@@ -16,14 +16,17 @@ import logging
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 
 from distorch import caches
 
-from . import cleanup, keep, shards
+from . import cleanup, keep, managed, shards
 from .seam import FunctionSeam
+
+if TYPE_CHECKING:
+    from distorch._C import UnloadReport
 
 log = logging.getLogger("DisTorch")
 
@@ -44,7 +47,7 @@ class _Look:
 
 _watched: list[_Look] = []
 
-_HOW_TO_LET_GO = "switch keep_loaded off in its loader, use DisTorch Unload with let_go, or eject it in the DisTorch tab"
+_HOW_TO_LET_GO = "switch keep_loaded off in its loader, use DisTorch Unload with let_go, or let go of it in the DisTorch tab"
 _last: dict[str, Any] = {}
 
 
@@ -75,15 +78,14 @@ def _recovering() -> bool:
 
 def _unload_all_models(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     _last.clear()
-    managed = keep.managed()
-    if not managed:
+    if not keep.managed():
         return original(*args, **kwargs)
     if getattr(mm, "DISABLE_SMART_MEMORY", False) or _recovering():
         answer = original(*args, **kwargs)
         _unload_the_rest()
         return answer
     try:
-        _unload_flagged(managed)
+        _unload_flagged()
     except Exception:  # the caller is ComfyUI's worker: it must live, and a "free" must free
         log.exception("the selective unload failed; ComfyUI unloads everything instead")
         return original(*args, **kwargs)
@@ -100,24 +102,10 @@ def _unload_the_rest() -> None:
         log.exception("not every device could be emptied")
 
 
-def _unload_flagged(managed: list[Any]) -> None:
-    entries = [e for e in mm.current_loaded_models if e.model is not None]
-    flagged = [e for e in entries if keep.is_flagged(e.model.model)]
-    stay = [m for m in managed if not keep.is_flagged(m)]
-    looks = [_look(model) for model in stay]
-    gone: list[str] = []
-    for entry in flagged:
-        if entry.model is None:
-            continue
-        model = keep.owner_of(entry.model.model)
-        shards.unload(entry)
-        if keep.is_managed(model):
-            keep.release(model)
-        gone.append(f"{keep.title(model)} from {entry.device}")
-    others = [e.model.model for e in mm.current_loaded_models if e.model is not None]
-    _tell(gone, stay, [m for m in others if all(keep.owner_of(m) is not x for x in stay)])
-    if flagged:
-        mm.soft_empty_cache()
+def _unload_flagged() -> None:
+    looks = [_look(model) for model in keep.managed() if not keep.is_flagged(model)]
+    report = managed.unload("flagged", let_go=True)
+    _tell(report)
     # Compared after the executor's reset and the garbage collection that follow. In the middle of
     # a prompt, where a node calls this, there are none, and what follows may move a model rightly.
     _watched[:] = [] if cleanup.prompt_runs() else looks
@@ -128,27 +116,26 @@ def _look(model: Any) -> _Look:
     return _Look(weakref.ref(model), name, _listed(model), keep.is_kept(model), _tensors(model))
 
 
-def _tell(gone: list[str], stay: list[Any], others: list[Any]) -> None:
+def _tell(report: UnloadReport) -> None:
     """Say what a "free" did, what it left and why: in the log, and for the report."""
-    kept = [
-        {"name": keep.title(m), "why": "keep_loaded is on", "let_go": _HOW_TO_LET_GO} for m in stay
-    ]
-    kept += [
-        {
-            "name": keep.title(m),
-            "why": "only models with keep_loaded off are unloaded",
-            "let_go": "use DisTorch Unload",
-        }
-        for m in others
-    ]
-    _last.update(unloaded=gone, kept=kept)
+    gone = [f"{model.name} from {', '.join(model.devices)}" for model in report.unloaded]
+    _last.update(unloaded=gone, kept=[_why(m.name, m.kept) for m in report.stay])
     if gone:
         log.info("free: unloaded (keep_loaded is off): %s", ", ".join(gone))
     else:
         log.info("free: no model is flagged, nothing is unloaded")
-    names = ", ".join(sorted(keep.title(m) for m in stay))
+    for failure in report.failures:
+        log.error("free: %s", failure)
+    names = ", ".join(sorted(m.name for m in report.stay if m.kept))
     if names:
         log.info("free: %s stay (keep_loaded); to let go of one, %s", names, _HOW_TO_LET_GO)
+
+
+def _why(name: str, kept: bool) -> dict[str, str]:
+    if kept:
+        return {"name": name, "why": "keep_loaded is on", "let_go": _HOW_TO_LET_GO}
+    why = "only models with keep_loaded off are unloaded"
+    return {"name": name, "why": why, "let_go": "use DisTorch Unload"}
 
 
 def add_details(job: Any) -> None:
@@ -159,12 +146,14 @@ def add_details(job: Any) -> None:
 
 def _soft_empty_cache(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     answer = original(*args, **kwargs)
-    if not keep.managed() or mm.cpu_mode():
+    if mm.cpu_mode():
         return answer
     try:
-        caches.clear_caches(collect=False)
-        check()
-        if kwargs.get("force", args[0] if args else False):
+        ours = bool(keep.managed())
+        if ours:
+            caches.clear_caches(collect=False, changed=True)
+            check()
+        if ours and kwargs.get("force", args[0] if args else False):
             cleanup.trigger_executor_cache_reset("soft_empty_cache(force=True)")
         else:
             cleanup.check_cpu_memory_threshold()
@@ -205,7 +194,7 @@ SEAMS = (
 
 def install() -> None:
     """Wrap both functions."""
-    keep.install()
+    managed.install()
     for seam in SEAMS:
         seam.install()
 
@@ -214,4 +203,4 @@ def uninstall() -> None:
     """Put the core's functions back."""
     for seam in SEAMS:
         seam.uninstall()
-    keep.uninstall()
+    managed.uninstall()

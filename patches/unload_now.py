@@ -13,24 +13,18 @@ of each prompt with such a node the models that are loaded are remembered; `Memo
 from __future__ import annotations
 
 import collections
-import dataclasses
-import gc
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import comfy.model_management as mm
-
-from distorch import caches
-from distorch import devices as device_table
-from distorch.devices import name_of
-
-from . import keep
+from . import managed
 from .adopt import find_patcher
 from .node_events import ENDINGS
 from .seam import FunctionSeam
-from .shards import DonorShard, unload
+
+if TYPE_CHECKING:
+    from distorch._C import UnloadReport
 
 log = logging.getLogger("DisTorch")
 
@@ -39,36 +33,13 @@ THIS, OTHERS, EVERYTHING = CHOICES = ("this model", "all others", "everything")
 _KNOWN_NODES = 256  # nodes of workflows run lately; a forgotten one runs once more
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What was unloaded from where, what each accelerator gave back in bytes, what stays loaded."""
-
-    unloaded: dict[str, tuple[str, ...]]
-    freed: dict[str, int]
-    stay: tuple[str, ...]
-    still_kept: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"unloaded {name} from {', '.join(d)}" for name, d in self.unloaded.items()]
-        if not lines:
-            lines.append("nothing to unload: no such model is loaded")
-        for device, size in self.freed.items():
-            lines.append(f"{device}: {size} bytes given back ({size / 2**20:.2f} MB)")
-        if self.stay:
-            lines.append(f"still loaded: {', '.join(self.stay)}")
-        if self.still_kept:
-            names = ", ".join(self.still_kept)
-            lines.append(f"kept in system memory: {names} (switch let_go on to end that)")
-        return "\n".join(lines)
-
-
 def inner_of(value: Any) -> Any | None:
     """The inner model of a node's output; None if it holds none that ComfyUI loads."""
     patcher = find_patcher(value)
     return None if patcher is None else patcher.model
 
 
-def run(what: str, value: Any, let_go: bool = False, node: str = "") -> Report:
+def run(what: str, value: Any, let_go: bool = False, node: str = "") -> UnloadReport:
     """Unload `what` (one of `CHOICES`); `value` is or holds the model it is about.
 
     Raises ValueError if `what` needs a model and `value` holds none.
@@ -80,58 +51,21 @@ def run(what: str, value: Any, let_go: bool = False, node: str = "") -> Report:
             f"'model' (or as the value), but got {type(value).__name__}"
         )
     memory.about(node, model)
-    before = _in_use()
-    unloaded: dict[str, list[str]] = {}
-    held = []
-    for entry, owner in _chosen(what, model):
-        name, device = keep.title(owner), name_of(entry.device)
-        if device not in unloaded.setdefault(name, []):
-            unloaded[name].append(device)
-        unload(entry)  # first: whoever nobody else holds is gone once it is let go of
-        if let_go and keep.is_managed(owner):
-            keep.release(owner)
-        elif keep.is_kept(owner) and name not in held:
-            held.append(name)
-    if unloaded:
-        _settle()
-    after = _in_use()
-    freed = {d: max(0, before[d] - after.get(d, 0)) for d in before} if unloaded else {}
-    report = Report(
-        {name: tuple(devices) for name, devices in unloaded.items()},
-        freed,
-        tuple(dict.fromkeys(keep.title(owner) for _, owner in _entries())),
-        tuple(held),
-    )
+    about = [model] if what != EVERYTHING else []
+    report = managed.unload("these" if what == THIS else "all but", about, let_go=let_go)
     log.info("%s", report)
     return report
 
 
-def _entries() -> list[tuple[Any, Any]]:
-    """The core's entries with the model that each belongs to; a donor's shard after its model."""
-    alive = [e for e in mm.current_loaded_models if e.model is not None]
-    alive.sort(key=lambda entry: isinstance(entry.model.model, DonorShard))
-    owned = [(entry, keep.owner_of(entry.model.model)) for entry in alive]
-    return [(entry, owner) for entry, owner in owned if owner is not None]
+def text(report: UnloadReport) -> str:
+    """The report for the node's output, with what ends a keeping."""
+    kept = any(model.kept and not model.loaded for model in report.stay)
+    return f"{report}\n(switch let_go on to end the keeping)" if kept else str(report)
 
 
-def _chosen(what: str, model: Any) -> list[tuple[Any, Any]]:
-    if what == THIS:
-        return [row for row in _entries() if row[1] is model]
-    if what == OTHERS:
-        return [row for row in _entries() if row[1] is not model]
-    return _entries()
-
-
-def _in_use() -> dict[str, int]:
-    """Bytes in use on each accelerator of this process, by whomever, as the device itself counts."""
-    infos = (device_table.device_info(name) for name in device_table.devices_in_use())
-    return {info.device: info.used for info in infos if info.used is not None}
-
-
-def _settle() -> None:
-    gc.collect()
-    mm.soft_empty_cache()
-    caches.clear_caches(collect=False)  # the core's function clears the current device only
+def _concerned(what: str, model: Any) -> list[Any]:
+    """The loaded models that `what` is about."""
+    return [m for m in managed.loaded() if what == EVERYTHING or (m is model) is (what == THIS)]
 
 
 class Memory:
@@ -160,14 +94,14 @@ class Memory:
         self._asked.add(node)
         if node in self._about:
             model, left = self._about[node](), self._left.get(node, ())
-            if any(owner not in left for _, owner in _chosen(what, model)):
+            if any(owner not in left for owner in _concerned(what, model)):
                 self._tokens[node] = self._tokens.get(node, 0) + 1
         return self._tokens.get(node, 0)
 
     def prompt_ended(self) -> None:
         """Remember what is loaded now, for the nodes of the prompt that has ended."""
         for node in self._asked:
-            self._left[node] = weakref.WeakSet(owner for _, owner in _entries())
+            self._left[node] = weakref.WeakSet(managed.loaded())
         self._asked.clear()
 
 

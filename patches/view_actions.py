@@ -12,10 +12,9 @@ from torch import nn
 
 from distorch import caches, scan
 
-from . import keep
+from . import keep, managed
 from .between_prompts import BetweenPrompts, Job
 from .server_routes import UnknownModelError
-from .shards import unload
 
 NOTHING = {"ticket": 0, "when": "never", "models": []}
 
@@ -47,19 +46,24 @@ class Actions:
             listener()
         return {"id": model_id, "eject": eject}
 
-    def eject(self, ids: list[int] | None) -> dict[str, Any]:
-        """Unload these models, or those that are flagged, when no prompt runs."""
+    def eject(self, ids: list[int] | None, let_go: bool = False) -> dict[str, Any]:
+        """Unload these models, or those that are flagged, when no prompt runs.
+
+        `let_go`: end their keeping too, also of those that lie in host memory only. Flagged ones are let go of anyway.
+        """
         if ids is None:
+            let_go = True
             chosen = [r.id for r in self._scanner.rows() if self.flag_of(r) and not self.why_not(r)]
         else:
             chosen = list(dict.fromkeys(ids))
             for model_id in chosen:
-                self._loaded(model_id)
+                self._can_go(model_id, let_go)
         if not chosen:
             return {**NOTHING, "will": "no model in use is flagged, nothing is unloaded"}
         names = [row.name for row in self._scanner.rows() if row.id in chosen]
-        job = self.jobs.post("eject", lambda: self._eject_now(chosen))
-        return self._accepted(job, f"unload {', '.join(names)}", chosen)
+        job = self.jobs.post("eject", lambda: self._eject_now(chosen, let_go))
+        verb = "let go of" if let_go and ids is not None else "unload"
+        return self._accepted(job, f"{verb} {', '.join(names)}", chosen)
 
     def free(self, unload_models: bool, free_memory: bool) -> dict[str, Any]:
         """Do as ComfyUI's /free, with a report."""
@@ -100,13 +104,15 @@ class Actions:
 
     def why_not(self, row: scan.Row) -> str:
         """Return why the model cannot be ejected, "" where it can."""
-        module = self._scanner.module(row.id)
-        for _, inner in self._entries():
-            if inner is module:
-                return ""
+        if managed.entries_of(self._scanner.module(row.id)):
+            return ""
         if all(device == "cpu" for device in row.bytes):
             return "it is in RAM already"
         return "it was not loaded through ComfyUI: only the node that holds it can let it go"
+
+    def is_kept(self, row: scan.Row) -> bool:
+        """Whether the model stays through "free", and can be let go of."""
+        return keep.is_kept(self._scanner.module(row.id))
 
     def in_use(self) -> list[nn.Module]:
         """Return the modules that ComfyUI uses now, the last loaded first; none between prompts."""
@@ -127,31 +133,29 @@ class Actions:
             raise UnknownModelError(f"no live model has the id {model_id}")
         return module
 
-    def _loaded(self, model_id: int) -> nn.Module:
+    def _can_go(self, model_id: int, let_go: bool) -> None:
         module = self._module(model_id)
-        if all(inner is not module for _, inner in self._entries()):
-            raise UnknownModelError(
-                f"model {model_id} ({type(module).__name__}) is not loaded by ComfyUI: "
-                "only the node that holds it can let it go"
-            )
-        return module
+        if managed.entries_of(module) or (let_go and keep.is_kept(module)):
+            return
+        remedy = "only the node that holds it can let it go"
+        if keep.is_kept(module):
+            remedy = 'it is kept in host memory: ask with "let_go" to end that'
+        raise UnknownModelError(
+            f"model {model_id} ({type(module).__name__}) is not loaded by ComfyUI: {remedy}"
+        )
 
     # In ComfyUI's worker, between prompts
 
-    def _eject_now(self, ids: list[int]) -> dict[str, Any]:
+    def _eject_now(self, ids: list[int], let_go: bool) -> dict[str, Any]:
         modules = [self._scanner.module(model_id) for model_id in ids]
-        unloaded = []
-        for entry, inner in list(self._entries()):
-            if any(inner is module for module in modules):
-                unload(entry)
-                if keep.is_managed(inner):
-                    keep.release(inner)
-                unloaded.append(type(inner).__name__)
-        return {"unloaded": unloaded}
+        alive = [module for module in modules if module is not None]
+        report = managed.unload("these", alive, let_go=let_go)
+        if report.failures:
+            raise RuntimeError("; ".join(report.failures))
+        return {"unloaded": [model.name for model in report.unloaded]}
 
     def _measure(self) -> dict[str, int]:
-        views = scan.device_view(())
-        return {v["device"]: v["tensors"] + v["unused"] for v in views if v["device"] != "cpu"}
+        return caches.taken_bytes()
 
     def _settle(self) -> None:
         gc.collect()

@@ -107,7 +107,7 @@ STRING = (
 )
 VIRTUAL = "GB of the model that the donor takes; 0: all stays on the compute device"
 DONOR = "which device takes them"
-EJECT = "before loading, other models leave the compute device, except kept ones"
+EJECT = "before loading, the other models leave the compute device; kept ones wait in system memory"
 KEEP = "on: the model stays through “free model and node cache”; off: that button unloads it"
 MODE = (
     "how blocks on other accelerators are used, where the string does not say (`mode=`). `stream`: their weights are "

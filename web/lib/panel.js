@@ -166,14 +166,26 @@ export class Panel {
         type: 'button',
         class: 'dt-button dt-eject',
         disabled: !model.ejectable,
-        title: model.ejectable ? 'Unload this model when no prompt runs' : model.why_not,
+        title: model.ejectable ? `Unload this model when no prompt runs${model.kept ? '; it stays kept, in RAM' : ''}` : model.why_not,
         'data-key': `eject-${model.id}`,
-        'aria-label': `Eject ${model.name} now`,
+        'aria-label': `Move ${model.name} off the GPU`,
         onclick: () => this.store.post('/distorch/eject', { ids: [model.id] })
       },
-      'Eject now'
+      'Move off the GPU'
     )
-    return [el('label', { class: 'dt-switch', title: 'On: unloaded by the next eject. Off: kept' }, flag, el('span', {}, model.eject ? 'eject' : 'keep')), now]
+    const letGo = el(
+      'button',
+      {
+        type: 'button',
+        class: 'dt-button dt-eject',
+        title: 'End its keeping, in RAM too: it is gone when no node holds it',
+        'data-key': `let-go-${model.id}`,
+        'aria-label': `Let go of ${model.name}`,
+        onclick: () => this.store.post('/distorch/eject', { ids: [model.id], let_go: true })
+      },
+      'Let go'
+    )
+    return [el('label', { class: 'dt-switch', title: 'On: unloaded by the next eject. Off: kept' }, flag, el('span', {}, model.eject ? 'eject' : 'keep')), now, ...(model.kept ? [letGo] : [])]
   }
 
   placement(placement) {

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.comfy
 STRING = "sim:0,5mb;sim:1,5mb;cpu,*"
 
 
-def workflow(file: str, keep: bool, name: str = "out", seed: int = 7) -> Workflow:
+def workflow(
+    file: str, keep: bool, name: str = "out", seed: int = 7, *, eject: bool = False
+) -> Workflow:
     w = Workflow()
     model = w.add(
         "UNETLoaderDisTorch2MultiGPU",
@@ -22,7 +24,7 @@ def workflow(file: str, keep: bool, name: str = "out", seed: int = 7) -> Workflo
         weight_dtype="default",
         compute_device="sim:0",
         expert_mode_allocations=STRING,
-        eject_models=False,
+        eject_models=eject,
         keep_loaded=keep,
     )
     latent = w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8), seed=seed)
@@ -92,6 +94,28 @@ def test_one_flagged_exactly_that_one_goes(comfy: ComfyServer) -> None:
     assert after["bytes"] == kept["bytes"]
     assert after["listed"] == kept["listed"]
     assert after["violations"] == 0
+
+
+def test_a_kept_model_makes_room_for_the_next_and_comes_back_unread(comfy: ComfyServer) -> None:
+    """Both defaults together, in three prompts: the first model, the second, the first again."""
+    files = ("wan.safetensors", "wan_second.safetensors")
+    first = comfy.run(workflow(files[0], keep=True, name="a", eject=True)).values["a"]
+    alone = look(comfy)
+    count_reads(comfy)
+    comfy.run(workflow(files[1], keep=True, name="b", eject=True))
+    after = look(comfy)
+    assert after["kept"] == 2
+    assert not set(after["listed"]) & set(alone["listed"]), "the first has left every device"
+    assert after["bytes"] == alone["bytes"], "and the second, of the same size, lies there"
+    assert "to make room: WAN21 (wan.safetensors)" in comfy.log()
+    count_reads(comfy)
+    again = comfy.run(workflow(files[0], keep=True, name="a", seed=7, eject=True)).values["a"]
+    assert reads(comfy) == []
+    assert torch.equal(again, first)
+    back = look(comfy)
+    assert (back["kept"], back["bytes"]) == (2, alone["bytes"])
+    assert "to make room: WAN21 (wan_second.safetensors)" in comfy.log()
+    assert back["violations"] == 0
 
 
 def test_all_flagged_everything_is_given_back(comfy: ComfyServer) -> None:

@@ -165,8 +165,8 @@ def test_this_model_is_unloaded_between_two_samplers(comfy: ComfyServer, placed:
     assert "unloaded WAN21" in text
     assert "sim:0: " in text
     assert " bytes given back" in text
-    given_back = int(text.split("sim:1: ")[1].split()[0])
-    assert (given_back > 4 * MB) == placed
+    assert ("sim:1: " in text) == placed, "only devices that it left are told of"
+    assert not placed or int(text.split("sim:1: ")[1].split()[0]) > 4 * MB
 
 
 NOTE_MEMORY = """

@@ -40,7 +40,8 @@ def test_the_functions_have_their_names_and_work(
     assert utils.parse_device_string("sim:1") == ("sim", 1)
     assert utils.parse_device_string("cpu") == ("cpu", None)
     assert utils.comfyui_memory_load("now").startswith("tag=now|cpu=")
-    assert management.multigpu_memory_log("a", "b") is None  # recording is off
+    assert management.multigpu_memory_log("a", "b").startswith("tag=b|cpu=")
+    assert "=== memory over 1 snapshots" in management.multigpu_memory_log("print_summary", "")
     with caplog.at_level(logging.INFO, "DisTorch"):
         management.logger.mgpu_mm_log("a line with % in it")
         logging.getLogger("MultiGPU").mgpu_mm_log("another")

@@ -268,14 +268,24 @@ def test_each_choice_reaches_whom_it_concerns(
         assert (cleanup.cpu_threshold, cleanup.cpu_hysteresis, keep.pressure) == (0.7, 0.09, 0.8)
         assert logger.level == logging.ERROR
         assert scan.scanner().cache_seconds == 4
-        assert cleanup.multigpu_memory_log("a", "recorded in debug mode") is not None
         defaults = {name: choice.default for name, choice in module.CHOICES.items()}
         module._apply({**defaults, "kept_under_pressure": False})
         assert keep.pressure == 1.0
-        assert cleanup.multigpu_memory_log("a", "not recorded") is None
     finally:
         logger.setLevel(level)
         scan.scanner().cache_seconds = cached
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_loads_are_recorded_in_debug_mode(
+    pack: Any, module: Any, monkeypatch: pytest.MonkeyPatch, on: bool
+) -> None:
+    notes: list[tuple[str, str]] = []
+    cleanup = pack.load("patches.cleanup")
+    monkeypatch.setattr(cleanup, "multigpu_memory_log", lambda *note: notes.append(note))
+    monkeypatch.setitem(module.settings._values, "debug_mode", on)
+    module._note_loaded(types.SimpleNamespace(file="a"), "7", {}, ())
+    assert notes == ([("a", "loaded by 7")] if on else [])
 
 
 def test_reserve_and_strictness_change_plans(

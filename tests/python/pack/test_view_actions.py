@@ -122,3 +122,38 @@ def test_what_cannot_be_ejected_is_refused_with_the_reason(view: View) -> None:
         view.actions.flag(987654, True)
     with pytest.raises(view.routes.UnknownModelError, match="there is no device 'sim:9'"):
         view.actions.clear_cache(["sim:9"])
+
+
+def test_a_model_can_be_moved_off_its_device_and_stays_kept(view: View) -> None:
+    model = view.load(keep=True)
+    row = view.row(model)
+    assert (view.actions.is_kept(row), view.actions.why_not(row)) == (True, "")
+    answer = view.actions.eject([row.id])
+    assert answer["will"].startswith("unload ")
+    view.work()
+    assert not view.loaded(model)
+    assert view.keep.is_kept(model.model)
+    assert not view.keep.is_flagged(model.model)
+
+
+def test_a_kept_model_in_host_memory_is_let_go_of_when_that_is_asked(view: View) -> None:
+    model = view.load(keep=True)
+    number = view.row(model).id
+    view.actions.eject([number])
+    view.work()
+    with pytest.raises(view.routes.UnknownModelError, match='host memory: ask with "let_go"'):
+        view.actions.eject([number])
+    answer = view.actions.eject([number], let_go=True)
+    assert answer["will"].startswith("let go of ")
+    view.work()
+    report = view.actions.jobs.report(answer["ticket"])
+    assert (report["state"], report["details"]["unloaded"]) == ("done", ["Model"])
+    assert not view.keep.is_kept(model.model)
+    assert view.keep.is_flagged(model.model)
+
+
+def test_letting_go_takes_a_model_off_its_device_too(view: View) -> None:
+    model = view.load(keep=True)
+    view.actions.eject([view.row(model).id], let_go=True)
+    view.work()
+    assert (view.loaded(model), view.keep.is_kept(model.model)) == (False, False)

@@ -93,6 +93,7 @@ class StandInBackend:
     def __init__(self) -> None:
         self.rows = example_rows()
         self.flags: dict[int, bool] = {}
+        self.kept = {1, 5}
         self.reports: dict[int, dict[str, Any]] = {}
         self.calls: list[tuple[Any, ...]] = []
 
@@ -102,7 +103,8 @@ class StandInBackend:
             loaded = any(d != "cpu" for d in r.bytes) and r.id != 3
             why = "" if loaded else "it was not loaded through ComfyUI"
             eject = self.flags.get(r.id, False)
-            found.append({**r.as_json(), "eject": eject, "ejectable": loaded, "why_not": why})
+            told = {"eject": eject, "ejectable": loaded, "why_not": why, "kept": r.id in self.kept}
+            found.append({**r.as_json(), **told})
         return {"models": found, "scan_ms": 1.5}
 
     def devices(self) -> dict[str, Any]:
@@ -167,10 +169,12 @@ class StandInBackend:
         self.flags[model_id] = eject
         return {"id": model_id, "eject": eject}
 
-    def eject(self, ids: list[int] | None) -> dict[str, Any]:
+    def eject(self, ids: list[int] | None, let_go: bool = False) -> dict[str, Any]:
         for model_id in ids or ():
             self._known(model_id)
-        self.calls.append(("eject", ids))
+        self.calls.append(("let_go" if let_go else "eject", ids))
+        if let_go:
+            self.kept -= set(ids or ())
         chosen = [i for i, on in self.flags.items() if on] if ids is None else ids
         freed: dict[str, int] = {}
         for index, r in enumerate(self.rows):

@@ -76,6 +76,19 @@ def test_a_click_ejects_one_model_and_the_others_stay() -> None:
     on_page(check)
 
 
+def test_a_kept_model_in_ram_can_be_let_go_of_and_others_have_no_such_button() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        keys = "[...document.querySelectorAll('[data-key^=\"let-go\"]')].map(b => b.dataset.key)"
+        assert sorted(await page.evaluate(keys)) == ["let-go-1", "let-go-5"]
+        off = await page.evaluate("document.querySelector('[data-key=\"eject-5\"]').disabled")
+        assert off is True, "it is in RAM already"
+        await page.click('[data-key="let-go-5"]')
+        await until(lambda: server.backend.calls == [("let_go", [5])])
+
+    on_page(check)
+
+
 def test_the_switch_and_the_buttons_send_what_they_say() -> None:
     async def check(page: Page, server: StandIn) -> None:
         await page.wait_for(f"{ROWS} === 5")

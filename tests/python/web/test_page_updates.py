@@ -167,7 +167,7 @@ def test_a_click_that_reaches_no_server_says_so() -> None:
 def test_that_there_is_nothing_to_do_is_said_each_time() -> None:
     backend = StandInBackend()
     nothing = {"ticket": 0, "when": "never", "will": "nothing is unloaded", "models": []}
-    backend.eject = lambda ids: nothing
+    backend.eject = lambda ids, let_go: nothing
 
     async def check(page: Page, server: StandIn) -> None:
         await page.wait_for(f"{ROWS} === 5")

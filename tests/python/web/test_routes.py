@@ -103,13 +103,14 @@ def test_only_a_json_object_is_read(kind: str, data: bytes, status: int, message
 @pytest.mark.parametrize(
     ("name", "body", "field", "message"),
     [
+        ("eject", {"ids": [1], "let_go": 1}, "let_go", "let_go must be true or false"),
         ("eject", {"ids": 1}, "ids", "ids must be a list of at most 1000 whole numbers"),
         ("eject", {"ids": ["1"]}, "ids", "ids must be a list of at most 1000 whole numbers"),
         ("eject", {"ids": [True]}, "ids", "ids must be a list of at most 1000 whole numbers"),
         ("eject", {"ids": [1.5]}, "ids", "ids must be a list of at most 1000 whole numbers"),
         ("eject", {"ids": [-1]}, "ids", "ids must be a list of at most 1000 whole numbers"),
         ("eject", {"ids": [1] * 1001}, "ids", "ids must be a list of at most 1000 whole numbers"),
-        ("eject", {"path": "/etc/passwd"}, "path", "unknown field; known are: ids"),
+        ("eject", {"path": "/etc/passwd"}, "path", "unknown field; known are: ids, let_go"),
         ("flag", {"id": 1}, "eject", "eject is missing"),
         ("flag", {"id": 1, "eject": 1}, "eject", "eject must be true or false"),
         ("free", {"unload_models": "yes"}, "unload_models", "unload_models must be true or false"),
