@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -23,7 +24,11 @@ LEAVES = 10
 WIDTH = 16
 
 # At most, by row.
-GOALS = {"engine: host time of the hooks, a group": 10.0}
+GOALS = {
+    "engine: host time of the hooks, a group": 10.0,
+    "engine on CUDA: host time without torch's hooks and CUDA's calls": 3.0,
+    "engine on CUDA: host time with hooks and the double's calls": 8.0,
+}
 
 
 class _Leaf(nn.Module):
@@ -135,6 +140,42 @@ def hook_overhead(repeats: int, device: str = "sim:0") -> tuple[float, float, fl
     return hooks, with_hooks / GROUPS, bare / GROUPS
 
 
+def on_cuda(repeats: int) -> tuple[float, float]:
+    """Return µs a group of the host's time where the core streams on CUDA's entry points, on their double.
+
+    First without what torch takes to call two hooks, and with entry points that do nothing; then with both.
+    """
+    import distorch_sim
+    import pytest
+
+    support = str(Path(__file__).resolve().parents[1] / "tests" / "python" / "support")
+    if support not in sys.path:
+        sys.path.append(support)
+    import fake_cuda
+
+    distorch_sim.install([64 << 20])
+    model, x = _Model().eval(), torch.zeros(1, device="sim:0")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        fake_cuda.streamed_by_the_core(patch, computes=False) as fake,
+        torch.inference_mode(),
+    ):
+        plain = _fastest_us(lambda: model(x), repeats)
+        placed, executor = _streamed(model, "sim:0")
+        for _ in range(6):
+            model(x)
+        if executor.counters["copies"] < 5 * GROUPS:  # type: ignore[attr-defined]
+            raise RuntimeError("the groups were not streamed")
+        with_double = _fastest_us(lambda: model(x), repeats, fake.library.fake_run_all)
+        fake.library.fake_be_idle(True)
+        idle = _fastest_us(lambda: model(x), repeats)
+        fake.library.fake_be_idle(False)
+        placed.unload()  # type: ignore[attr-defined]
+        if fake.violations:
+            raise RuntimeError(fake.violations[0])
+    return (idle - plain) / GROUPS - torch_hooks(repeats), (with_double - plain) / GROUPS
+
+
 def packing(megabytes: int, repeats: int) -> tuple[float, float]:
     """Return GB/s (2**30 bytes) of packing eight tensors into a slab, and of a bare copy into fresh memory."""
     from distorch import slabs
@@ -155,10 +196,23 @@ def main(moment: bool = False) -> list[Row]:
     repeats = 5 if moment else 200
     hooks, whole, bare = hook_overhead(repeats)
     packed, cloned = packing(8 if moment else 64, 3 if moment else 10)
+    alone_us, double = on_cuda(repeats)
     label = f"{GROUPS} groups of {2 * LEAVES} tensors; the aim is at most 10"
     return [
         ("engine: host time of the hooks, a group", hooks, "µs", label),
         ("engine: of it, torch's calls of two empty hooks", torch_hooks(repeats), "µs", ""),
+        (
+            "engine on CUDA: host time without torch's hooks and CUDA's calls",
+            alone_us,
+            "µs",
+            "entry points that do nothing; the aim is at most 3",
+        ),
+        (
+            "engine on CUDA: host time with hooks and the double's calls",
+            double,
+            "µs",
+            "the aim is at most 8",
+        ),
         ("engine: step of groups that compute nothing, a group", whole, "µs", ""),
         ("engine: the bare copy of such a slab", bare, "µs", ""),
         ("engine: packing a slab", packed, "GB/s", f"a bare copy: {cloned:.2f} GB/s"),

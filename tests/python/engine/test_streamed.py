@@ -272,7 +272,9 @@ def test_failing_copies_are_errors_or_are_tried_again(
                 before.hooks,
             ), nth
             assert torch.equal(model(x).cpu(), expected), nth
-        assert (0 if backend else 1) <= raised < 11, "some of the copies ahead were tried again without an error"
+        assert (0 if backend else 1) <= raised < 11, (
+            "some of the copies ahead were tried again without an error"
+        )
 
 
 def test_no_room_for_the_slots_leaves_the_placed_model_as_it_was(

@@ -115,13 +115,16 @@ def library() -> Any:
     loaded.fake_adopt.argtypes = [ctypes.c_int, pointer, size]
     loaded.fake_disown.argtypes = [pointer, size]
     loaded.fake_kernel.argtypes = [pointer, ctypes.c_double, pointer, size, ctypes.c_char_p]
+    loaded.fake_be_idle.argtypes = [ctypes.c_bool]
     loaded.fake_set_link.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_double]
     return loaded
 
 
 @contextlib.contextmanager
-def streamed_by_the_core(monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> Iterator[FakeCuda]:
-    """Let the engine stream on sim:0 as it does on CUDA."""
+def streamed_by_the_core(
+    monkeypatch: pytest.MonkeyPatch, seed: int = 1, *, computes: bool = True
+) -> Iterator[FakeCuda]:
+    """Let the engine stream on sim:0 as it does on CUDA; without `computes` modules queue no kernels."""
     fake = FakeCuda(seed)
     real = core()
 
@@ -137,8 +140,9 @@ def streamed_by_the_core(monkeypatch: pytest.MonkeyPatch, seed: int = 1) -> Iter
     monkeypatch.setattr(byte_streaming, "core", Core)
     for module in (groups, pinning):
         monkeypatch.setattr(module, "cuda_device", cuda_device)
-    hook = register_module_forward_pre_hook(fake.before_compute)
+    hook = register_module_forward_pre_hook(fake.before_compute) if computes else None
     try:
         yield fake
     finally:
-        hook.remove()
+        if hook is not None:
+            hook.remove()

@@ -30,6 +30,9 @@ std::unique_ptr<Library>& Holder() {
 }
 Library& TheLibrary() { return *Holder(); }
 
+// Whether the calls of a step do nothing: what is left is the caller's time.
+bool idle = false;
+
 CudaFunctions& Cuda() { return TheLibrary().cuda; }
 NcclFunctions& Nccl() { return TheLibrary().nccl; }
 
@@ -59,6 +62,7 @@ FAKE_EXPORT int cudaHostUnregister(void* data) {
 }
 FAKE_EXPORT int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
                                 int kind, void* stream) {
+  if (idle) return 0;
   return Cuda().copy(to, from, bytes, kind, stream);
 }
 FAKE_EXPORT int cudaMemcpyPeerAsync(void* to, int to_device, const void* from,
@@ -77,6 +81,7 @@ FAKE_EXPORT int cudaStreamSynchronize(void* stream) {
   return Cuda().stream_synchronize(stream);
 }
 FAKE_EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned flags) {
+  if (idle) return 0;
   return Cuda().stream_wait(stream, event, flags);
 }
 FAKE_EXPORT int cudaEventCreateWithFlags(void** event, unsigned flags) {
@@ -86,6 +91,7 @@ FAKE_EXPORT int cudaEventDestroy(void* event) {
   return Cuda().event_destroy(event);
 }
 FAKE_EXPORT int cudaEventRecord(void* event, void* stream) {
+  if (idle) return 0;
   return Cuda().event_record(event, stream);
 }
 FAKE_EXPORT int cudaEventSynchronize(void* event) {
@@ -114,9 +120,11 @@ FAKE_EXPORT int cuDevicePrimaryCtxRetain(void** context, int device) {
   return Cuda().context_retain(context, device);
 }
 FAKE_EXPORT int cuCtxPushCurrent_v2(void* context) {
+  if (idle) return 0;
   return Cuda().context_push(context);
 }
 FAKE_EXPORT int cuCtxPopCurrent_v2(void** context) {
+  if (idle) return 0;
   return Cuda().context_pop(context);
 }
 
@@ -183,6 +191,7 @@ FAKE_EXPORT const char* ncclGetErrorString(int code) {
 FAKE_EXPORT void fake_reset(std::uint32_t seed) {
   Holder() = std::make_unique<Library>(seed);
 }
+FAKE_EXPORT void fake_be_idle(bool be) { idle = be; }
 FAKE_EXPORT void fake_run_all() { TheLibrary().fake.RunAll(); }
 FAKE_EXPORT int fake_violations() {
   return static_cast<int>(TheLibrary().fake.violations.size());
