@@ -16,8 +16,11 @@
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <unordered_map>
@@ -171,7 +174,7 @@ class CpuCall {
     }
     lowered_.assign(stack_->begin() + static_cast<std::ptrdiff_t>(first),
                     stack_->end());
-    op_.callBoxed(stack_);
+    CallOnCpu();
     StoreResized();
     const auto returns = op_.schema().returns().size();
     const auto begin = stack_->size() - returns;
@@ -181,6 +184,19 @@ class CpuCall {
   }
 
  private:
+  // As if the caller had called with CPU tensors: an autograd kernel that led
+  // here has switched off what would note of which tensor a view is.
+  void CallOnCpu() {
+    c10::impl::LocalDispatchKeySet keys =
+        c10::impl::tls_local_dispatch_key_set();
+    keys.excluded_ = keys.excluded_.remove(c10::DispatchKey::ADInplaceOrView);
+    if (!c10::InferenceMode::is_enabled()) {
+      keys.excluded_ = keys.excluded_ - c10::autograd_dispatch_keyset;
+    }
+    const c10::impl::ForceDispatchKeyGuard guard(keys);
+    op_.callBoxed(stack_);
+  }
+
   void NoteDevice(c10::Device device) {
     if (!device_) {
       device_ =
@@ -204,20 +220,28 @@ class CpuCall {
                 op_.schema().name(), ")");
   }
 
-  // Lists that are walked one tensor at a time, and operators that take
-  // lengths on the host.
+  // Lists that are walked one tensor at a time, and the recurrent operators on
+  // packed sequences, whose lengths are on the host.
   bool TakesManyDevices() const {
     const std::string& name = op_.schema().name();
-    return name.rfind("aten::_foreach_", 0) == 0 ||
-           name == "aten::_pack_padded_sequence" || name == "aten::lstm" ||
-           name == "aten::gru";
+    return name.rfind("aten::_foreach_", 0) == 0 || name == "aten::lstm" ||
+           name == "aten::gru" || name == "aten::rnn_tanh" ||
+           name == "aten::rnn_relu";
   }
 
-  at::Tensor Lower(const at::Tensor& tensor) {
+  // One tensor given twice stays one: kernels ask (attention to itself).
+  at::Tensor Lower(const at::Tensor& tensor, bool written = false) {
     RequireOnePlace(tensor);
     if (!OnSim(tensor)) return tensor;
     NoteDevice(tensor.device());
-    at::Tensor view = CpuView(tensor);
+    at::Tensor& view = views_[tensor.unsafeGetTensorImpl()];
+    if (view.defined()) return view;
+    // The view says of gradients what the tensor says. Composite operators ask,
+    // also where none are recorded: at::matmul multiplies by a weight that
+    // requires them in another way than by one that does not.
+    const c10::InferenceMode as_the_tensor(tensor.is_inference());
+    view = CpuView(tensor);
+    if (!written) view.set_requires_grad(tensor.requires_grad());
     owners_.emplace(view.storage().unsafeGetStorageImpl(), tensor);
     return view;
   }
@@ -225,9 +249,9 @@ class CpuCall {
   // An empty `out=` tensor is there to be given a size by the kernel, which
   // memory of another owner cannot be.
   IValue ToCpuForWriting(const IValue& value) {
-    if (!value.isTensor() || !OnSim(value.toTensor()) ||
-        value.toTensor().numel() != 0) {
-      return ToCpu(value);
+    if (!value.isTensor()) return ToCpu(value);
+    if (!OnSim(value.toTensor()) || value.toTensor().numel() != 0) {
+      return Lower(value.toTensor(), /*written=*/true);
     }
     RequireOnePlace(value.toTensor());
     NoteDevice(value.toTensor().device());
@@ -280,6 +304,10 @@ class CpuCall {
     if (!tensor.defined() || !device_ || !tensor.device().is_cpu()) {
       return tensor;
     }
+    TORCH_CHECK(!tensor.is_nested() && !tensor.is_quantized() &&
+                    tensor.layout() == at::kStrided,
+                "sim: only dense tensors are simulated, aten operator ",
+                op_.schema().name(), " made another kind");
     const auto owner = owners_.find(tensor.storage().unsafeGetStorageImpl());
     if (owner != owners_.end()) {  // a view of an argument
       at::Tensor view = at::detail::make_tensor<c10::TensorImpl>(
@@ -320,6 +348,7 @@ class CpuCall {
   torch::jit::Stack* stack_;
   std::vector<IValue> originals_;
   std::vector<IValue> lowered_;
+  std::unordered_map<c10::TensorImpl*, at::Tensor> views_;  // of operands
   std::unordered_map<c10::StorageImpl*, at::Tensor> owners_;
   std::optional<c10::Device> device_;
   std::optional<c10::Device> place_;  // of the operands seen so far
@@ -330,42 +359,39 @@ void OnCpu(const c10::OperatorHandle& op, Keys /*keys*/,
   CpuCall(op, stack).Run();
 }
 
-// Composite operators choose their parts by the kind of device; taken whole,
-// they choose what they would choose for a CPU tensor.
-constexpr const char* kWhole[] = {
-    "linear",
-    "matmul",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv1d.padding",
-    "conv2d.padding",
-    "conv3d.padding",
-    "conv_transpose1d",
-    "conv_transpose2d.input",
-    "conv_transpose3d.input",
-    "convolution",
-    "_convolution",
-    "layer_norm",
-    "group_norm",
-    "rms_norm",
-    "batch_norm",
-    "instance_norm",
-    "einsum",
-    "scaled_dot_product_attention",
-    "softmax.int",
-    "log_softmax.int",
-    "native_group_norm",
-    "lstm.input",
-    "gru.input",
-    "rnn_tanh.input",
-    "rnn_relu.input",
-    "lstm_cell",
-    "gru_cell",
-    "bilinear",
-    "upsample_nearest2d.vec",
-    "upsample_bilinear2d.vec",
-};
+bool HoldsTensors(const c10::Type& type) {
+  if (type.kind() == c10::TypeKind::TensorType) return true;
+  const auto parts = type.containedTypes();
+  return std::any_of(parts.begin(), parts.end(),
+                     [](const auto& part) { return HoldsTensors(*part); });
+}
+
+// Composite operators choose their parts by the kind of device: taken whole,
+// they choose what they would choose for a CPU tensor. That is every one that
+// makes new tensors from tensors. Those that make views, write, or are told a
+// device are parts themselves, and so are `clone`, which counts as a copy, and
+// the packing of sequences, whose lengths stay on the host.
+bool RunsWhole(const c10::OperatorHandle& op) {
+  using c10::DispatchKey;
+  const c10::FunctionSchema& schema = op.schema();
+  if (schema.name() == "aten::clone" ||
+      schema.name() == "aten::_pack_padded_sequence" ||
+      schema.name() == "aten::_pad_packed_sequence" ||
+      op.hasKernelForDispatchKey(DispatchKey::PrivateUse1) ||
+      !(op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd) ||
+        op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd))) {
+    return false;
+  }
+  bool takes_tensors = false;
+  for (const c10::Argument& argument : schema.arguments()) {
+    if (argument.alias_info() != nullptr || argument.name() == "device") {
+      return false;
+    }
+    takes_tensors |= HoldsTensors(*argument.type());
+  }
+  return takes_tensors && !schema.returns().empty() &&
+         HoldsTensors(*schema.returns()[0].type());
+}
 
 }  // namespace
 
@@ -383,8 +409,15 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("resize_", TORCH_FN(Resize));
   m.impl("set_.source_Storage_storage_offset", TORCH_FN(SetStorageOffset));
   m.impl("set_.source_Storage", TORCH_FN(SetStorage));
-  for (const char* name : kWhole) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&OnCpu>());
+  for (const c10::OperatorName& name :
+       c10::Dispatcher::singleton().getAllOpNames()) {
+    const auto op = c10::Dispatcher::singleton().findOp(name);
+    if (name.getNamespace() != "aten" || !op || !op->hasSchema() ||
+        !RunsWhole(*op)) {
+      continue;
+    }
+    m.impl(c10::toString(name).c_str(),
+           torch::CppFunction::makeFromBoxedFunction<&OnCpu>());
   }
 }
 
