@@ -46,8 +46,10 @@ absl::Status CheckSums(const Plan& plan, absl::Span<const Block> blocks) {
     if (used[d] != share.used || count[d] != share.blocks) {
       return Broken(absl::StrCat("the sums of ", name, " do not agree"));
     }
-    if (used[d] > share.cap) {
-      return Broken(absl::StrCat(name, " holds ", used[d].value(),
+    const Bytes held =
+        plan.slots_exceed_cap ? used[d] : SaturatingAdd(used[d], share.slots);
+    if (held > share.cap) {
+      return Broken(absl::StrCat(name, " holds ", held.value(),
                                  " bytes, its cap is ", share.cap.value()));
     }
     sum += used[d];

@@ -62,7 +62,14 @@ struct PlanOptions {
   // A donor with less free memory than its entry asks for is an error, where
   // otherwise its cap is lowered with a note.
   bool strict = false;
+  // The most staging slots into which layer groups are to be streamed on the
+  // compute device, whose cap then holds its weights and the slots. 0: nothing
+  // is streamed.
+  uint32_t slots = 0;
 };
+
+// As many slots as the links of the donors can make use of.
+inline constexpr uint32_t kSlotsForEveryLink = ~uint32_t{0};
 
 // Why a block is where it is.
 enum class Reason : uint8_t {
@@ -82,7 +89,8 @@ struct DeviceShare {
   Bytes asked;      // what the string asks for, in bytes of this model
   Bytes cap;        // the most it may hold: never above `available`, if known
   Bytes available;  // free memory less the reserve; Max() if not known
-  Bytes used;       // what the plan puts there
+  Bytes used;       // weights that the plan puts there
+  Bytes slots;      // what streaming takes there, on the compute device only
   uint32_t blocks = 0;
   bool in_string = false;  // has an entry (or is part of `auto`)
   bool is_rest = false;    // takes what the others leave
@@ -95,6 +103,10 @@ struct Plan {
   DeviceId compute;
   Order order = Order::kAuto;
   Bytes model_bytes;
+  uint32_t slots = 0;  // staging slots on the compute device
+  Bytes slot_bytes;    // of one: the most that is streamed of a layer group
+  // The compute device's cap holds no slot: streaming goes beyond it.
+  bool slots_exceed_cap = false;
   // In the order of the string; devices that it does not name come after.
   std::vector<DeviceShare> devices;
   std::vector<uint32_t> placement;
@@ -107,8 +119,9 @@ struct Plan {
 };
 
 // Whether the plan keeps its word for these blocks: every block has a place,
-// the sums agree, no device holds more than its cap, pinned blocks are on the
-// compute device, tied ones together. Internal, naming the first fault.
+// the sums agree, no device holds more than its cap, slots included, pinned
+// blocks are on the compute device, tied ones together. Internal, naming the
+// first fault.
 absl::Status CheckInvariants(const Plan& plan, absl::Span<const Block> blocks);
 
 // "stays on cuda:0: embedding", one line.

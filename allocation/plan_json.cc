@@ -109,6 +109,9 @@ std::string PlanToFullJson(const Plan& plan, absl::Span<const Block> blocks) {
         &out);
   };
   by_device("caps", [](const DeviceShare& s) { return s.cap.value(); });
+  by_device("slots", [](const DeviceShare& s) { return s.slots.value(); });
+  absl::StrAppend(&out, ", \"slot_count\": ", plan.slots,
+                  ", \"slot_bytes\": ", plan.slot_bytes.value());
   by_device("modes",
             [](const DeviceShare& s) { return JsonString(ModeName(s.mode)); });
   out.append(", ");

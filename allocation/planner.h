@@ -16,11 +16,16 @@
 //      gets what is left
 //   5  the option `order` spreads groups evenly over the model
 //   6  where the rest device would overflow, atoms are placed singly
-//   7  sums and notes
+//   7  where layer groups are streamed (option `slots`), 3 to 6 anew with less
+//      room on the compute device, until it holds the slots too
+//   8  sums and notes
 //
 // Rules beyond the string:
 // - A compute device that the string does not name gets what must stay there
-//   (pinned blocks) and nothing else.
+//   (pinned blocks), the slots, and nothing else.
+// - The cap of the compute device counts the slots. Where it leaves no room for
+//   as many as the links could use there are fewer; where it leaves none, two
+//   slots go beyond it, with a note. A ratio is no cap: slots come beside it.
 // - Percentages alone are ratios: each device gets at most its share, rounded
 //   down to whole blocks, and cpu (or the last device) gets what rounding
 //   leaves. Beside other amounts a percentage is a cap, but for that of cpu.

@@ -106,6 +106,24 @@ std::string DeviceAllocations(const Plan& plan,
   return table.Format();
 }
 
+// What the caps hold: weights, and on the compute device the slots into which
+// the others' weights are streamed.
+std::string Caps(const Plan& plan) {
+  if (plan.slots == 0) return "";
+  Table table("DisTorch2 Model Caps",
+              {"Device", "Cap(GB)", "Weights(GB)", "Slots(GB)", "Slots"});
+  for (const DeviceShare& share : plan.devices) {
+    const bool has_slots = share.slots > Bytes(0);
+    table.Add({share.device.ToString(),
+               share.cap == Bytes::Max() ? "unknown" : FormatGB(share.cap),
+               FormatGB(share.used), FormatGB(share.slots),
+               has_slots ? absl::StrCat(plan.slots, " of ",
+                                        FormatBytes(plan.slot_bytes))
+                         : "-"});
+  }
+  return table.Format() + "\n";
+}
+
 std::string LayerDistribution(const Plan& plan,
                               absl::Span<const Block> blocks) {
   std::map<std::string, std::pair<int64_t, Bytes>> types;
@@ -177,7 +195,7 @@ std::string FormatTables(const Plan& plan, absl::Span<const Block> blocks,
   std::string text = absl::StrCat(
       VramAnalysis(plan, devices), "\nFinal Allocation String\n",
       FormatSpec(plan.spec), "\n\n", DeviceAllocations(plan, devices), "\n",
-      LayerDistribution(plan, blocks), Assignments(plan, blocks));
+      Caps(plan), LayerDistribution(plan, blocks), Assignments(plan, blocks));
   if (!plan.notes.empty()) absl::StrAppend(&text, "\n");
   for (const std::string& note : plan.notes) {
     absl::StrAppend(&text, "note: ", note, "\n");

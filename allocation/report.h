@@ -12,9 +12,10 @@
 namespace distorch {
 
 // "Model Virtual VRAM Analysis", "Final Allocation String", "Model Device
-// Allocations", "Model Layer Distribution" (if blocks have a layer type),
-// "Model Final Device/Layer Assignments", then the notes and, for a device
-// filled above 90 % of its memory, a warning. Lines end in "\n".
+// Allocations", "Model Caps" (if layer groups are streamed), "Model Layer
+// Distribution" (if blocks have a layer type), "Model Final Device/Layer
+// Assignments", then the notes and, for a device filled above 90 % of its
+// memory, a warning. Lines end in "\n".
 std::string FormatTables(const Plan& plan, absl::Span<const Block> blocks,
                          absl::Span<const Device> devices);
 

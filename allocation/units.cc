@@ -161,17 +161,15 @@ void FillSequence(const std::vector<uint32_t>& group_of_atom, uint32_t groups,
   }
 }
 
-// Rising; empty where nothing is in a layer group.
-std::vector<uint32_t> LoosePositions(absl::Span<const Block> blocks,
-                                     const std::vector<uint32_t>& first_block,
-                                     const Units& units) {
-  std::vector<uint32_t> loose;
-  for (uint32_t p = 0; p < units.sequence.size(); ++p) {
-    const Block& block = blocks[first_block[units.sequence[p]]];
-    if (block.group.empty()) loose.push_back(p);
+// Fills in `loose`, rising, and `has_layer_groups`.
+void FindLoose(absl::Span<const Block> blocks,
+               const std::vector<uint32_t>& first_block, Units* units) {
+  for (uint32_t p = 0; p < units->sequence.size(); ++p) {
+    const Block& block = blocks[first_block[units->sequence[p]]];
+    if (block.group.empty()) units->loose.push_back(p);
   }
-  if (loose.size() == units.sequence.size()) loose.clear();
-  return loose;
+  units->has_layer_groups = units->loose.size() < units->sequence.size();
+  if (!units->has_layer_groups) units->loose.clear();
 }
 
 }  // namespace
@@ -197,7 +195,7 @@ absl::StatusOr<Units> MakeUnits(absl::Span<const Block> blocks) {
   const uint32_t groups =
       NumberGroups(blocks, first_block, pinned, &group_of_atom);
   FillSequence(group_of_atom, groups, &units);
-  units.loose = LoosePositions(blocks, first_block, units);
+  FindLoose(blocks, first_block, &units);
   return units;
 }
 

@@ -24,6 +24,7 @@ struct Units {
   std::vector<uint32_t> sequence;   // atoms
   std::vector<uint32_t> group_end;  // ends of the groups: positions, rising
   std::vector<uint32_t> loose;      // positions of what is in no layer group
+  bool has_layer_groups = false;    // else `loose` is empty
   std::vector<uint32_t> pinned;     // atoms
   Bytes pinned_bytes;
   Bytes model_bytes;

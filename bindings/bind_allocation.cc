@@ -222,10 +222,15 @@ void BindInputs(py::module_& module) {
                ", free=" + text(d.free) + ")";
       });
   py::class_<PlanOptions>(module, "Options", "How to plan.")
-      .def(py::init([](const std::string& order, bool strict) {
-             return PlanOptions{OrderFrom(order), strict};
+      .def(py::init([](const std::string& order, bool strict,
+                       std::optional<uint32_t> slots) {
+             return PlanOptions{OrderFrom(order), strict,
+                                slots.value_or(kSlotsForEveryLink)};
            }),
-           py::arg("order") = "auto", py::arg("strict") = false)
+           py::arg("order") = "auto", py::arg("strict") = false,
+           py::arg("slots") = 0,
+           "`slots`: staging slots at most; 0: nothing is streamed, None: as "
+           "many as the links can make use of.")
       .def_readonly("strict", &PlanOptions::strict);
 }
 
@@ -305,6 +310,17 @@ void BindPlan(py::module_& module) {
       .def_property_readonly("caps", ByDevice([](const DeviceShare& share) {
                                return share.cap.value();
                              }))
+      .def_property_readonly(
+          "staging", ByDevice([](const DeviceShare& share) {
+            return share.slots.value();
+          }),
+          "Bytes by device that streaming takes beside the weights.")
+      .def_property_readonly(
+          "slots", [](const BoundPlan& bound) { return bound.plan.slots; },
+          "Staging slots on the compute device.")
+      .def_property_readonly(
+          "slot_bytes",
+          [](const BoundPlan& bound) { return bound.plan.slot_bytes.value(); })
       .def_property_readonly(
           "modes", ByDevice([](const DeviceShare& share) {
             return std::string(ModeName(share.mode));

@@ -83,7 +83,7 @@ class Placed:
             )
             for b, group, cost in zip(self.blocks, groups, costs, strict=True)
         ]
-        options = allocation.Options(strict=strict)
+        options = allocation.Options(strict=strict, slots=None)
         self.plan = allocation.make_plan(
             self.request.spec, blocks, devices, name_of(self.compute), options
         )

@@ -66,7 +66,8 @@ def staging_bytes(placed: Any, here: str) -> int:
         if streamed:
             sources |= {placed.target(b) for b in streamed}
             sizes.append(sum(b.bytes for b in streamed))
-    return min(slots_for(sources), len(sizes)) * max(sizes, default=0)
+    slots = placed.plan.slots or slots_for(sources)
+    return min(slots, len(sizes)) * max(sizes, default=0)
 
 
 def streamable(block: Block) -> bool:
@@ -103,6 +104,7 @@ class Runner:
             specs,
             placed.compute,
             store,
+            slots=placed.plan.slots or None,
             modes={d: placed.request.mode(d, m) for d, m in placed.plan.modes.items()},
             links=host_links(here),
             pinner=placed.pinner,

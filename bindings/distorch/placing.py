@@ -104,6 +104,7 @@ def place(
     """
     if isinstance(where, str):
         compute = compute or device_names()[0]
+        planning.setdefault("options", Options(slots=None))
         placed = place_string(
             model, where, compute=compute, patches=patches, progress=progress, **planning
         )

@@ -6,6 +6,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -158,6 +159,49 @@ TEST(PlannerPropertyTest, EqualBlocksFillRandomCaps) {
     ASSERT_EQ(plan.devices[0].blocks, static_cast<uint32_t>(on_a)) << text;
     ASSERT_EQ(plan.devices[1].blocks, static_cast<uint32_t>(on_b)) << text;
   }
+}
+
+// What is streamed of the group of which it is the most, and how many groups.
+std::pair<Bytes, uint32_t> Streamed(const Plan& plan,
+                                    const std::vector<Block>& blocks) {
+  std::map<std::string, Bytes> by_group;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (plan.DeviceOf(i) == plan.compute) continue;
+    by_group[blocks[i].group] += blocks[i].bytes;
+  }
+  Bytes most;
+  for (const auto& [group, bytes] : by_group) most = std::max(most, bytes);
+  return {most, static_cast<uint32_t>(by_group.size())};
+}
+
+TEST(PlannerPropertyTest, SlotsHoldWhatIsStreamedWithinTheCap) {
+  std::mt19937 random(1914);
+  const auto below = [&](int n) {
+    return std::uniform_int_distribution<int>(0, n - 1)(random);
+  };
+  int within = 0;
+  for (int i = 0; i < 5'000; ++i) {
+    auto blocks = EqualBlocks(1 + below(40), MiB(10), 1 + below(5));
+    for (Block& block : blocks) block.bytes = MiB(1 + below(12));
+    if (below(4) == 0) blocks[0].pinned = "head";
+    const std::string text = absl::StrCat("cuda:0,", 12 + below(400),
+                                          "mb;cuda:1,", below(200), "mb;cpu,*");
+    const PlanOptions options = {static_cast<Order>(below(3)), false,
+                                 static_cast<uint32_t>(below(5))};
+    const Plan plan =
+        MustPlan(text, blocks, TwoGpusAndHost(), "cuda:0", options);
+    const auto [most, groups] = Streamed(plan, blocks);
+    ASSERT_LE(plan.slots, std::min(options.slots, groups)) << text;
+    ASSERT_EQ(plan.slots > 0, options.slots > 0 && groups > 0) << text;
+    if (plan.slots == 0) continue;
+    ASSERT_GE(plan.slot_bytes, most) << text;
+    ASSERT_LE(plan.slot_bytes, most + KiB(64)) << text;
+    if (plan.slots_exceed_cap) continue;
+    ++within;
+    const DeviceShare& compute = plan.devices[0];
+    ASSERT_LE(compute.used + compute.slots, compute.cap) << text;
+  }
+  EXPECT_GT(within, 1'000);
 }
 
 TEST(PlannerPropertyTest, TheSameArgumentsGiveTheSamePlan) {

@@ -63,6 +63,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="a device short of memory is an error, not a note"
     )
     parser.add_argument(
+        "--slots",
+        type=int,
+        metavar="N",
+        help="staging slots on the compute device, which count against its cap: 0 where nothing is streamed "
+        "(default: as many as the links of the donors can make use of)",
+    )
+    parser.add_argument(
         "--step-seconds",
         type=float,
         metavar="S",
@@ -116,7 +123,8 @@ def _step(
         raise InputError("--step-seconds must be a number of seconds, above 0")
     if args.activations < 0:
         raise InputError("--activations must be a number of bytes, 0 or more")
-    return allocation.predict_step(plan, devices, args.step_seconds, args.activations)
+    slots = max(1, plan.slots)
+    return allocation.predict_step(plan, devices, args.step_seconds, args.activations, slots)
 
 
 def error_object(error: Exception) -> dict[str, Any]:
@@ -139,7 +147,9 @@ def _plan(
     if (args.file is None) == (args.blocks is None):
         raise InputError("give either a model file or --blocks FILE.json")
     blocks = _read(args.blocks, _block) if args.blocks else blocks_of_file(Path(args.file))
-    options = allocation.Options(order=args.order, strict=args.strict)
+    if args.slots is not None and not 0 <= args.slots < 2**31:
+        raise InputError("--slots must be a number of slots, 0 or more")
+    options = allocation.Options(order=args.order, strict=args.strict, slots=args.slots)
     try:
         compute = args.compute or spec.compute or _default_compute(devices)
         return allocation.make_plan(spec, blocks, devices, compute, options)
@@ -211,8 +221,10 @@ def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
         return ""
     if not isinstance(value, str):
         raise ValueError(f'"{key}" must be a string')
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f'"{key}" has half of a surrogate pair in it: {value!a}')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f'"{key}" has half of a surrogate pair in it: {value!a}') from None
     return value
 
 

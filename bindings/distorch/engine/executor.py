@@ -51,7 +51,8 @@ class StreamedExecutor:
 
         Args:
             placed: a placed model.
-            slots: staging slots on the compute device; by default two, and one more for each source after the first.
+            slots: staging slots on the compute device; default: the plan's, else two, and one more for each source after
+                the first.
             modes: "stream", "migrate" or "auto" by donor; default: as the plan says.
             links: GB/s from each donor to the compute device; default: as measured (`distorch links`).
             pin_cap: bytes of host memory to pin at most; default: three quarters of it, 0.4 on Windows.
@@ -78,7 +79,7 @@ class StreamedExecutor:
             placed.replace,
             modes=wanted,
             links=host_links(placed.compute) if links is None else links,
-            slots=slots,
+            slots=getattr(placed.plan, "slots", 0) or None if slots is None else slots,
             pinner=pinner,
             resident=resident if specs else {},
             changed=self._lend_the_rest,

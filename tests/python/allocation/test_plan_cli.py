@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,49 @@ def test_memory_may_be_unknown(plan):
     assert status == 0
     assert found["totals"] == {"cuda:0": 900 * MB, "cpu": 2100 * MB}
     assert found["notes"][0].startswith("nobody tells how much memory cuda:0 has free")
+
+
+@pytest.mark.parametrize("form", [["--json"], []], ids=["json", "tables"])
+def test_ten_microseconds_a_block(tmp_path, capsys, form):
+    count = 50_000
+    rows = [
+        {
+            "name": f"blocks.{i // 10}.layer.{i % 10}.query",
+            "bytes": MB,
+            "group": f"blocks.{i // 10}",
+        }
+        for i in range(count)
+    ]
+    arguments = [
+        "plan",
+        "--blocks",
+        write(tmp_path / "b.json", rows),
+        "--alloc",
+        "cuda:0,2gb;cpu,*",
+    ]
+    arguments += ["--devices", write(tmp_path / "d.json", DEVICES), *form]
+    begin = time.process_time()
+    assert main(arguments) == 0
+    seconds = time.process_time() - begin
+    assert "cuda:0" in capsys.readouterr().out
+    assert seconds < count * 10e-6
+
+
+def test_the_cap_of_the_compute_device_counts_the_slots(plan, tmp_path, capsys):
+    rows = [
+        {"name": f"blocks.{i // 2}.{i % 2}", "bytes": 100 * MB, "group": f"blocks.{i // 2}"}
+        for i in range(40)
+    ]
+    _, found = plan("cuda:0,1gb;cpu,*", rows)
+    assert found["totals"] == {"cuda:0": 600 * MB, "cpu": 3400 * MB}  # two slots of 200 MB
+    _, found = plan("cuda:0,1gb;cpu,*", rows, DEVICES, "cuda:0", "--slots", "0")
+    assert found["totals"] == {"cuda:0": 1000 * MB, "cpu": 3000 * MB}
+    arguments = ["plan", "--blocks", str(tmp_path / "blocks.json"), "--alloc", "cuda:0,1gb;cpu,*"]
+    arguments += ["--devices", str(tmp_path / "devices.json")]
+    assert main(arguments) == 0
+    assert "2 of 200.00 MB" in capsys.readouterr().out
+    assert main([*arguments, "--slots", "-1"]) == 2
+    assert "--slots must be a number of slots, 0 or more" in capsys.readouterr().err
 
 
 def test_a_plan_has_three_keys(plan):
@@ -287,7 +331,7 @@ def grouped(count: int) -> list[dict]:
 
 
 def test_a_step_is_predicted_with_the_way_of_each_donor(plan):
-    string = "cuda:0,6000mb;cuda:1,*"
+    string = "cuda:0,6601mb;cuda:1,*"  # 20 groups, and two slots
     status, shown = plan(
         string, grouped(40), DEVICES, "cuda:0", "--step-seconds", "0.1", "--activations", "10485760"
     )
