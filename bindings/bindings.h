@@ -18,6 +18,7 @@ void BindCost(pybind11::module_& module);
 void BindDevice(pybind11::module_& module);
 void BindExecution(pybind11::module_& module);
 void BindPlacement(pybind11::module_& module);
+void BindPlan(pybind11::module_& module);
 void BindSampler(pybind11::module_& module);
 void BindScan(pybind11::module_& module);
 void BindStreaming(pybind11::module_& module);

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, module) {
   distorch::bindings::BindDevice(module);
   distorch::bindings::BindExecution(module);
   distorch::bindings::BindPlacement(module);
+  distorch::bindings::BindPlan(module);
   distorch::bindings::BindSampler(module);
   distorch::bindings::BindScan(module);
   distorch::bindings::BindTelemetry(module);
