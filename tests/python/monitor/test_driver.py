@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -73,6 +74,35 @@ def test_without_cudas_library_the_environment_decides(driver: Path, tmp_path: P
     shutil.copy(driver / "libnvidia-ml.so.1", only_nvml)
     monitor(only_nvml, tmp_path, "--no-server", CUDA_VISIBLE_DEVICES="6,GPU-00000002")
     assert used(tmp_path) == {"cuda:0": 6, "cuda:1": 1}
+
+
+def test_a_gpu_that_is_lost_hides_no_other(driver: Path, tmp_path: Path) -> None:
+    done = monitor(driver, tmp_path, "--no-server", FAKE_LOST="2")
+    assert done.returncode == 0, done.stderr
+    assert used(tmp_path) == {f"cuda:{i}": i for i in range(8) if i != 2}
+
+
+def test_a_slice_of_a_gpu_is_what_cuda_shows(driver: Path, tmp_path: Path) -> None:
+    only_nvml = tmp_path / "driver"
+    only_nvml.mkdir()
+    shutil.copy(driver / "libnvidia-ml.so.1", only_nvml)
+    monitor(only_nvml, tmp_path, "--no-server", FAKE_CUT="5", CUDA_VISIBLE_DEVICES="MIG-1,4")
+    assert used(tmp_path) == {"cuda:0": 3, "cuda:1": 4}
+
+
+def test_the_doctor_sees_what_is_lost(driver: Path) -> None:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_LOST": "2", "FAKE_CUT": "5"}
+    done = subprocess.run(
+        [sys.executable, "-m", "distorch", "doctor", "--json"],
+        env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    (row,) = [r for r in json.loads(done.stdout) if r["name"] == "NVIDIA driver"]
+    lost = "card 2 (nvmlDeviceGetMemoryInfo failed: NVML error 15, the GPU is lost)"
+    assert row["status"] == "broken"
+    assert lost in row["found"]
+    assert "card 1, " in row["found"]
+    assert row["advice"].startswith("a GPU is lost, the others work")
+    assert done.returncode == 1
 
 
 def test_nvml_that_fails_leaves_nvidia_smi(driver: Path, tmp_path: Path) -> None:
