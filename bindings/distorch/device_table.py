@@ -44,12 +44,9 @@ def device_table(
         empty: devices of which all memory counts as free.
         infos: devices listed before; default: all of this machine.
     """
-    compute = compute or (spec.compute if spec is not None else "")
+    compute = compute or (spec.compute if spec is not None else "") or device_names()[0]
     if infos is None:
-        first = compute or next(iter(list_devices())).device
-        infos = list_devices(asked=concerned(spec, first) if spec is not None else ())
-    table = list(infos)
-    compute = compute or table[0].device
+        infos = list_devices(asked=concerned(spec, compute) if spec is not None else ())
     return [
         Device(
             device=info.device,
@@ -58,5 +55,5 @@ def device_table(
             reserve=0 if info.kind == "cpu" else reserve,
             link_gbps=host_link_gbps(compute, info.device),
         )
-        for info in table
+        for info in infos
     ]

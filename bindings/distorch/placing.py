@@ -90,7 +90,8 @@ def place(
         where: an allocation string: it is planned, placed, and run with weights that come ahead of their use
             (`placed.executor`). Or a plan, which is placed, no more: what has `placement`, a mapping of block names to
             devices (`distorch.make_plan`).
-        compute: the device on which the model runs; default for a string: the first accelerator of this machine, else the host.
+        compute: the device on which the model runs; default for a string: what it names, else the first accelerator of this
+            machine, else the host.
         patches: patches by qualified parameter name.
         blocks: the inventory, where the caller has made it already.
         progress: called after each block; default: lines on standard error when the load takes over a second.
@@ -103,7 +104,6 @@ def place(
         torch.OutOfMemoryError, MemoryError, RuntimeError: as raised on the way. In every case the model is unchanged.
     """
     if isinstance(where, str):
-        compute = compute or device_names()[0]
         planning.setdefault("options", Options(slots=None))
         placed = place_string(
             model, where, compute=compute, patches=patches, progress=progress, **planning
@@ -147,7 +147,7 @@ def place_string(
     model: nn.Module,
     text: str,
     *,
-    compute: str,
+    compute: str | None = None,
     patches: Patches | None = None,
     devices: Iterable[Any] | None = None,
     options: Any = None,
@@ -162,7 +162,7 @@ def place_string(
     Args:
         model: see `place`.
         text: the allocation string, for example "cuda:0,2.5gb;cuda:1,3gb;cpu,*".
-        compute: the device on which the model runs.
+        compute: see `place`.
         patches: see `place`.
         devices: the planner's devices; default: those of this machine, where what the model holds already is free.
         options: the planner's options.
@@ -179,17 +179,10 @@ def place_string(
     from distorch.device_table import device_table
 
     blocks = inventory(model, patches=patches, pin=pin, groups=groups)
-    if devices is not None:
-        table = list(devices)
-        spec = parse(text, table)
-    else:
-        spec = parse(text, device_names())
-        table = _counting(blocks, device_table(name_of(compute), spec))
-    plan = make_plan(
-        spec,
-        blocks.allocation_blocks(seconds, often),
-        table,
-        name_of(compute),
-        options or Options(),
-    )
+    given = None if devices is None else list(devices)
+    spec = parse(text, device_names() if given is None else given)
+    compute = name_of(compute or spec.compute or device_names()[0])
+    table = _counting(blocks, device_table(compute, spec)) if given is None else given
+    planned = blocks.allocation_blocks(seconds, often)
+    plan = make_plan(spec, planned, table, compute, options or Options())
     return place(model, plan, compute=compute, patches=patches, blocks=blocks, progress=progress)

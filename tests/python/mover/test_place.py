@@ -248,3 +248,52 @@ def test_a_model_that_fills_the_host_may_stay_there(
     placed.unload()
     with pytest.raises(distorch.PlanError, match="does not fit"):
         place_string(model, "sim:0,30kb;cpu,*", compute="sim:0", devices=table)
+
+
+class Layered(nn.Module):
+    """Eight layers of two blocks of 64 KB; its input is a part of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(128, 128, bias=False), nn.Linear(128, 128, bias=False))
+            for _ in range(8)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.usefixtures("sim")
+@pytest.mark.parametrize(
+    ("text", "resident", "slots"),
+    [("sim:0,640kb;cpu,*", 5, 2), ("sim:0,640kb;sim:1,256kb;cpu,*", 3, 3), ("sim:0,2mb", 16, 0)],
+)
+def test_weights_and_slots_of_a_string_stay_within_its_cap(text, resident, slots) -> None:
+    model, x = Layered().eval(), torch.rand(4, 128)
+    with torch.no_grad():
+        expected = model(x)
+    placed = distorch.place(model, f"{text}#sim:0")
+    assert placed.compute == "sim:0"
+    assert placed.plan.slots == slots
+    assert placed.bytes_per_device()["sim:0"] == resident << 16
+    with torch.no_grad():
+        assert torch.equal(model(x.to("sim:0")).cpu(), expected)
+    if slots:
+        assert placed.executor.engine.slots == slots
+        assert placed.executor.slot_bytes <= placed.plan.slot_bytes
+    cap = placed.plan.caps["sim:0"]
+    assert placed.bytes_per_device()["sim:0"] + placed.plan.staging["sim:0"] <= cap
+    placed.unload()
+
+
+@pytest.mark.usefixtures("sim")
+def test_the_string_says_where_the_model_runs() -> None:
+    placed = distorch.place(Layered(), "sim:1,*#sim:1")
+    assert placed.compute == "sim:1"
+    placed.unload()
+    placed = distorch.place(Layered(), "sim:1,*#sim:1", compute="sim:0")
+    assert placed.compute == "sim:0"
+    placed.unload()
