@@ -130,7 +130,7 @@ def test_layouts_of_comfy_kitchen_are_placed_and_streamed(
     assert len(found["kinds"]) == 1
     assert kind in found["kinds"][0]
     assert found["stored"] == [f"torch.{stored}"]
-    assert found["bytes"]["sim:1"] == found["planned"] > 1.9 * MIB
+    assert found["bytes"]["sim:1"] == found["planned"] > 1.5 * MIB
     assert found["planned"] <= found["allocated"] < found["planned"] + MIB // 8
     now = engine(comfy, "WAN21")
     groups = [*now["streamed"], *now["migrated"].get("sim:1", [])]
