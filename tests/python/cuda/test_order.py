@@ -74,7 +74,7 @@ def test_steps_without_a_wait_between_them(gpu: Gpu) -> None:
 def test_a_model_that_just_dies_leaves_its_slots_when_the_copies_are_done(
     gpu: Gpu, pinning: str
 ) -> None:
-    model = deep(gpu, width=2048 if gpu.hardware else 0)
+    model = deep(gpu, layers=4, width=2048 if gpu.hardware else 0)
     x = tokens(model, gpu)
     placed, executor = all_streamed(model, gpu, pinning)
     for _ in range(3):
@@ -87,13 +87,13 @@ def test_a_model_that_just_dies_leaves_its_slots_when_the_copies_are_done(
     assert alive() is None
     assert gpu.allocated() <= before - slots
     # Whoever asks next gets that memory.
-    canaries = [torch.full((MIB if gpu.hardware else 1024,), 7, dtype=torch.uint8, device=gpu.device) for _ in range(slots // MIB + 8)]  # fmt: skip
+    canaries = [torch.full((2 * MIB if gpu.hardware else 1024,), 7, dtype=torch.uint8, device=gpu.device) for _ in range(slots // MIB + 8)]  # fmt: skip
     gpu.synchronize()
     assert all(bool((canary == 7).all()) for canary in canaries)
 
 
 def test_letting_go_of_the_slots_while_a_copy_is_under_way(gpu: Gpu) -> None:
-    model = deep(gpu, width=2048 if gpu.hardware else 0)
+    model = deep(gpu, layers=4, width=2048 if gpu.hardware else 0)
     x = tokens(model, gpu)
     expected = resident(model, gpu, x)
     placed, executor = all_streamed(model, gpu)

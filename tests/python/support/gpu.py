@@ -35,7 +35,7 @@ class Gpu:
         self.name = f"{kind}:0"
         self.device = torch.device(self.name)
         self.hardware = kind == "cuda"
-        self.width = 1024 if self.hardware else 64
+        self.width = 512 if self.hardware else 64
         self.module: Any = getattr(torch, kind)
 
     def __str__(self) -> str:
@@ -72,12 +72,21 @@ class Gpu:
 
     @contextlib.contextmanager
     def only(self, room: int) -> Iterator[None]:
-        """Leave about `room` bytes free meanwhile."""
-        hog = torch.empty(max(0, self.free() - room), dtype=torch.uint8, device=self.device)
+        """Leave about `room` bytes free meanwhile; up to 20 MiB more on hardware, whose allocator takes so much at once."""
+        hogs: list[torch.Tensor] = []
+        least = 20 * MIB if self.hardware else 1
+        size = self.free() - room
+        while size >= least:
+            try:
+                hogs.append(torch.empty(size, dtype=torch.uint8, device=self.device))
+            except torch.OutOfMemoryError:  # the allocator rounds up
+                size //= 2
+            else:
+                size = min(size, int(self.module.mem_get_info(self.device)[0]) - room)
         try:
             yield
         finally:
-            del hog
+            hogs.clear()
             gc.collect()
             self.module.empty_cache()
 
@@ -150,9 +159,22 @@ class Deep(nn.Module):
 
 
 def deep(gpu: Gpu, layers: int = 8, width: int = 0) -> Deep:
-    """Return a model with random weights on the host."""
-    torch.manual_seed(3)
-    return Deep(width or gpu.width, layers).eval().requires_grad_(False)
+    """Return a model with weights of its own in each layer, on the host; made fast, for there are many tests."""
+    with torch.device("meta"):
+        model = Deep(width or gpu.width, layers)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    pool = torch.randn(1 << 20, generator=torch.Generator().manual_seed(3))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for index, (name, tensor) in enumerate(tensors.items()):
+        flat, scale = tensor.data.view(-1), tensor.shape[-1] ** -0.5 if tensor.dim() > 1 else 0.1
+        begin = -7919 * index % pool.numel()
+        while flat.numel():
+            part = pool[begin : begin + flat.numel()]
+            torch.mul(part, scale, out=flat[: part.numel()])
+            flat, begin = flat[part.numel() :], 0
+        if name.endswith("norm.weight"):
+            tensor.data.add_(1)
+    return model
 
 
 def tokens(model: Deep, gpu: Gpu, count: int = 16) -> torch.Tensor:
