@@ -176,10 +176,12 @@ class Bench:
         text = 8 if self.size == dit.TINY.get(self.size.name) else dit.TEXT_TOKENS
         device = self.meter.device
         try:
-            with at_most(min(self.limits.way, end - time.monotonic())), torch.inference_mode():
+            # A way is entered as its users enter it; only the steps are in inference mode.
+            with at_most(min(self.limits.way, end - time.monotonic())), torch.no_grad():
                 args = dit.inputs(self.size, tokens, device, dtype_for(self.meter), text)
                 model = ways.borrowed(self.model)
-                with ALL_WAYS[way](model, device, away, back=False) as executor:
+                entered = ALL_WAYS[way](model, device, away, back=False)
+                with entered as executor, torch.inference_mode():
                     value = self.meter.step(lambda: model(*args), warm_up)
                     result = model(*args).cpu()
                     return value, result, list(getattr(executor, "notes", []))

@@ -115,12 +115,16 @@ def check_memory(args: argparse.Namespace) -> None:
                 )
 
 
-def load_comfy(folder: Path) -> None:
+def load_comfy(folder: Path, *, gpu: bool) -> None:
     """Make ComfyUI's casting layers importable. Raises NotPossibleError when they are not."""
     sys.path.insert(0, str(folder.resolve()))
-    before, sys.argv = sys.argv, sys.argv[:1]  # it reads the command line as it is imported
+    # It reads the command line as it is imported, and asks for a GPU unless told otherwise.
+    before, sys.argv = sys.argv, sys.argv[:1] + ([] if gpu else ["--cpu"])
     try:
-        import comfy.ops  # noqa: F401
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.ops
     except Exception as error:  # whatever that checkout lacks
         raise NotPossibleError(2, f"ComfyUI cannot be imported from {folder}: {error}") from error
     finally:
@@ -184,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"W: {gbps:.1f} GB/s, {way}, host to {args.device}")
         meter = cases.Clock(args.device, args.steps)
     if args.comfy:
-        load_comfy(args.comfy)
+        load_comfy(args.comfy, gpu=not args.tiny)
     contents["context"] = report.context(args.device)
     print(", ".join(f"{key} {value}" for key, value in contents["context"].items()))
     measure(args, meter, contents)

@@ -91,7 +91,7 @@ def steps(dry_run: bool) -> list[Step]:
         Step("probes", _python("probes.py", "--json", "{json}", *pretend), 40),
     ]
     for name, configuration in ALLOCATORS.items():
-        variables = {"DISTORCH_FAIL_WITHOUT_CUDA": "1"}
+        variables = {"DISTORCH_FAIL_WITHOUT_CUDA": "1", "DISTORCH_ALLOCATOR": name}
         if configuration:
             variables["PYTORCH_ALLOC_CONF"] = configuration
         found.append(Step(f"tests, {name}", _pytest(), 60 if name == "native" else 45, variables))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
 import torch
@@ -22,6 +23,17 @@ ROUNDING = 512
 
 def rounding(gpu: Gpu, tensors: int) -> int:
     return ROUNDING * tensors if gpu.hardware else 0
+
+
+@pytest.mark.hardware_only
+def test_the_allocator_is_the_one_that_was_asked_for(gpu: Gpu) -> None:
+    asked = os.environ.get("DISTORCH_ALLOCATOR", "native")
+    backend = "cudaMallocAsync" if asked == "async" else "native"
+    assert torch.cuda.get_allocator_backend() == backend
+    torch.empty(8 * MIB, dtype=torch.uint8, device=gpu.device)
+    if backend == "native":
+        kinds = {segment.get("is_expandable") for segment in torch.cuda.memory_snapshot()}
+        assert (True in kinds) is (asked == "expandable")
 
 
 @pytest.mark.parametrize("share", ["0%", "30%", "60%"])
