@@ -95,7 +95,7 @@ class Case:
 
 @dataclass
 class Limits:
-    """Seconds: of one way, of all ways of a case, and when everything has to be done (time.monotonic)."""
+    """Seconds: of one rival, of all ways of a case, and when everything has to be done (time.monotonic)."""
 
     way: float = 600.0
     case: float = 3600.0
@@ -177,7 +177,9 @@ class Bench:
         device = self.meter.device
         try:
             # A way is entered as its users enter it; only the steps are in inference mode.
-            with at_most(min(self.limits.way, end - time.monotonic())), torch.no_grad():
+            left = end - time.monotonic()
+            limit = min(self.limits.way, left) if way in RIVALS else left
+            with at_most(limit), torch.no_grad():
                 args = dit.inputs(self.size, tokens, device, dtype_for(self.meter), text)
                 model = ways.borrowed(self.model)
                 entered = ALL_WAYS[way](model, device, away, back=False)

@@ -56,10 +56,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cases", default="", help="SIZE:TOKENS:SHARE with commas, in place of every combination")
     add("--ways", default="", help=f"of {', '.join(cases.ALL_WAYS)} (default: all that can be had)")
     add("--steps", type=int, default=5, help="timed steps of each way (default: 5)")
-    add("--way-limit", type=float, default=600.0, help="seconds for one way of a case")
+    add("--way-limit", type=float, default=600.0, help="seconds for one rival in a case")
     add("--case-limit", type=float, default=3600.0, help="seconds for all ways of a case")
     add("--limit", type=float, default=float("inf"), help="seconds for everything")
-    add("--copies", type=Path, default=ROOT / "build/cuda/bench/copies", help="the program")
+    add(
+        "--copies",
+        type=Path,
+        default=ROOT / "build/cuda/bench/copies",
+        help="the program, or its rows (.json)",
+    )
     add("--comfy", type=Path, help="a checkout of ComfyUI, for its own way")
     add("--out", type=Path, default=ROOT / "build/gpu-bench", help="folder for the results")
     add("--json", type=Path, help="one more file for the results")

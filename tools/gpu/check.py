@@ -31,8 +31,18 @@ DRY_RUN_FACTOR = 4.0
 RESERVE = 5.0
 
 
-def run_step(step: steps.Step, out: Path, left: float, factor: float = 1.0) -> dict[str, Any]:
-    """Run one step for `left` seconds at most, and `factor` times its own limit; returns what is known of it."""
+def run_step(
+    step: steps.Step, out: Path, left: float, factor: float = 1.0, copies: Path | None = None
+) -> dict[str, Any]:
+    """Run one step; returns what is known of it.
+
+    Args:
+        step: which.
+        out: the folder of the run.
+        left: seconds that are left in all.
+        factor: of the step's own limit.
+        copies: where the rows of the copies are kept for the bench.
+    """
     if step.absent:
         return {"step": step.name, "status": "not run", "seconds": 0.0, "why": step.absent}
     limit = min(step.limit * factor, left - RESERVE)
@@ -41,7 +51,14 @@ def run_step(step: steps.Step, out: Path, left: float, factor: float = 1.0) -> d
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         results = Path(temporary) / "results.json"
-        places = {"{json}": str(results), "{out}": str(out), "{folder}": temporary}
+        copied = copies if copies is not None and copies.exists() else steps.COPIES
+        places = {
+            "{json}": str(results),
+            "{out}": str(out),
+            "{folder}": temporary,
+            "{limit}": f"{max(1.0, limit - 8):.0f}",
+            "{copies}": str(copied),
+        }
         command = list(step.command)
         for name, place in places.items():
             command = [part.replace(name, place) for part in command]
@@ -56,6 +73,8 @@ def run_step(step: steps.Step, out: Path, left: float, factor: float = 1.0) -> d
         row["exit_status"] = code
         if results.exists() and results.stat().st_size:
             row["results"] = _read(results)
+            if step.name == "copies" and code == 0 and copies is not None:
+                copies.write_text(results.read_text())
     with (out / "log.txt").open("a") as log:
         log.write(f"== {step.name}: {' '.join(command)}\n{output}\n")
     return row
@@ -128,16 +147,18 @@ def main() -> int:
         "dry_run": args.dry_run,
         "steps": [],
     }
-    for step in steps.steps(args.dry_run):
-        left = WHOLE - (time.monotonic() - begin)
-        row = run_step(step, args.out, left, DRY_RUN_FACTOR if args.dry_run else 1.0)
-        results["steps"].append(row)
-        results["seconds"] = round(time.monotonic() - begin, 1)
-        print(told(row), flush=True)
-        fresh = args.out / "results.json.new"
-        fresh.write_text(json.dumps(results, indent=1) + "\n")
-        fresh.replace(args.out / "results.json")
-        (args.out / "page.md").write_text(page.page(results))
+    with tempfile.TemporaryDirectory() as shared:
+        for step in steps.steps(args.dry_run):
+            left = WHOLE - (time.monotonic() - begin)
+            factor = DRY_RUN_FACTOR if args.dry_run else 1.0
+            row = run_step(step, args.out, left, factor, Path(shared) / "copies.json")
+            results["steps"].append(row)
+            results["seconds"] = round(time.monotonic() - begin, 1)
+            print(told(row), flush=True)
+            fresh = args.out / "results.json.new"
+            fresh.write_text(json.dumps(results, indent=1) + "\n")
+            fresh.replace(args.out / "results.json")
+            (args.out / "page.md").write_text(page.page(results))
     bad = [row for row in results["steps"] if row["status"] in ("failed", "cut off")]
     # What a GPU has to show is not shown by what was not run there.
     if not args.dry_run:

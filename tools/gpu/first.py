@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,12 @@ def versions(device: str) -> dict[str, Any]:
         "device": getattr(torch, device.split(":")[0]).get_device_name(device),
     }
     if device.startswith("cuda"):
+        found["cuda"] = torch.version.cuda
+    if device.startswith("cuda") and shutil.which("nvidia-smi"):
         query = "driver_version,pcie.link.gen.current,pcie.link.width.current"
         command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader", "--id=0"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found["driver, PCIe generation and width"] = done.stdout.strip() or done.stderr.strip()
-        found["cuda"] = torch.version.cuda
     return found
 
 

@@ -132,7 +132,7 @@ def host_time(cuda: Runtime) -> dict[str, Any]:
     return found
 
 
-def how_much(cuda: Runtime, seconds: float = 6.0) -> dict[str, Any]:
+def how_much(cuda: Runtime, seconds: float = 4.0) -> dict[str, Any]:
     """Register one piece after the other until it is refused or the time is up."""
     piece = 4 * MIB if cuda.pretended else 2048 * MIB
     limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -179,7 +179,7 @@ def allocators(cuda: Runtime) -> dict[str, Any]:
     return found
 
 
-PROBES = (border, refused, pointer_kinds, registration_rate, host_time, how_much, allocators)
+PROBES = (border, refused, pointer_kinds, registration_rate, host_time, allocators, how_much)
 
 
 def main() -> int:

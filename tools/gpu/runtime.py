@@ -19,7 +19,7 @@ class Pages:
 
     def __init__(self, size: int) -> None:
         """Map `size` bytes, untouched."""
-        self._map = mmap.mmap(-1, size)
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.size = size
         self._first = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._first)

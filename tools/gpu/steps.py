@@ -29,7 +29,9 @@ class Step:
 
     Attributes:
         name: for the line it prints and the JSON.
-        command: what is run; {json} stands for a file that it may leave its results in.
+        command: what is run. {json} stands for a file that it may leave its results in, {folder} for an empty folder, {out}
+            for where the run's files go, {limit} for the seconds it has, {copies} for what the copies have shown, or the
+            program that shows it.
         limit: seconds after which it is ended.
         environment: variables beside those there are.
         absent: why it cannot be run here, or "".
@@ -75,7 +77,7 @@ def _sanitizers(device: str, dry_run: bool) -> list[Step]:
     # an allocation of its own, so that a byte beside it is seen.
     tool = (program, "--report-api-errors", "no", "--error-exitcode", "9")
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    found.append(Step("memcheck", (*tool, "--tool", "memcheck", *model, "--few"), 70, uncached, absent))  # fmt: skip
+    found.append(Step("memcheck", (*tool, "--tool", "memcheck", *model, "--few"), 60, uncached, absent))  # fmt: skip
     # It looks at shared memory inside kernels: those of `copies` are the only ones that are ours.
     kernels = (*tool, "--tool", "racecheck", str(COPIES), "--largest", "65536", "--no-hold")
     found.append(Step("racecheck", kernels, 30, absent=absent or _no_copies()))
@@ -88,13 +90,13 @@ def steps(dry_run: bool) -> list[Step]:
     pretend = ("--dry-run",) if dry_run else ()
     found = [
         Step("first", _python("first.py", "--device", device, "--json", "{json}"), 40),
-        Step("probes", _python("probes.py", "--json", "{json}", *pretend), 40),
+        Step("probes", _python("probes.py", "--json", "{json}", *pretend), 60),
     ]
     for name, configuration in ALLOCATORS.items():
         variables = {"DISTORCH_FAIL_WITHOUT_CUDA": "1", "DISTORCH_ALLOCATOR": name}
         if configuration:
             variables["PYTORCH_ALLOC_CONF"] = configuration
-        found.append(Step(f"tests, {name}", _pytest(), 60 if name == "native" else 45, variables))
+        found.append(Step(f"tests, {name}", _pytest(), 50 if name == "native" else 35, variables))
         if dry_run:
             break  # a simulated device has one allocator
     found += [*_sanitizers(device, dry_run), _copies(dry_run)]
@@ -104,15 +106,15 @@ def steps(dry_run: bool) -> list[Step]:
 
 
 def _bench(dry_run: bool) -> tuple[str, ...]:
-    command = (sys.executable, str(ROOT / "bench/gpu/run.py"), "--out", "{folder}", "--json", "{json}", "--plot", "{out}/results.svg", "--steps", "3")  # fmt: skip
+    command = (sys.executable, str(ROOT / "bench/gpu/run.py"), "--out", "{out}/bench", "--json", "{json}", "--plot", "{out}/results.svg", "--steps", "3")  # fmt: skip
     tokens = 64 if dry_run else 4608
     cases = ",".join(f"{model}:{tokens}:{share}" for model, share in CASES)
     if dry_run:
         return (*command, "--tiny", "--cases", cases)
     # A checkout of ComfyUI that is carried along is measured too.
     comfy = ("--comfy", str(ROOT / ".gpu/ComfyUI")) if (ROOT / ".gpu/ComfyUI").exists() else ()
-    limits = ("--way-limit", "40", "--case-limit", "110", "--limit", "285")
-    return (*command, "--cases", cases, "--copies", str(COPIES), *limits, *comfy)
+    limits = ("--way-limit", "40", "--case-limit", "110", "--limit", "{limit}")
+    return (*command, "--cases", cases, "--copies", "{copies}", *limits, *comfy)
 
 
 def environment(step: Step) -> dict[str, str]:

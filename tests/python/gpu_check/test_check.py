@@ -42,6 +42,18 @@ def test_a_step_that_is_done(check: ModuleType, tmp_path: Path) -> None:
     assert check.told(row).split() == ["ok", "a", "step", f"{row['seconds']:.1f}", "s", "two"]
 
 
+def test_the_bench_takes_what_the_copies_have_shown(check: ModuleType, tmp_path: Path) -> None:
+    kept = tmp_path / "copies.json"
+    bench = step(check, "echo {copies} {limit} > {out}/made", 20)
+    check.run_step(bench, tmp_path, 60, copies=kept)
+    assert (tmp_path / "made").read_text() == f"{check.steps.COPIES} 12\n"
+    done = check.steps.Step("copies", ("/bin/sh", "-c", "echo '{\"gbps\": 1}' > {json}"), 30)
+    check.run_step(done, tmp_path, 60, copies=kept)
+    check.run_step(bench, tmp_path, 60, copies=kept)
+    assert (tmp_path / "made").read_text() == f"{kept} 12\n"
+    assert kept.read_text() == '{"gbps": 1}\n'
+
+
 def test_a_step_that_fails_says_its_last_line(check: ModuleType, tmp_path: Path) -> None:
     row = check.run_step(step(check, "echo first; echo last >&2; exit 3"), tmp_path, 60)
     assert (row["status"], row["why"], row["exit_status"]) == ("failed", "last", 3)

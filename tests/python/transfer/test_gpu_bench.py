@@ -169,6 +169,9 @@ def test_the_copies_come_from_the_binary(bench: ModuleType, tmp_path: Path) -> N
         bench.peak_gbps(found, "cuda:1")
     with pytest.raises(bench.NotPossibleError, match=r"is not there: build it by tools/compile"):
         bench.measure_copies(tmp_path / "nothing")
+    kept = tmp_path / "kept.json"
+    kept.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    assert bench.measure_copies(kept) == rows
     failing = program(tmp_path / "failing", "echo no CUDA device >&2; exit 3")
     with pytest.raises(bench.NotPossibleError, match="failing failed: no CUDA device") as error:
         bench.measure_copies(failing)
