@@ -38,7 +38,8 @@ PATH=$(dirname "$PYTHON"):$PATH  # its cmake and ninja
 version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 # The package: the sources of this checkout, with the compiled parts of the kit beside them.
-stage=$(mktemp -d)
+mkdir -p build
+stage=$(mktemp -d "$root/build/gpu-stage.XXXXXX")
 trap 'rm -rf "$stage"' EXIT
 compiled=$kit/python/$version
 assemble() {
@@ -50,9 +51,10 @@ loads() { PYTHONPATH=$stage "$PYTHON" -c 'from distorch import _load; _load.core
 on_the_spot() {
   echo "building the package on the spot: $1"
   compiled=$stage/build/python/distorch
-  if ! { timeout 170 cmake -S . -B "$stage/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=OFF \
+  local limit=${DISTORCH_SPOT_LIMIT:-170}  # seconds for each of the two
+  if ! { timeout "$limit" cmake -S . -B "$stage/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=OFF \
     -DDISTORCH_ABSL_SOURCE="$kit/absl" -DPython_EXECUTABLE="$PYTHON" > "$out/build.log" 2>&1 &&
-    timeout 170 cmake --build "$stage/build" >> "$out/build.log" 2>&1; }; then
+    timeout "$limit" cmake --build "$stage/build" >> "$out/build.log" 2>&1; }; then
     tail -n 40 "$out/build.log"
     exit 1
   fi
