@@ -81,7 +81,9 @@ def test_eject_gives_back_exactly_what_was_taken(gpu: Gpu) -> None:
         handle.eject = True
         del placed, executor, handle
         report = registry.eject_flagged()
-        assert (report.ejected, report.kept, report.failures) == (("ejected",), ("kept",), ())
+        assert [m.name for m in report.unloaded] == ["ejected"]
+        assert [m.name for m in report.stay] == ["kept"]
+        assert report.failures == []
         (row,) = [d for d in report.devices if d.device == gpu.name]
         assert row.freed >= taken
         assert row.after == row.before - row.freed
@@ -113,7 +115,7 @@ def test_with_nothing_flagged_the_device_is_not_called(gpu: Gpu) -> None:
         report = registry.eject_flagged()
     # The profiler itself waits for the device at its end.
     assert [call for call in calls if call != "cudaDeviceSynchronize"] == []
-    assert str(report) == "nothing was flagged, nothing was done; kept: kept"
+    assert str(report) == "no model is flagged, nothing is unloaded\nstill loaded: kept"
     placed.unload()
 
 
