@@ -38,7 +38,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def test_the_engine_bench_measures_something(runner: ModuleType) -> None:
     rows = runner.run_module(BENCH / "engine_bench.py", moment=True)
-    assert [unit for _, _, unit, _ in rows] == ["µs", "µs", "µs", "µs", "GB/s"]
+    assert [unit for _, _, unit, _ in rows] == [*["µs"] * 6, "GB/s"]
     assert all(value > 0 for _, value, _, _ in rows)
 
 
@@ -50,7 +50,7 @@ def test_the_streaming_bench_counts_bytes(runner: ModuleType) -> None:
         assert label.endswith(f"away {value:.0f}"), name
 
 
-@pytest.mark.parametrize(("name", "goals"), [("stats", 8), ("scan", 2), ("engine", 1)])
+@pytest.mark.parametrize(("name", "goals"), [("stats", 8), ("scan", 2), ("engine", 3)])
 def test_each_goal_is_of_a_row_that_there_is(runner: ModuleType, name: str, goals: int) -> None:
     rows = runner.run_module(BENCH / f"{name}_bench.py", moment=True)
     found = sys.modules[f"{name}_bench"].GOALS
