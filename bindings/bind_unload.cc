@@ -62,21 +62,41 @@ class Interrupts {
   std::exception_ptr held_;
 };
 
+// What an answer that raises is worth: `otherwise`, and a warning in the log.
+// An exception would leave C++ in the middle of an unload.
+template <typename Answer, typename Function>
+Answer Ask(Function function, Answer otherwise) {
+  try {
+    return function().template cast<Answer>();
+  } catch (py::error_already_set& error) {
+    py::module_::import("logging")
+        .attr("getLogger")("distorch")
+        .attr("warning")("a model or device could not be asked: %s",
+                         error.value(), py::arg("exc_info") = error.value());
+    return otherwise;
+  }
+}
+
 class PythonModel : public ManagedModel {
  public:
   PythonModel(py::object model, std::shared_ptr<Interrupts> interrupts)
       : model_(std::move(model)), interrupts_(std::move(interrupts)) {}
 
   std::string Name() const override {
-    return model_.attr("name")().cast<std::string>();
+    return Ask<std::string>([&] { return model_.attr("name")(); }, "a model");
   }
-  bool Loaded() const override { return model_.attr("loaded")().cast<bool>(); }
+  bool Loaded() const override {
+    return Ask<bool>([&] { return model_.attr("loaded")(); }, false);
+  }
   bool Flagged() const override {
-    return model_.attr("flagged")().cast<bool>();
+    return Ask<bool>([&] { return model_.attr("flagged")(); }, false);
   }
-  bool Kept() const override { return model_.attr("kept")().cast<bool>(); }
+  bool Kept() const override {
+    return Ask<bool>([&] { return model_.attr("kept")(); }, false);
+  }
   DeviceBytes Holds() const override {
-    return ToBytes(model_.attr("holds")().cast<ByteMap>());
+    return ToBytes(
+        Ask<ByteMap>([&] { return model_.attr("holds")(); }, ByteMap()));
   }
   absl::Status Unload(const std::string& device) override {
     return interrupts_->Call([&] { model_.attr("unload")(device); });
@@ -98,7 +118,7 @@ class PythonMemory : public DeviceMemory {
         interrupts_(interrupts) {}
 
   DeviceBytes InUse(const Names& devices) override {
-    return ToBytes(in_use_(devices).cast<ByteMap>());
+    return ToBytes(Ask<ByteMap>([&] { return in_use_(devices); }, ByteMap()));
   }
   absl::Status Clear(const Names& devices) override {
     return interrupts_.Call([&] { clear_(devices); });

@@ -14,7 +14,6 @@ Thread safe. Models are unloaded outside of any lock, one after another, by the 
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from distorch import _load, caches
 
 if TYPE_CHECKING:
     from distorch._C import UnloadReport
-
-log = logging.getLogger("distorch")
 
 
 class ManagedModel:
@@ -64,13 +61,8 @@ class _Answers:
         return self.loaded() and not self.flagged()
 
     def holds(self) -> dict[str, int]:
-        """What it holds; nothing where it cannot tell, which is no reason to keep others."""
         model = self._model()
-        try:
-            return dict(model.placed.bytes_per_device()) if model is not None else {}
-        except Exception:
-            log.warning("cannot tell what %s holds", self._name, exc_info=True)
-            return {}
+        return dict(model.placed.bytes_per_device()) if model is not None else {}
 
     def unload(self, _device: str) -> None:
         model = self._model()
@@ -82,19 +74,6 @@ class _Answers:
         if model is not None:
             model.placed = None
             self._forget(model)
-
-
-def _measured(measure: Callable[[list[str]], dict[str, int]]) -> Callable[..., dict[str, int]]:
-    """`measure`, where an allocator that fails is no reason to keep a model."""
-
-    def taken(names: list[str]) -> dict[str, int]:
-        try:
-            return measure(names)
-        except Exception:
-            log.warning("cannot tell what is allocated on %s", names, exc_info=True)
-            return {}
-
-    return taken
 
 
 class Registry:
@@ -109,7 +88,7 @@ class Registry:
         """`measure` and `clear` stand for the allocators; tests give their own."""
         self._models: dict[int, ManagedModel] = {}
         self._lock = threading.Lock()
-        self._core = _load.core().ManagedModels(_measured(measure), clear)
+        self._core = _load.core().ManagedModels(measure, clear)
 
     def manage(self, placed: Any, name: str, *, eject: bool = False) -> ManagedModel:
         """Take a placed model into the registry and hold it; returns its handle."""
