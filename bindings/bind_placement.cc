@@ -49,6 +49,9 @@ class PythonTable : public TensorTable {
   std::vector<int64_t> ReadBack() override {
     return py::cast<std::vector<int64_t>>(table_.attr("read_back")());
   }
+  std::string PlaceOf(uint32_t i) override {
+    return py::cast<std::string>(table_.attr("place_of")(i));
+  }
   bool Written(uint32_t i) override {
     return py::cast<bool>(table_.attr("written")(i));
   }

@@ -15,7 +15,7 @@ import weakref
 
 import torch
 
-from distorch.parts import is_composite, parts_of, tensor_bytes
+from distorch.parts import can_rebuild, device_names, is_composite, parts_of, plain_bytes
 
 #: Bytes below which a block stays: ComfyUI's DynamicVRAM draws the same line.
 SMALL = 16 * 1024
@@ -52,11 +52,16 @@ class Cell:
         return tensor
 
     @property
-    def bytes(self) -> int:
-        """Size in the dtype the model wants, whatever the file's is."""
+    def sizes(self) -> list[int]:
+        """Bytes of the plain tensors it is made of, in the dtype the model wants, whatever the file's is."""
         if self.dtype is None:
-            return tensor_bytes(self.original)
-        return self.original.numel() * self.dtype.itemsize
+            return [plain_bytes(part) for part in parts_of(self.original)]
+        return [self.original.numel() * self.dtype.itemsize]
+
+    @property
+    def bytes(self) -> int:
+        """The sum of `sizes`."""
+        return sum(self.sizes)
 
     @property
     def needs_cast(self) -> bool:
@@ -95,14 +100,14 @@ class Block:
     def bytes(self) -> int:
         return sum(cell.bytes for cell in self.cells)
 
-    def devices(self) -> set[torch.device]:
-        """Where its tensors are now."""
-        return {device for cell in self.cells for device in tensor_devices(cell.current)}
+    def devices(self) -> set[str]:
+        """Names of the devices where its tensors are now."""
+        return {name for cell in self.cells for name in device_names(cell.current)}
 
 
-def tensor_devices(tensor: torch.Tensor) -> set[torch.device]:
-    """The devices of a tensor and of all it is made of."""
-    return {part.device for part in parts_of(tensor)}
+def streamable(block: Block) -> bool:
+    """Whether the engine can bring the block: tensors that can be made from their bytes, of a layer that casts."""
+    return block.castable and not block.tied and all(can_rebuild(c.current) for c in block.cells)
 
 
 def find_blocks(model: torch.nn.Module) -> list[Block]:

@@ -151,7 +151,7 @@ class DisTorchMixin:
         if placed is None:
             return
         placed.weights.hooked = self.hook_backup
-        placed.weights.hooks_are_out()
+        placed.hooks_are_out()
         if placed.runner is not None:
             placed.runner.invalidate()
 
@@ -188,7 +188,7 @@ class DisTorchMixin:
             super().unpatch_model(device_to, unpatch_weights=False)
             return
         placed = self.distorch_placed()
-        if unpatch_weights and placed.touched:
+        if unpatch_weights and placed.loaded:
             self.eject_model()
             self.unpatch_hooks()
             placed.release(self)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import collections
 import functools
 import logging
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from distorch.placed import PlacementError
 from distorch.slabs import slab_of
 
 from . import placed_report, progress, runner
-from .blocks import Block, Cell, find_blocks, tensor_devices
+from .blocks import Block, Cell, find_blocks
 from .weights import HOST, Weights, unpin
 
 log = logging.getLogger("DisTorch")
@@ -40,11 +42,10 @@ class Placed:
         self.by_name = {block.name: block for block in self.blocks}
         self.plan: Any = None
         self.loaded = False
-        self.touched = False  # tensors may lie elsewhere than where they were found
-        self.weights = Weights(compute, low_precision=not request.high_precision_loras)
-        self.spilled: set[str] = set()
+        self.weights = Weights(self.blocks, compute, low_precision=not request.high_precision_loras)
+        self.weights.before_change = _stopper(self)
+        self.core: Any = None  # decides; made with the first plan
         self.shards: dict[str, Any] = {}
-        self.keys = {c.key for b in self.blocks for c in b.cells if not c.buffer}
         self.runner: Any = None
         self.pinner: Any = None
         # Measured, for the next plan.
@@ -55,6 +56,7 @@ class Placed:
         self._forced = False
         self._wrappers: dict[str, list[Any]] = {}
         self._check_names()
+        self._index = {block.name: i for i, block in enumerate(self.blocks)}
 
     @functools.cached_property
     def groups(self) -> dict[str, list[Block]]:
@@ -87,6 +89,11 @@ class Placed:
         self.plan = allocation.make_plan(
             self.request.spec, blocks, devices, name_of(self.compute), options
         )
+        names = [self.plan.placement[block.name] for block in self.blocks]
+        if not self.loaded:  # all is as it was found, wherever the model's owner moved it
+            groups = allocation.group_names([runner.bare(b.name) for b in self.blocks])
+            self.core = self.weights.placement(self.blocks, groups, names)
+        self.core.assign([self.weights.devices.index(name) for name in names])
 
     def _is_patched(self, block: Block) -> bool:
         return any(cell.key in self.weights.patched for cell in block.cells)
@@ -110,25 +117,30 @@ class Placed:
         by_layer = max(streamed, default=0) * max(1, buffers)
         return max(by_layer, runner.staging_bytes(self, here))
 
+    @property
+    def spilled(self) -> set[str]:
+        """Names of the blocks that wait on the host for a place that is theirs by the plan."""
+        if self.core is None:
+            return set()
+        return {name for name, i in self._index.items() if self.core.spilled(i)}
+
+    def call_back(self, name: str) -> None:
+        """A spilled block belongs to its place again; it moves there with the next load."""
+        self.core.give_back(self._index[name])
+
     def target(self, block: Block) -> str:
         """Where the block belongs now: its place in the plan, or the host if it had to leave."""
-        return "cpu" if block.name in self.spilled else self.plan.placement[block.name]
+        return self.weights.devices[self.core.target(self._index[block.name])]
 
     def load(self, patcher: Any) -> None:
         """Brings every block to its target, patching those whose patches changed since."""
         self._forced = bool(getattr(patcher, "force_cast_weights", False))
         self._wrappers = {k: list(v) for k, v in patcher.weight_wrapper_patches.items()}
-        now, changed = self.weights.compare(patcher, self.keys)
-        self.touched = True
-        try:
-            with torch.inference_mode():
-                for block in progress.shown(self.name, self.blocks):
-                    self._bring(patcher, block, changed)
-        except BaseException:
-            self.weights.broken_off(changed)
-            raise
-        self.weights.patched = now
+        with torch.inference_mode():
+            self.weights.bring(self.core, patcher, progress.shown(self.name))
         self.loaded = True
+        for block in self.blocks:
+            self._set_cast(block, torch.device(self.target(block)))
         self.verify()
 
     def run(self, model: torch.nn.Module) -> None:
@@ -154,16 +166,6 @@ class Placed:
             self.runner.close()
             self.runner = None
         self.running = ""
-
-    def _bring(self, patcher: Any, block: Block, changed: set[str]) -> None:
-        device = torch.device(self.target(block))
-        for cell in block.cells:
-            make = cell.key in changed or not self.loaded
-            if make or tensor_devices(cell.current) != {device}:
-                self.stop_running()
-                unpin(patcher, cell)
-                (self.weights.make if make else self.weights.move)(patcher, cell, device)
-        self._set_cast(block, device)
 
     def _set_cast(self, block: Block, device: torch.device) -> None:
         """Makes the layer fetch its weights at each call when they lie elsewhere."""
@@ -193,14 +195,10 @@ class Placed:
 
     def verify(self) -> None:
         """Raises PlacementError if a tensor is not where it belongs."""
-        for block in self.blocks:
-            wanted = {torch.device(self.target(block))}
-            found = block.devices()
-            if found != wanted:
-                raise PlacementError(
-                    f"block {block.name} belongs on {self.target(block)}, but lies on "
-                    f"{', '.join(sorted(map(str, found)))}"
-                )
+        try:
+            self.core.verify(self.weights)
+        except RuntimeError as error:
+            raise PlacementError(str(error)) from None
 
     # Giving back
 
@@ -210,47 +208,30 @@ class Placed:
         On the compute device the engine's slots go first. Blocks that cannot leave it stay. All
         come back with the next load.
         """
-        if device == name_of(HOST) or not self.loaded:
+        if device == name_of(HOST) or not self.loaded or device not in self.weights.devices:
             return 0
         freed = self.held_bytes() if device == name_of(self.compute) else 0
         self.stop_running()
+        before, index = self.spilled, self.weights.devices.index(device)
         with torch.inference_mode():
-            for block in reversed(self.blocks):
-                if freed >= wanted:
-                    break
-                if not block.pinned and self.target(block) == device:
-                    # A slab's memory comes back when all of it has left.
-                    for leaving in (block, *runner.slab_mates(self.blocks, block)):
-                        freed += self._spill_block(leaving)
+            freed += self.core.spill(self.weights, index, int(min(wanted - freed, sys.maxsize)))
+        for name in self.spilled - before:
+            self._set_cast(self.by_name[name], HOST)
         return freed
-
-    def _spill_block(self, block: Block) -> int:
-        self.spilled.add(block.name)
-        for cell in block.cells:
-            self.weights.to_host(cell)
-        self._set_cast(block, HOST)
-        return block.bytes
 
     def fit(self, budget: float, staging: int) -> int:
         """Marks what must wait on the host so that the compute device holds at most `budget` bytes.
 
         Blocks marked before are unmarked as far as they fit. Returns the bytes left out.
         """
-        here = name_of(self.compute)
-        mine = [b for b in self.blocks if self.plan.placement[b.name] == here]
-        room = budget - staging - sum(b.bytes for b in mine if b.pinned)
-        left_out = 0
-        for block in mine:
-            if block.pinned:
-                continue
-            room -= block.bytes
-            if room < 0:
-                room += block.bytes
-                left_out += block.bytes
-                self.spilled.add(block.name)
-            else:
-                self.spilled.discard(block.name)
+        left_out: int = self.core.fit(int(min(budget, sys.maxsize)) - staging)
         return left_out
+
+    def hooks_are_out(self) -> None:
+        """The core has taken its hook LoRAs out of the stored tensors."""
+        if self.core is not None:
+            with torch.inference_mode():
+                self.weights.hooks_are_out(self.core)
 
     def release(self, patcher: Any) -> None:
         """Every module holds its host copy again. Copies nothing."""
@@ -258,18 +239,17 @@ class Placed:
         if self.pinner is not None:
             self.pinner.close()
             self.pinner = None
-        for block in self.blocks:
-            for cell in block.cells:
-                unpin(patcher, cell)
-                cell.put(cell.original)
-                patcher.backup.pop(cell.key, None)
+        with self.weights.using(patcher):
+            self.core.release(self.weights)
+        for cell in self.weights.cells:
+            unpin(patcher, cell)
+            patcher.backup.pop(cell.key, None)
         self.weights.patched.clear()
-        self.spilled.clear()
-        self.loaded = self.touched = False
+        self.loaded = False
 
     def placement(self) -> dict[str, str]:
         """Block → device, read back from the tensors."""
-        return {b.name: ", ".join(sorted(name_of(d) for d in b.devices())) for b in self.blocks}
+        return {b.name: ", ".join(sorted(b.devices())) for b in self.blocks}
 
     def bytes_per_device(self) -> dict[str, int]:
         """What the tensors take on each device now."""
@@ -292,3 +272,15 @@ class Placed:
     def report(self, state: str) -> placement_records.Placement:
         """What `distorch.placements()` shows."""
         return placed_report.report(self, state)
+
+
+def _stopper(placed: Placed) -> Callable[[], None]:
+    """Stops the engine of a placement, which it does not keep alive."""
+    reference = weakref.ref(placed)
+
+    def stop() -> None:
+        placed = reference()
+        if placed is not None:
+            placed.stop_running()
+
+    return stop

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger("DisTorch")
@@ -21,33 +21,32 @@ OURS = "distorch_load"
 
 
 def shown(
-    name: str, blocks: Sequence[Any], clock: Callable[[], float] = time.monotonic
-) -> Iterator[Any]:
-    """Yields the blocks; a block counts as placed when the next one is asked for.
+    name: str, clock: Callable[[], float] = time.monotonic
+) -> Callable[[int, int, int, int], None]:
+    """What shows the progress of a load, to be called with blocks done, blocks, bytes done and bytes.
 
     Args:
         name: of the model, for the log.
-        blocks: what is placed; each has `bytes`.
         clock: seconds; for tests.
     """
-    total = sum(block.bytes for block in blocks)
     begin = said = clock()
-    done = 0
     bar: Any = None
-    for index, block in enumerate(blocks, 1):
-        yield block
-        done += block.bytes
+
+    def show(done_blocks: int, blocks: int, done: int, total: int) -> None:
+        nonlocal bar, said
         now = clock()
         if now - begin < SILENT:
-            continue
+            return
         bar = bar or _bar(total)
         bar.update_absolute(done)
-        if now - said >= SILENT or index == len(blocks):
+        if now - said >= SILENT or done_blocks == blocks:
             said = now
             log.info(
                 "%s: block %d of %d is placed, %.0f of %.0f MB",
-                name, index, len(blocks), done / 2**20, total / 2**20,
+                name, done_blocks, blocks, done / 2**20, total / 2**20,
             )  # fmt: skip
+
+    return show
 
 
 def _bar(total: int) -> Any:

@@ -24,10 +24,8 @@ from distorch.engine.pinning import registrar_for
 from distorch.engine.streaming import slots_for
 from distorch.engine.travelling import resolve
 from distorch.nested import map_tensors
-from distorch.parts import can_rebuild, same_bytes
-from distorch.slabs import moved_to, slab_of
 
-from .blocks import Block, Cell
+from .blocks import Block, Cell, streamable
 
 log = logging.getLogger("DisTorch")
 
@@ -70,11 +68,6 @@ def staging_bytes(placed: Any, here: str) -> int:
     return min(slots, len(sizes)) * max(sizes, default=0)
 
 
-def streamable(block: Block) -> bool:
-    """Whether the engine can bring the block: tensors that can be made from their bytes, of a layer that casts."""
-    return block.castable and not block.tied and all(can_rebuild(c.current) for c in block.cells)
-
-
 class Runner:
     """The engine of one placed model. Holds the model weakly. One thread at a time."""
 
@@ -90,15 +83,11 @@ class Runner:
         if placed.pinner is None:
             placed.pinner = HostPinner(registrar_for(placed.compute))
 
+        weights = placed.weights  # to hold the placement would be a cycle
+
         def store(moved: list[tuple[Any, torch.Tensor]]) -> None:
             for place, tensor in moved:
-                cell = cells[id(place.table), place.name]
-                # One host copy: the slab is it from now on.
-                if cell.current is cell.original:
-                    cell.original = tensor
-                elif same_bytes(cell.current, cell.original):  # with patches noted on it
-                    cell.original = moved_to(cell.original, tensor)
-                cell.put(tensor)
+                weights.replace(cells[id(place.table), place.name], tensor)
 
         self.engine = GroupEngine(
             specs,
@@ -244,14 +233,6 @@ class _Judge:
             if names:
                 return False
         return True
-
-
-def slab_mates(blocks: list[Block], chosen: Block) -> Iterator[Block]:
-    """Other blocks whose memory is only given back together with the chosen one's."""
-    slabs = {id(slab) for cell in chosen.cells if (slab := slab_of(cell.current)) is not None}
-    for block in blocks:
-        if block is not chosen and any(id(slab_of(cell.current)) in slabs for cell in block.cells):
-            yield block
 
 
 def _options(args: Any, kwargs: Any) -> Iterator[dict[str, Any]]:

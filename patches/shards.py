@@ -174,7 +174,7 @@ def _call_back(patcher: Any, placed: Placed) -> None:
         for name in away:
             free -= placed.by_name[name].bytes
             if free >= 0:
-                placed.spilled.discard(name)
+                placed.call_back(name)
 
 
 def _make_room(patcher: Any, placed: Placed, donor: str) -> None:

@@ -1,90 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tensors of a placed model: from their host copies, with the patches that they have.
+"""The tensors of a ComfyUI model, as placing sees them: made, hung and dropped on request.
 
-Patches are computed by the core's own function, at full precision, on the compute device. Hook LoRAs
-are written by the core into the stored tensors while a prompt's part samples, and taken out after it:
-a tensor that leaves its device meanwhile comes along as it is.
+Which one is made, where and when is decided by `distorch/placement/placement.h`. Patches are computed by
+the core's own function, at full precision, on the compute device. Hook LoRAs are written by the core
+into the stored tensors while a prompt's part samples, and taken out after it: a tensor that leaves its
+device meanwhile comes along as it is.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from distorch.slabs import alias
+from distorch._load import core
+from distorch.devices import name_of
+from distorch.parts import device_names, parts_of, same_bytes
+from distorch.slabs import alias, allocate, in_slab, moved_to
+from distorch.tables import Reporter
 
-from .blocks import Cell
+from .blocks import Block, Cell, streamable
 
 HOST = torch.device("cpu")
 _LOW_PRECISION = torch.float8_e4m3fn
 _Backup = collections.namedtuple("Dimension", ["weight", "inplace_update"])
 
 Signature = tuple[Any, ...]
-#: Equal to no patches at all.
-_UNKNOWN: Signature = (object(),)
 
 
 class Weights:
-    """One model's. `patched`: the patches in the tensors now, by key."""
+    """One model's table (`distorch.tables.TensorTable`).
 
-    def __init__(self, compute: torch.device, *, low_precision: bool) -> None:
+    Attributes:
+        devices: names, by the index that the placement uses.
+        patched: the patches that are in the tensors now, by key.
+        hooked: the core's: what hooks have overwritten, as (tensor of before, its device), by key.
+        before_change: called before the first tensor is made or hung.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Block], compute: torch.device, *, low_precision: bool
+    ) -> None:
         """`low_precision`: patched weights on the host are kept as fp8."""
+        self.cells = [cell for block in blocks for cell in block.cells]
+        self.keys = {cell.key for cell in self.cells if not cell.buffer}
+        self._owner = [n for n, block in enumerate(blocks) for _ in block.cells]
         self._compute, self._low_precision = compute, low_precision
+        self.devices: list[str] = []
         self.patched: dict[str, Signature] = {}
-        #: The core's: what hooks have overwritten, as (tensor of before, its device), by key.
         self.hooked: dict[str, tuple[torch.Tensor, torch.device]] = {}
-        self._carried: list[Cell] = []
+        self.before_change: Callable[[], None] = lambda: None
+        self.progress: Reporter | None = None
+        self._patcher: Any = None
+        self._patches: dict[str, Signature] = {}  # those that a load is to bring
+        self._made: dict[int, torch.Tensor] = {}
+        self._slabs: dict[int, torch.Tensor] = {}
+        self._carried: set[int] = set()
+        self._ids = itertools.count(1)
 
-    def compare(self, patcher: Any, keys: set[str]) -> tuple[dict[str, Signature], set[str]]:
-        """What a patcher has for these keys, and the keys whose patches changed since."""
-        now = {k: _signature(p) for k, p in patcher.patches.items() if k in keys}
-        before = self.patched
-        return now, {k for k in {*now, *before} if not _same(now.get(k), before.get(k))}
+    def placement(
+        self, blocks: Sequence[Block], groups: Sequence[str], devices: Iterable[str]
+    ) -> Any:
+        """What decides for these tensors, while all of them are as they were found."""
+        found = [next(iter(device_names(cell.original))) for cell in self.cells]
+        self.devices = list(dict.fromkeys(["cpu", name_of(self._compute), *devices, *found]))
+        index = {name: i for i, name in enumerate(self.devices)}
+        rows = [
+            (
+                block,
+                i,
+                index[device],
+                cell.sizes,
+                cell.dtype in (None, cell.original.dtype),
+                not self._shrinks(cell.original),
+            )
+            for i, (block, cell, device) in enumerate(
+                zip(self._owner, self.cells, found, strict=True)
+            )
+        ]
+        described = [
+            (block.name, group, bool(block.pinned), streamable(block))
+            for block, group in zip(blocks, groups, strict=True)
+        ]
+        return core().Placement(self.devices, index[name_of(self._compute)], described, rows)
 
-    def broken_off(self, changed: set[str]) -> None:
-        """What these tensors hold is known to nobody."""
-        self.patched.update(dict.fromkeys(changed, _UNKNOWN))
+    # What a load is about
 
-    def make(self, patcher: Any, cell: Cell, device: torch.device) -> None:
-        """The cell's tensor from its host copy, patched if it has patches."""
-        if cell.buffer or cell.key not in patcher.patches:
-            patcher.backup.pop(cell.key, None)
-            cell.put(cell.host_copy_on(device))
-        else:
-            self._patch(patcher, cell, device)
+    def bring(self, placement: Any, patcher: Any, report: Reporter) -> None:
+        """Everything to its place, with the patches that a patcher has for it.
 
-    def move(self, patcher: Any, cell: Cell, device: torch.device) -> None:
-        """The same tensor on another device."""
-        if cell.key not in self.patched:
-            cell.put(cell.host_copy_on(device))
-        elif device == HOST:
-            self.to_host(cell)
-        else:
-            self._patch(patcher, cell, device)
+        What is replaced goes back to its host copy first: old and new need no memory together. On an
+        error these tensors are their host copies, and known to be so.
+        """
+        self._patches = {k: _signature(p) for k, p in patcher.patches.items() if k in self.keys}
+        changed = {
+            key
+            for key in {*self._patches, *self.patched}
+            if not _same(self._patches.get(key), self.patched.get(key))
+        }
+        self.progress = report
+        try:
+            with self.using(patcher):
+                placement.bring(
+                    self,
+                    patched=[c.key in self._patches and not c.buffer for c in self.cells],
+                    changed=[c.key in changed for c in self.cells],
+                    give_way=True,
+                )
+        except BaseException:
+            for i, cell in enumerate(self.cells):
+                if cell.key in changed and not placement.patched(i):
+                    self.patched.pop(cell.key, None)
+                    patcher.backup.pop(cell.key, None)
+            raise
+        finally:
+            self.progress = None
+        self.patched = self._patches
 
-    def to_host(self, cell: Cell) -> None:
-        """A tensor with patches or hooks in it comes along; of others the host copy is there."""
-        if cell.key in self.patched:
-            cell.put(self._stored(cell.current.to(HOST), HOST))
-        elif cell.key in self.hooked:
-            cell.put(cell.current.to(HOST))
-            self._carried.append(cell)
-        else:
-            cell.put(cell.host_copy_on(HOST))
-        if cell.key in self.hooked:  # the core brings it to that device to take the hooks out
-            self.hooked[cell.key] = (self.hooked[cell.key][0].to(HOST), HOST)
+    @contextlib.contextmanager
+    def using(self, patcher: Any) -> Iterator[None]:
+        """The patcher whose patches, pins and backups are meant."""
+        self._patcher = patcher
+        try:
+            yield
+        finally:
+            self._patcher = None
 
-    def hooks_are_out(self) -> None:
+    def hooks_are_out(self, placement: Any) -> None:
         """What came along for its hooks only is the host copy again."""
-        for cell in self._carried:
-            if cell.key not in self.hooked:
-                cell.put(cell.host_copy_on(HOST))
-        self._carried = [cell for cell in self._carried if cell.key in self.hooked]
+        if any(self.cells[i].key not in self.hooked for i in self._carried):
+            self._carried.clear()
+            placement.bring(
+                self,
+                patched=[placement.patched(i) for i in range(len(self.cells))],
+                changed=[False] * len(self.cells),
+            )
 
-    def _patch(self, patcher: Any, cell: Cell, device: torch.device) -> None:
+    def replace(self, cell: Cell, tensor: torch.Tensor) -> None:
+        """A copy on the same device takes a tensor's place: the engine has packed it into a slab."""
+        now = cell.current
+        for made, entry in self._made.items():
+            if entry is now:
+                self._made[made] = _parameter(cell, tensor)
+        # One host copy: the slab is it from now on.
+        if now is cell.original:
+            cell.original = _parameter(cell, tensor)
+        elif same_bytes(now, cell.original):  # with patches noted on it
+            cell.original = moved_to(cell.original, tensor)
+        cell.put(tensor)
+
+    # What the placement asks for; see distorch.tables.TensorTable
+
+    def make(
+        self, i: int, device: int, current: bool, slab: int, offsets: Sequence[int]
+    ) -> tuple[int, int]:
+        """A tensor on a device."""
+        self.before_change()
+        cell, target = self.cells[i], torch.device(self.devices[device])
+        if current:
+            tensor = cell.current if slab else cell.current.to(target)
+        elif cell.key in self._patches and not cell.buffer:
+            tensor = self._patch(cell, target)
+        else:
+            tensor = cell.host_copy_on(HOST if slab else target)
+        if cell.key in self.patched or not current:
+            tensor = self._stored(tensor, target, cell)
+        if slab and [part.nbytes for part in parts_of(tensor)] == cell.sizes:
+            tensor = in_slab(tensor, self._slabs[slab], offsets, parts_of(tensor))
+        made = next(self._ids)
+        self._made[made] = _parameter(
+            cell, tensor if tensor.device == target else tensor.to(target)
+        )
+        if current and cell.key in self.hooked and cell.key not in self.patched:
+            self._carried.add(i)
+        return made, 0
+
+    def _patch(self, cell: Cell, device: torch.device) -> torch.Tensor:
+        patcher, before = self._patcher, cell.current
         deferred = hasattr(cell.original, "tensor_type")  # GGUF attaches the patch to the tensor
         where = device if deferred else self._compute
         if deferred:  # not to the tensor that has to be there without it, too
@@ -95,23 +191,82 @@ class Weights:
         in_place, patcher.weight_inplace_update = patcher.weight_inplace_update, False
         try:
             patcher.patch_weight_to_device(cell.key, device_to=where)
+            return cell.current
         finally:
             patcher.weight_inplace_update = in_place
-        made = cell.current
-        cell.put(self._stored(made if made.device == device else made.to(device=device), device))
+            cell.put(before)
 
-    def _stored(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def _stored(self, tensor: torch.Tensor, device: torch.device, cell: Cell) -> torch.Tensor:
         """What is kept of a patched weight: fp8 on the host when the user chose low precision."""
-        shrink = self._low_precision and device == HOST
-        if shrink and tensor.is_floating_point() and tensor.element_size() > 1 and tensor.ndim > 1:
+        if device == HOST and cell.key in self._patches and self._shrinks(tensor):
             return tensor.to(_LOW_PRECISION)
         return tensor
+
+    def _shrinks(self, tensor: torch.Tensor) -> bool:
+        wide = tensor.is_floating_point() and tensor.element_size() > 1 and tensor.ndim > 1
+        return self._low_precision and wide
+
+    def hang(self, i: int, made: int) -> None:
+        """The module uses it from now on; a pointer change."""
+        self.before_change()
+        cell = self.cells[i]
+        tensor = self._made[made] if made else cell.original
+        if self._patcher is not None and cell.current is not tensor:
+            unpin(self._patcher, cell)
+            if not made:
+                self._patcher.backup.pop(cell.key, None)
+        cell.put(tensor)
+        if cell.key in self.hooked:  # the core brings it to that device to take the hooks out
+            device = tensor.device
+            before = self.hooked[cell.key][0]
+            self.hooked[cell.key] = (before.to(HOST) if device == HOST else before, device)
+
+    def drop(self, made: int) -> None:
+        """Nobody uses it."""
+        del self._made[made]
+
+    def make_slab(self, device: int, size: int) -> int:
+        """Memory for the tensors of a layer group."""
+        self.before_change()
+        slab = next(self._ids)
+        self._slabs[slab] = allocate(size, torch.device(self.devices[device]))
+        return slab
+
+    def seal_slab(self, slab: int) -> None:
+        """Nothing more comes into it."""
+        del self._slabs[slab]
+
+    def read_back(self) -> list[int]:
+        """Where each tensor is."""
+        index = {name: i for i, name in enumerate(self.devices)}
+        places = []
+        for cell in self.cells:
+            names = device_names(cell.current)
+            places.append(index.get(names.pop(), -1) if len(names) == 1 else -1)
+        return places
+
+    def place_of(self, i: int) -> str:
+        """Where one is, for people."""
+        return ", ".join(sorted(device_names(self.cells[i].current)))
+
+    def written(self, i: int) -> bool:
+        """Whether hook LoRAs are in it."""
+        return self.cells[i].key in self.hooked
+
+    def keep_written(self, i: int) -> None:
+        """Nothing: the core takes its hooks out itself."""
 
 
 def unpin(patcher: Any, cell: Cell) -> None:
     """Before a pinned host tensor is replaced: its registration would outlive it."""
     if cell.key in getattr(patcher, "pinned", ()):
         patcher.unpin_weight(cell.key)
+
+
+def _parameter(cell: Cell, tensor: torch.Tensor) -> torch.Tensor:
+    if cell.buffer or isinstance(tensor, torch.nn.Parameter):
+        return tensor
+    return torch.nn.Parameter(tensor, requires_grad=False)
 
 
 def _signature(patches: Iterable[tuple[Any, ...]]) -> Signature:

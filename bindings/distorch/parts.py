@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from distorch.devices import name_of
+
 # Attribute of a tensor that says in which slab it lies; never copied to another.
 SLAB = "_distorch_slab"
 # Classes whose memory is the tensor's own storage; others may wrap further tensors.
@@ -45,6 +47,11 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
             return [tensor.as_subclass(torch.Tensor)]
     names, _ = tensor.__tensor_flatten__()
     return [part for name in names for part in parts_of(getattr(tensor, name))]
+
+
+def device_names(tensor: torch.Tensor) -> set[str]:
+    """Return the devices on which a tensor, or what it is made of, lies."""
+    return {name_of(part.device) for part in parts_of(tensor)}
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:

@@ -19,7 +19,7 @@ from distorch._load import core
 from distorch.devices import name_of
 from distorch.loans import refresh_flat_weights, was_written
 from distorch.model_blocks import Inventory, TensorKey, TensorPlace, TensorRef, tensor_key
-from distorch.parts import can_rebuild, moved, parts_of, plain_bytes, rebuilt
+from distorch.parts import can_rebuild, device_names, moved, parts_of, plain_bytes, rebuilt
 from distorch.patching import Patch, apply_patches
 from distorch.slabs import allocate, in_slab
 
@@ -56,6 +56,9 @@ class TensorTable(Protocol):
 
     def read_back(self) -> list[int]:
         """Return where each tensor is now, -1 for a device that is none of the placement's."""
+
+    def place_of(self, i: int) -> str:
+        """Say where one is, for people."""
 
     def written(self, i: int) -> bool:
         """Whether somebody wrote into the tensor that hangs."""
@@ -181,9 +184,13 @@ class ModuleTable:
         """See TensorTable."""
         places = []
         for ref in self.refs:
-            names = {name_of(part.device) for part in parts_of(ref.get())}
+            names = device_names(ref.get())
             places.append(self._index.get(names.pop(), -1) if len(names) == 1 else -1)
         return places
+
+    def place_of(self, i: int) -> str:
+        """See TensorTable."""
+        return ", ".join(sorted(device_names(self.refs[i].get())))
 
     def written(self, i: int) -> bool:
         """See TensorTable."""

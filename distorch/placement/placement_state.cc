@@ -77,11 +77,8 @@ absl::Status Placement::Verify(TensorTable& table) const {
     const uint32_t block = tensors_[i].block;
     const uint32_t wanted = Target(block);
     if (found[i] == static_cast<int64_t>(wanted)) continue;
-    const size_t index = static_cast<size_t>(found[i]);
     return absl::InternalError(absl::StrCat(
-        "block ", blocks_[block].name, " is on ",
-        found[i] < 0 || index >= devices_.size() ? "a device of none of ours"
-                                                 : devices_[index].ToString(),
+        "block ", blocks_[block].name, " is on ", table.PlaceOf(i),
         spilled_[block] ? ", it was spilled to " : ", the plan says ",
         devices_[wanted].ToString()));
   }

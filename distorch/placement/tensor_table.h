@@ -11,6 +11,7 @@
 #define DISTORCH_PLACEMENT_TENSOR_TABLE_H_
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -88,6 +89,8 @@ class TensorTable {
   // Where each tensor that the model holds now is, read from the tensors:
   // indices of Placement's devices, -1 for any other place.
   virtual std::vector<int64_t> ReadBack() = 0;
+  // Where one is, for people: "cuda:3", or "cpu, cuda:0" for several parts.
+  virtual std::string PlaceOf(uint32_t i) = 0;
 
   // Whether the tensor that hangs now holds something that what was found does
   // not, apart from its patches: somebody has written into it.

@@ -22,6 +22,33 @@ struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+inline constexpr uint32_t kCpu = 0, kGpu = 1, kDonor = 2;
+
+// Two layers of two blocks each, an embedding that stays, and a head that is
+// the embedding's weight again: 6 blocks, 8 tensors.
+struct SmallModel {
+  std::vector<DeviceId> devices = {DeviceId("cpu"), DeviceId("cuda", 0),
+                                   DeviceId("cuda", 1)};
+  std::vector<PlacedBlock> blocks = {
+      {.name = "embed", .stays = true, .in_slab = false},
+      {.name = "layers.0.a", .group = "layers.0"},
+      {.name = "layers.0.b", .group = "layers.0"},
+      {.name = "layers.1.a", .group = "layers.1"},
+      {.name = "layers.1.b", .group = "layers.1"},
+      {.name = "head", .stays = true, .in_slab = false}};
+  std::vector<TensorInfo> tensors = {
+      {.block = 0, .same = 0, .parts = {Bytes(1000)}},
+      {.block = 1, .same = 1, .parts = {Bytes(4096)}},
+      {.block = 1, .same = 2, .parts = {Bytes(16)}},
+      {.block = 2, .same = 3, .parts = {Bytes(4096), Bytes(64)}},
+      {.block = 3, .same = 4, .parts = {Bytes(4096)}},
+      {.block = 3, .same = 5, .parts = {Bytes(16)}},
+      {.block = 4, .same = 6, .parts = {Bytes(4096), Bytes(64)}},
+      {.block = 5, .same = 0, .parts = {Bytes(1000)}}};
+
+  Placement Make() const { return {devices, kGpu, blocks, tensors}; }
+};
+
 class FakeTable : public TensorTable {
  public:
   struct Tensor {
@@ -86,6 +113,10 @@ class FakeTable : public TensorTable {
     }
     return devices;
   }
+  std::string PlaceOf(uint32_t i) override {
+    return i == lost ? "xpu:0"
+                     : SmallModel().devices[Current(i).device].ToString();
+  }
   bool Written(uint32_t i) override { return Current(i).written != 0; }
   void KeepWritten(uint32_t i) override {
     Tick("keep");
@@ -120,33 +151,6 @@ class FakeTable : public TensorTable {
   std::vector<Tensor> found_;
   std::vector<MadeId> hangs_;
   uint64_t next_ = 0;
-};
-
-inline constexpr uint32_t kCpu = 0, kGpu = 1, kDonor = 2;
-
-// Two layers of two blocks each, an embedding that stays, and a head that is
-// the embedding's weight again: 6 blocks, 8 tensors.
-struct SmallModel {
-  std::vector<DeviceId> devices = {DeviceId("cpu"), DeviceId("cuda", 0),
-                                   DeviceId("cuda", 1)};
-  std::vector<PlacedBlock> blocks = {
-      {.name = "embed", .stays = true, .in_slab = false},
-      {.name = "layers.0.a", .group = "layers.0"},
-      {.name = "layers.0.b", .group = "layers.0"},
-      {.name = "layers.1.a", .group = "layers.1"},
-      {.name = "layers.1.b", .group = "layers.1"},
-      {.name = "head", .stays = true, .in_slab = false}};
-  std::vector<TensorInfo> tensors = {
-      {.block = 0, .same = 0, .parts = {Bytes(1000)}},
-      {.block = 1, .same = 1, .parts = {Bytes(4096)}},
-      {.block = 1, .same = 2, .parts = {Bytes(16)}},
-      {.block = 2, .same = 3, .parts = {Bytes(4096), Bytes(64)}},
-      {.block = 3, .same = 4, .parts = {Bytes(4096)}},
-      {.block = 3, .same = 5, .parts = {Bytes(16)}},
-      {.block = 4, .same = 6, .parts = {Bytes(4096), Bytes(64)}},
-      {.block = 5, .same = 0, .parts = {Bytes(1000)}}};
-
-  Placement Make() const { return {devices, kGpu, blocks, tensors}; }
 };
 
 }  // namespace distorch::testing

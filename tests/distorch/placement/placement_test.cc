@@ -189,8 +189,7 @@ TEST_F(PlacementTest, VerifyNamesTheFirstBlockThatIsElsewhere) {
             "block layers.0.b is on cpu, the plan says cuda:0");
   table.lost = 1;
   EXPECT_EQ(placement.Verify(table).message(),
-            "block layers.0.a is on a device of none of ours, the plan says "
-            "cuda:1");
+            "block layers.0.a is on xpu:0, the plan says cuda:1");
 }
 
 TEST_F(PlacementTest, ReleaseHangsWhatWasFoundAndCopiesNothing) {

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import types
@@ -12,11 +11,6 @@ from typing import ClassVar
 import comfy_standin
 import pytest
 from pack_import import Pack
-
-
-@dataclasses.dataclass
-class Piece:
-    bytes: int
 
 
 class InterruptedRunError(Exception):
@@ -50,17 +44,18 @@ def progress(comfy: comfy_standin.StandIn, pack: Pack, monkeypatch: pytest.Monke
     return pack.load("patches.progress")
 
 
-def place(progress, seconds_each: float, blocks: int = 10) -> list[int]:
-    clock, placed = [0.0], []
-    for block in progress.shown("WAN21", [Piece(2**20)] * blocks, lambda: clock[0]):
+def place(progress, seconds_each: float, blocks: int = 10) -> int:
+    clock, mb = [0.0], 2**20
+    show = progress.shown("WAN21", lambda: clock[0])
+    for done in range(1, blocks + 1):
         clock[0] += seconds_each
-        placed.append(block.bytes)
-    return placed
+        show(done, blocks, done * mb, blocks * mb)
+    return blocks
 
 
 def test_a_short_load_says_nothing(progress, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "DisTorch"):
-        assert len(place(progress, 0.05)) == 10
+        assert place(progress, 0.05) == 10
     assert Bar.made == []
     assert caplog.messages == []
 
