@@ -136,6 +136,8 @@ class Placed:
         """Brings every block to its target, patching those whose patches changed since."""
         self._forced = bool(getattr(patcher, "force_cast_weights", False))
         self._wrappers = {k: list(v) for k, v in patcher.weight_wrapper_patches.items()}
+        if self.runner is not None and self.runner.engine is not None:
+            self.runner.engine.recover()  # a run may have been cut off
         with torch.inference_mode():
             self.weights.bring(self.core, patcher, progress.shown(self.name))
         self.loaded = True

@@ -43,6 +43,7 @@ def canonical_name(kind: str, index: int) -> str:
     return kind if kind in ("cpu", "mps", "meta") else f"{kind}:{index}"
 
 
+@functools.lru_cache(1024)
 def name_of(device: torch.device | str) -> str:
     """Return a device's canonical name. Raises ValueError for a string that is no name.
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -54,8 +54,7 @@ class TensorPlace(Protocol):
         """Return it as it is now."""
 
 
-@dataclass(frozen=True)
-class TensorRef:
+class TensorRef(NamedTuple):
     """One parameter or buffer: where it hangs, not the tensor itself."""
 
     module: nn.Module
@@ -94,6 +93,8 @@ class Inventory:
 
     blocks: tuple[ModelBlock, ...]
     groups: dict[str, nn.Module] = field(default_factory=dict)
+    # `tensor_key` of every tensor, in the order of the blocks, when the inventory was made
+    keys: tuple[TensorKey, ...] = field(default=(), repr=False)
 
     @property
     def total_bytes(self) -> int:
@@ -197,15 +198,15 @@ def tensor_key(tensor: torch.Tensor) -> TensorKey:
     keeps the tensors of a layer group in one slab, a checkpoint may keep all in one storage.) A tensor that is made of
     others has no memory of its own, whatever its storage says: theirs counts.
     """
-    if hasattr(tensor, "__tensor_flatten__"):
+    if is_composite(tensor) and hasattr(tensor, "__tensor_flatten__"):
         return "parts", *map(tensor_key, parts_of(tensor))
     try:
-        address = tensor.data_ptr() if tensor.untyped_storage().nbytes() > 0 else 0
-        if address and tensor.device.type != "meta":
-            shape, strides = tuple(tensor.shape), tuple(tensor.stride())
-            return str(tensor.device), address, shape, strides, tensor.dtype
+        own = not is_composite(tensor) or tensor.untyped_storage().nbytes() > 0
+        address = tensor.data_ptr() if own else 0
+        if address:
+            return tensor.device, address, tensor.shape, tensor.stride(), tensor.dtype
     except (RuntimeError, NotImplementedError):
-        pass  # a wrapper without storage of its own
+        pass  # a wrapper without storage of its own, or a sparse tensor
     return "object", id(tensor)
 
 
@@ -278,7 +279,8 @@ def inventory(
     """
     patched = set(patches or ())
     ties = _Ties()
-    blocks: list[ModelBlock] = []
+    found: list[tuple[str, nn.Module, tuple[TensorRef, ...], int, str, bool]] = []
+    keys: list[TensorKey] = []
     modules: dict[str, nn.Module] = {}
     for name, module in walk(model):
         modules[name] = module
@@ -293,25 +295,27 @@ def inventory(
                 raise ValueError(
                     f"{ref.qualified} has no shape yet: run the lazy module once before placing it"
                 )
-            if tensor.device.type == "meta":
+            if tensor.is_meta:
                 raise ValueError(
                     f"{ref.qualified} is on the device 'meta': load its weights before placing it"
                 )
-            if ties.note(tensor_key(tensor), label):
+            keys.append(key := tensor_key(tensor))
+            if ties.note(key, label):
                 size += tensor_bytes(tensor)
         reason = pin(label, module) if pin else ""
         hit = any(ref.qualified in patched for ref in refs)
-        blocks.append(ModelBlock(label, module, tuple(refs), size, "", reason, "", hit))
+        found.append((label, module, tuple(refs), size, reason, hit))
     tied_names = {ties.find(name) for name in ties.parent}
-    names = list(groups([block.name for block in blocks]))
+    names = list(groups([label for label, *_ in found]))
     unknown = [name for name in names if name and name not in modules]
-    if unknown or len(names) != len(blocks):
+    if unknown or len(names) != len(found):
         raise ValueError(
             f"groups: {unknown[0]!r} is no module" if unknown else "groups: one a block"
         )
-    final = []
-    for block, group in zip(blocks, names, strict=True):
-        root = ties.find(block.name)
+    blocks = []
+    for (label, module, owned, size, reason, hit), group in zip(found, names, strict=True):
+        root = ties.find(label)
         tied = root if root in tied_names else ""
-        final.append(replace(block, group=group, tied=tied))
-    return Inventory(tuple(final), {g: modules[g] for g in dict.fromkeys(names) if g})
+        blocks.append(ModelBlock(label, module, owned, size, group, reason, tied, hit))
+    named = {group: modules[group] for group in dict.fromkeys(names) if group}
+    return Inventory(tuple(blocks), named, tuple(keys))

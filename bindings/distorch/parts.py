@@ -51,16 +51,22 @@ def parts_of(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def device_names(tensor: torch.Tensor) -> set[str]:
     """Return the devices on which a tensor, or what it is made of, lies."""
+    if not is_composite(tensor):
+        return {name_of(tensor.device)}
     return {name_of(part.device) for part in parts_of(tensor)}
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
     """Return the bytes of a tensor, those of its parts where it has some (quantised layouts, sparse tensors)."""
+    if not is_composite(tensor):
+        return plain_bytes(tensor)
     return sum(map(plain_bytes, parts_of(tensor)))
 
 
 def plain_bytes(tensor: torch.Tensor) -> int:
     """Return the bytes of a tensor that is made of no others, of any layout."""
+    if tensor.layout is torch.strided:
+        return tensor.nbytes
     parts = _SPARSE_PARTS.get(tensor.layout)
     return sum(getattr(tensor, part)().nbytes for part in parts) if parts else tensor.nbytes
 

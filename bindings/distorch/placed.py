@@ -20,7 +20,7 @@ from torch import nn
 from distorch import hostmemory
 from distorch.devices import name_of
 from distorch.loans import Loan, borrowers
-from distorch.model_blocks import Inventory, TensorKey, TensorPlace, tensor_key, walk
+from distorch.model_blocks import Inventory, TensorKey, TensorPlace, tensor_key
 from distorch.nested import map_tensors
 from distorch.parts import moved, tensor_bytes
 from distorch.patching import Patch, Patches, check_patches
@@ -266,9 +266,9 @@ class PlacedModel:
 
     def install(self) -> None:
         """Make the model run from where its blocks are."""
-        for _, module in walk(self.model):
-            if module._forward_pre_hooks:
-                self._hooks_before[module] = list(module._forward_pre_hooks)
+        for block in self.inventory.blocks:
+            if block.module._forward_pre_hooks:
+                self._hooks_before[block.module] = list(block.module._forward_pre_hooks)
 
         def arrive(tensor: torch.Tensor, _path: str) -> torch.Tensor:
             return tensor.to(self.compute_device)

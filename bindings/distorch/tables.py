@@ -18,8 +18,16 @@ from torch import nn
 from distorch._load import core
 from distorch.devices import name_of
 from distorch.loans import refresh_flat_weights, was_written
-from distorch.model_blocks import Inventory, TensorKey, TensorPlace, TensorRef, tensor_key
-from distorch.parts import can_rebuild, device_names, moved, parts_of, plain_bytes, rebuilt
+from distorch.model_blocks import Inventory, TensorKey, TensorPlace, TensorRef
+from distorch.parts import (
+    can_rebuild,
+    device_names,
+    is_composite,
+    moved,
+    parts_of,
+    plain_bytes,
+    rebuilt,
+)
 from distorch.patching import Patch, apply_patches
 from distorch.slabs import allocate, in_slab
 
@@ -82,10 +90,8 @@ class ModuleTable:
     def __init__(self, inventory: Inventory, compute: str, devices: Sequence[str]) -> None:
         self.refs: list[TensorRef] = [r for b in inventory.blocks for r in b.tensors]
         self.found = [ref.get() for ref in self.refs]
-        self.same: list[int] = []
         first: dict[TensorKey, int] = {}
-        for i, tensor in enumerate(self.found):
-            self.same.append(first.setdefault(tensor_key(tensor), i))
+        self.same = [first.setdefault(key, i) for i, key in enumerate(inventory.keys)]
         where = [name_of(tensor.device) for tensor in self.found]
         self.devices = list(dict.fromkeys(["cpu", compute, *devices, *where]))
         self._index = {name: i for i, name in enumerate(self.devices)}
@@ -113,6 +119,15 @@ class ModuleTable:
                 [plain_bytes(part) for part in parts_of(tensor)],
                 True,
                 can_rebuild(tensor) and all(p.layout == torch.strided for p in parts_of(tensor)),
+            )
+            if is_composite(tensor)
+            else (
+                block,
+                same,
+                self._index[name_of(tensor.device)],
+                (plain_bytes(tensor),),
+                True,
+                tensor.layout is torch.strided,
             )
             for block, same, tensor in zip(owner, self.same, self.found, strict=True)
         ]

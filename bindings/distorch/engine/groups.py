@@ -366,6 +366,8 @@ class GroupEngine:
 
         Done by itself before the next run; to be called only while the model does not run.
         """
+        if not any(group.depth for group in self._groups):
+            return
         for group in self._groups:
             if group.depth:
                 group.depth = 0
