@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from distorch.allocation import Block, group_names
-from distorch.parts import can_rebuild, parts_of, tensor_bytes
+from distorch.parts import can_rebuild, is_composite, parts_of, tensor_bytes
 
 # See `tensor_key`.
 TensorKey = tuple[Any, ...]

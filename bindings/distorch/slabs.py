@@ -79,22 +79,25 @@ def alias(tensor: torch.Tensor) -> torch.Tensor:
 
 def allocate(size: int, device: torch.device) -> torch.Tensor:
     """Return an uninitialised slab of `size` bytes."""
-    if device.type != "cpu":
-        return torch.empty(size, dtype=torch.uint8, device=device)
-    whole = torch.empty(aligned(size, PAGE) + PAGE, dtype=torch.uint8)
-    start = -whole.data_ptr() % PAGE
-    return whole[start : start + size]
+    with torch.inference_mode(False):
+        if device.type != "cpu":
+            return torch.empty(size, dtype=torch.uint8, device=device)
+        whole = torch.empty(aligned(size, PAGE) + PAGE, dtype=torch.uint8)
+        start = -whole.data_ptr() % PAGE
+        return whole[start : start + size]
 
 
 def in_slab(
     source: torch.Tensor, slab: torch.Tensor, offsets: Sequence[int], parts: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Return what `source` is, with the bytes of `parts` copied to these offsets of a slab."""
-    # `.data`: tensors of one slab that are written to do not count as one another's new versions.
-    places = [part.data for part in views(slab, offsets, source)]
-    for place, part in zip(places, parts, strict=True):
-        place.copy_(part)
-    result = rebuilt(source, places)
+    # Plain tensors in every mode: they are saved, viewed and written to outside of inference mode, too.
+    with torch.inference_mode(False), torch.no_grad():
+        # `.data`: tensors of one slab that are written to do not count as one another's new versions.
+        places = [part.data for part in views(slab, offsets, source)]
+        for place, part in zip(places, parts, strict=True):
+            place.copy_(part)
+        result = rebuilt(source, places)
     setattr(result, SLAB, slab)
     return result
 
@@ -132,7 +135,7 @@ def _moves_into(tensor: torch.Tensor, there: torch.Tensor) -> bool:
         users = torch._C._storage_Use_Count(storage._cdata)
         if users > _USERS_OF_OWN or storage.nbytes() != part.nbytes:
             return False
-        if not torch._has_compatible_shallow_copy_type(part, place):
+        if part.is_inference() or not torch._has_compatible_shallow_copy_type(part, place):
             return False
     for part, place in pairs:
         part.data = place.data

@@ -187,8 +187,7 @@ class ModuleTable:
     def make_slab(self, device: int, size: int) -> int:
         """See TensorTable."""
         slab = next(self._ids)
-        with torch.inference_mode(False):
-            self._slabs[slab] = allocate(size, torch.device(self.devices[device]))
+        self._slabs[slab] = allocate(size, torch.device(self.devices[device]))
         return slab
 
     def seal_slab(self, slab: int) -> None:
