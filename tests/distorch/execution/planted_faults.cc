@@ -2,8 +2,10 @@
 #include "tests/distorch/execution/planted_faults.h"
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <utility>
 
@@ -240,9 +242,30 @@ Tamper ContextsStay() {
   };
 }
 
+template <typename... Args>
+void Lock(const std::shared_ptr<std::recursive_mutex>& mutex,
+          std::function<int(Args...)>& call) {
+  call = [mutex, next = std::move(call)](Args... args) {
+    const std::lock_guard lock(*mutex);
+    return next(args...);
+  };
+}
+
+// What a fault remembers is used by the thread that computes and the one that
+// copies.
 PlantedFault By(Tamper tamper) {
   PlantedFault fault;
-  fault.tamper = std::move(tamper);
+  fault.tamper = [tamper = std::move(tamper)](FakeCuda& fake,
+                                              CudaFunctions& f) {
+    tamper(fake, f);
+    const auto mutex = std::make_shared<std::recursive_mutex>();
+    Lock(mutex, f.copy);
+    Lock(mutex, f.stream_create);
+    Lock(mutex, f.stream_wait);
+    Lock(mutex, f.event_destroy);
+    Lock(mutex, f.event_record);
+    Lock(mutex, f.event_synchronize);
+  };
   return fault;
 }
 

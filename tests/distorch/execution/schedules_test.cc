@@ -27,7 +27,8 @@ TEST_P(SchedulesTest, AThousandOfThemFindNothing) {
 
 INSTANTIATE_TEST_SUITE_P(Seeds, SchedulesTest, testing::Range(0U, 10U));
 
-// How many of the first seeds find each fault is printed; one has to.
+// How many of the first seeds find each fault is printed; one has to. Left out
+// by the preset tsan: most of these faults are races, and it finds them, too.
 class PlantedFaultTest : public testing::TestWithParam<NamedFault> {};
 
 TEST_P(PlantedFaultTest, IsFound) {
