@@ -366,7 +366,7 @@ class GroupEngine:
 
         Done by itself before the next run; to be called only while the model does not run.
         """
-        if not any(group.depth for group in self._groups):
+        if not self._in_pass and not any(group.depth for group in self._groups):
             return
         for group in self._groups:
             if group.depth:
