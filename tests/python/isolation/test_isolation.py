@@ -75,7 +75,7 @@ def run(folder: pathlib.Path, tests: str, *before: str) -> str:
     shutil.copy(HERE / "conftest.py", folder)
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     (folder / "test_it.py").write_text(tests)
-    command = [*before, sys.executable, "-m", "pytest", "-p", "no:randomly", "-v"]
+    command = [*before, sys.executable, "-m", "pytest", "-p", "no:randomly", "-v", "-rN"]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
