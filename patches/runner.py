@@ -99,6 +99,7 @@ class Runner:
             pinner=placed.pinner,
             resident=resident,
             may_migrate=_Judge(),
+            objects=False,  # the options of a step lead to patchers and whole models
             changed=_reporter(placed),
         )
         self._watch_root(_root(model, [s.name for s in specs] + list(resident)))

@@ -43,7 +43,7 @@ class Loan:
         Those of `weight_norm` compute with the weights. An engine's, which are added later, stay ahead of it.
         """
         self._lender = lender
-        self._refs = refs
+        self.refs = refs
         self._depth = 0
         self._lent: list[tuple[TensorRef, Any, Any, int]] = []
         self.handles = [
@@ -59,7 +59,7 @@ class Loan:
         if self._depth > 1:
             return  # the module calls itself: its weights are here already
         try:
-            for ref in self._refs:
+            for ref in self.refs:
                 stored = ref.get()
                 if stored.device == self._lender.compute_device:
                     continue
@@ -98,7 +98,7 @@ class Loan:
             self._return()
 
     def _refresh(self) -> None:
-        for module in {ref.module for ref in self._refs}:
+        for module in {ref.module for ref in self.refs}:
             refresh_flat_weights(module)
 
     def remove(self) -> None:

@@ -17,19 +17,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from distorch import hostmemory
+from distorch import guards, hostmemory
 from distorch.devices import name_of
+from distorch.guards import PlacementError
 from distorch.loans import Loan, borrowers
 from distorch.model_blocks import Inventory, TensorKey, TensorPlace, tensor_key
-from distorch.nested import map_tensors
+from distorch.nested import Exchange, map_tensors
 from distorch.parts import moved, tensor_bytes
 from distorch.patching import Patch, Patches, check_patches
 from distorch.tables import ModuleTable, Reporter
-
-
-class PlacementError(RuntimeError):
-    """A block is not where the plan says; the message names it."""
-
 
 # Modules that own tensors of models that are placed now.
 _PLACED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -86,10 +82,11 @@ class PlacedModel:
         self._table = ModuleTable(inventory, compute, list(self.assignment.values()))
         self._core = self._table.placement(inventory, compute)
         self._core.assign([self._table.index_of(d) for d in self.assignment.values()])
-        self._loans: list[Loan] = []
+        self._loans: dict[nn.Module, Loan] = {}
         # Forward pre-hooks that modules had when the model was placed.
         self._hooks_before: dict[nn.Module, list[int]] = {}
-        self._input_handle: Any = None
+        self._inputs = Exchange()
+        self._input_handles: list[Any] = []
         self._on_unload: list[Callable[[PlacedModel], None]] = []
         self._on_repatch: list[Callable[[PlacedModel], None]] = []
 
@@ -162,7 +159,7 @@ class PlacedModel:
     @property
     def loaded(self) -> bool:
         """Whether the model is placed (False after `unload`)."""
-        return self._input_handle is not None
+        return bool(self._input_handles)
 
     def placement(self) -> dict[str, str]:
         """Read back where each block is now; "a+b" for one whose tensors are on several devices."""
@@ -227,35 +224,38 @@ class PlacedModel:
             self.executor = StreamedExecutor(self, **options)
 
     def attach_hooks(self, skip: Collection[str] = ()) -> None:
-        """Install the hooks that lend weights to the compute device, module by module.
+        """Have the hooks that lend weights to the compute device, module by module, on all blocks but those in `skip`.
 
-        Blocks in `skip` are somebody else's business (an engine that brings whole groups).
+        Those are somebody else's business (an engine that brings whole groups). Hooks that are there and stay are not
+        touched: torch may be walking them.
         """
-        if self._loans or not self.loaded:
-            return
-        away = [
-            b
+        away = {
+            b.module: list(b.tensors)
             for b in self.inventory.blocks
-            if self.assignment[b.name] != self.compute and b.name not in skip
-        ]
-        refs = {b.module: list(b.tensors) for b in away}
-        for module, borrowed in borrowers(self.model, refs).items():
-            self._loans.append(Loan(self, borrowed, module, self._hooks_before.get(module, ())))
-
-    def detach_hooks(self) -> None:
-        """Remove them again; another engine then brings the weights (distorch.engine)."""
-        for loan in self._loans:
+            if self.loaded and self.assignment[b.name] != self.compute and b.name not in skip
+        }
+        wanted = borrowers(self.model, away) if away else {}
+        for module in [m for m, loan in self._loans.items() if wanted.get(m) != loan.refs]:
+            loan = self._loans.pop(module)
             loan.recover()
             loan.remove()
-        self._loans.clear()
+        for module, borrowed in wanted.items():
+            if module not in self._loans:
+                before = self._hooks_before.get(module, ())
+                self._loans[module] = Loan(self, borrowed, module, before)
+
+    def detach_hooks(self) -> None:
+        """Remove them all."""
+        self.attach_hooks(skip={b.name for b in self.inventory.blocks})
 
     def recover(self) -> None:
         """Put the stored tensors back where a run was cut off by what torch's hooks do not see (KeyboardInterrupt).
 
         Done by itself before the next run and by `unload`; to be called only while the model does not run.
         """
-        for loan in self._loans:
+        for loan in self._loans.values():
             loan.recover()
+        self._inputs.give_back()
 
     def lend(self, stored: torch.Tensor) -> torch.Tensor:
         """Return a copy of a stored tensor on the compute device, with its attributes."""
@@ -271,16 +271,30 @@ class PlacedModel:
                 self._hooks_before[block.module] = list(block.module._forward_pre_hooks)
 
         def arrive(tensor: torch.Tensor, _path: str) -> torch.Tensor:
-            return tensor.to(self.compute_device)
+            if tensor.device == self.compute_device:
+                return tensor
+            if torch.is_grad_enabled() and tensor.requires_grad:
+                return tensor.to(self.compute_device)
+            with torch.inference_mode(False), torch.no_grad():
+                there = tensor.detach().to(self.compute_device)
+            return self._inputs.note(there, tensor)
 
         def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
             self.recover()
             self._table.ran = True
-            return map_tensors(args, arrive), map_tensors(kwargs, arrive)
+            args = map_tensors(args, arrive, objects=True)
+            return self._inputs.inside(args, map_tensors(kwargs, arrive, objects=True))
 
-        self._input_handle = self.model.register_forward_pre_hook(
-            begin, prepend=True, with_kwargs=True
-        )
+        def end(*_: Any) -> None:
+            self._inputs.give_back()
+
+        self._input_handles = [
+            self.model.register_forward_pre_hook(begin, prepend=True, with_kwargs=True),
+            self.model.register_forward_hook(end, always_call=True),
+            self.model.register_load_state_dict_pre_hook(guards.refuse_assigned),
+            self.model.register_state_dict_post_hook(guards.out_of_slabs),
+        ]
+        guards.close(self.model, [block.module for block in self.inventory.blocks])
         _PLACED.update(block.module for block in self.inventory.blocks)  # until `unload`
         self.attach_hooks()
 
@@ -320,9 +334,12 @@ class PlacedModel:
             raise failures[0]
 
     def _stop_running(self) -> None:
-        if self._input_handle is not None:
-            self._input_handle.remove()
-            self._input_handle = None
+        self._inputs.give_back()
+        if self._input_handles:
+            for handle in self._input_handles:
+                handle.remove()
+            self._input_handles.clear()
+            guards.open_again(self.model, [block.module for block in self.inventory.blocks])
             _PLACED.difference_update([block.module for block in self.inventory.blocks])
 
     def replace(self, tensors: Sequence[tuple[TensorPlace, torch.Tensor]]) -> None:

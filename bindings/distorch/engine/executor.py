@@ -218,7 +218,6 @@ class StreamedExecutor:
     def _lend_the_rest(self) -> None:
         """Let go of the hooks of modules whose group brings the weights."""
         placed, covered = self.placed, self.engine.covered
-        placed.detach_hooks()
         placed.attach_hooks(
             skip={
                 b.name
@@ -233,6 +232,7 @@ class StreamedExecutor:
         Done by itself before the next run; to be called only while the model does not run.
         """
         self.engine.recover()
+        self.placed.recover()
 
     def _close(self, _: PlacedModel | None = None) -> None:
         self.engine.close()
@@ -247,5 +247,4 @@ class StreamedExecutor:
         if self._handle is None:
             return
         self._close()
-        self.placed.detach_hooks()
         self.placed.attach_hooks()

@@ -60,6 +60,7 @@ class GroupEngine:
         resident: Mapping[str, nn.Module] | None = None,
         changed: Callable[[], None] | None = None,
         may_migrate: Callable[[Any, Any], bool] | None = None,
+        objects: bool = True,
     ) -> None:
         """Pack the groups and attach.
 
@@ -75,6 +76,7 @@ class GroupEngine:
             changed: called between two steps when `called`, the way of a group or `decision` has changed.
             may_migrate: asked with a group's arguments before it runs on its donor; when it says no, the group runs on
                 the compute device this time, and its owner has to bring the weights.
+            objects: whether a migrated group's arguments of any class are looked into for tensors (`map_tensors`).
 
         Raises:
             ValueError: fewer than one slot.
@@ -96,6 +98,7 @@ class GroupEngine:
         self._pinner = pinner or HostPinner(registrar_for(compute))
         self._changed = changed
         self._may_migrate = may_migrate
+        self._objects = objects
         self._resident = {n: weakref.ref(m) for n, m in (resident or {}).items()}
         self._specs = list(specs)
         self._called: set[str] = set()
@@ -104,6 +107,7 @@ class GroupEngine:
         self._migrators: dict[str, Migrator] = {}
         self._handles: list[Any] = []
         self._copied_before = 0
+        self._versions: list[int] = []
         self._in_pass = False
         self._attach()
 
@@ -199,6 +203,7 @@ class GroupEngine:
             self._drop()
             raise
         self._hook()
+        self._versions = self._stored_versions()
 
     def _make_streamer(self, groups: list[ActiveGroup]) -> None:
         packed = []
@@ -226,7 +231,9 @@ class GroupEngine:
     def _make_migrated(self, group: ActiveGroup) -> None:
         spec = group.spec
         if spec.donor not in self._migrators:
-            self._migrators[spec.donor] = Migrator(torch.device(spec.donor), self.compute)
+            self._migrators[spec.donor] = Migrator(
+                torch.device(spec.donor), self.compute, objects=self._objects
+            )
         group.migrator = self._migrators[spec.donor]
         others = [ref for ref in spec.here if name_of(ref.get().device) != spec.donor]
         group.group = MigratedGroup(spec.name, list(others))
@@ -270,6 +277,10 @@ class GroupEngine:
             self.recover()
         if self.steps > 0:
             self._end_step()
+        versions = self._stored_versions()
+        if versions != self._versions:  # somebody wrote into stored weights between two steps
+            self.invalidate()
+            self._versions = versions
         self.steps += 1
         for group in self._groups:
             group.in_step = False
@@ -280,6 +291,12 @@ class GroupEngine:
         self.profile.begin_step()
         if self.profile.complete and self.decision is None:
             self._decide()
+
+    def _stored_versions(self) -> list[int]:
+        """Return the versions of what is streamed, and of what migrated groups have copies of."""
+        stored = [tensor for group in self._groups for _, _, tensor in group.cells]
+        stored += [ref.get() for g in self._groups if g.group for ref in g.group.companions]
+        return [-1 if tensor.is_inference() else tensor._version for tensor in stored]
 
     def finish_step(self, *, failed: bool = False) -> None:
         """The forward pass is over: donors let go of its inputs. Called by the owner where it knows."""

@@ -17,7 +17,7 @@ import torch
 from distorch.devices import device_module
 from distorch.engine.travelling import TravellingTensor, travelling
 from distorch.model_blocks import TensorPlace
-from distorch.nested import map_tensors, tensors_in, write_back
+from distorch.nested import map_tensors, tensors_in
 from distorch.parts import moved, parts_of, tensor_bytes
 
 
@@ -127,12 +127,16 @@ class Migrator:
         bytes_returned: bytes of outputs that something elsewhere needed.
     """
 
-    def __init__(self, donor: torch.device, compute: torch.device) -> None:
+    def __init__(self, donor: torch.device, compute: torch.device, *, objects: bool = True) -> None:
+        """`objects`: whether arguments of any class are looked into (`map_tensors`)."""
         self.donor, self.compute = donor, compute
         self.bytes_sent = self.bytes_returned = 0
         self._sender = Sender(donor, self._sent_bytes)
         self._sent: list[_Sent] = []
-        self._rebuilt: list[Any] = []
+        # What stands for other tensors inside the arguments: (it, the caller's), by id.
+        self._stands: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._inside: Any = None  # the arguments as the group sees them
+        self._objects = objects
         self._current: Any = None
         self._module: Any = device_module(donor.type)
 
@@ -161,43 +165,88 @@ class Migrator:
 
     def forget(self) -> None:
         """The step was cut off."""
-        self._sent, self._rebuilt = [], []
+        self.forget_call()
         self._sender.forget()
+
+    def forget_call(self) -> None:
+        """A group's call did not come to its end."""
+        self._give_back_inputs()
+        self._stands.clear()
 
     def enter(
         self, group: MigratedGroup, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Bring the inputs to the donor; returns them. On an error nothing has changed."""
-        self._sent, self._rebuilt = [], []
-        args = map_tensors(args, self._bring, "", self._rebuilt)
-        kwargs = {
-            key: map_tensors(value, self._bring, key, self._rebuilt)
-            for key, value in kwargs.items()
-        }
+        self.forget_call()
+        given, named = list(args), dict(kwargs)
+        self._inside = given, named
+        try:
+            for i, value in enumerate(args):
+                given[i] = self._map(value, str(i))
+            for key, value in kwargs.items():
+                named[key] = self._map(value, key)
+        except BaseException:
+            self.forget_call()
+            raise
         group.here = [ref.get() for ref in group.companions]
         for ref, there in zip(group.companions, group.there, strict=True):
             ref.table[ref.name] = there
         self._become_current()
-        return args, kwargs
+        return tuple(given), named
+
+    def _map(self, value: Any, path: str) -> Any:
+        return map_tensors(value, self._bring, path, inner=self._bring_late, objects=self._objects)
 
     def _bring(self, tensor: torch.Tensor, path: str) -> torch.Tensor:
+        source = tensor
         if type(tensor) is TravellingTensor:
             there = tensor.on(self.donor)
             if there is not None:
+                self._stands[id(there)] = there, source
                 return there
             tensor = tensor.home()
         if tensor.device == self.donor:
             return tensor
         sent = self._sender.send(tensor, path)
         self._sent.append(sent)
+        self._stands[id(sent.there)] = sent.there, source
         return sent.there
+
+    def _bring_late(self, tensor: torch.Tensor, path: str) -> torch.Tensor:
+        """Of a list or an object a group may need few tensors, or none: each comes when it is used."""
+        if tensor.device == self.donor and type(tensor) is not TravellingTensor:
+            return tensor
+        if type(tensor) is TravellingTensor and tensor.on(self.donor) is not None:
+            return self._bring(tensor, path)
+        late = travelling(tensor, self.donor, self._sent_bytes)
+        self._stands[id(late)] = late, tensor
+        return late
 
     def leave(self, group: MigratedGroup, output: Any) -> Any:
         """Take the outputs over; returns what the model's code sees."""
-        self.put_back(group)
-        unchanged = {id(sent.there): sent.source for sent in self._sent if sent.fresh}
+        self.put_back(group, output)
+        result = map_tensors(output, self._wrap, objects=self._objects)
+        self._stands.clear()
+        return result
+
+    def _wrap(self, tensor: torch.Tensor, _path: str = "") -> torch.Tensor:
+        """Return the caller's tensor for one that stands for it, a travelling one for what the group has made."""
+        stands = self._stands.get(id(tensor))
+        if stands is not None:
+            return stands[1]
+        if type(tensor) is TravellingTensor or tensor.device != self.donor:
+            return tensor
+        return travelling(tensor, self.compute, self._arrived)
+
+    def _give_back_inputs(self, output: Any = None) -> None:
+        """The arguments hold the caller's tensors again, or what the group has put there. Done once."""
+        inside, self._inside = self._inside, None
+        if inside is None:
+            return
         returned = {
-            t.untyped_storage().data_ptr() for t in tensors_in(output) if t.device == self.donor
+            t.untyped_storage().data_ptr()
+            for t in tensors_in(output)
+            if type(t) is not TravellingTensor and t.device == self.donor
         }
         for sent in self._sent:
             if not sent.fresh:
@@ -205,24 +254,22 @@ class Migrator:
                 # Written in place. Where it is returned, the caller goes on with what is returned.
                 if sent.there.untyped_storage().data_ptr() not in returned:
                     sent.source.copy_(sent.there)
+                else:
+                    self._stands.pop(id(sent.there), None)
+        for late, source in list(self._stands.values()):
+            if type(late) is TravellingTensor and late.written:
+                source.copy_(late.home())
+        self._sent = []
+        map_tensors(inside, self._wrap, objects=self._objects)
 
-        def wrap(tensor: torch.Tensor, _path: str) -> torch.Tensor:
-            if type(tensor) is TravellingTensor or tensor.device != self.donor:
-                return tensor
-            source = unchanged.get(id(tensor))
-            return travelling(tensor, self.compute, self._arrived) if source is None else source
-
-        write_back(self._rebuilt, wrap)
-        self._sent, self._rebuilt = [], []
-        return map_tensors(output, wrap)
-
-    def put_back(self, group: MigratedGroup) -> None:
-        """The group holds its own tensors again. Safe to call twice."""
+    def put_back(self, group: MigratedGroup, output: Any = None) -> None:
+        """The group and its caller hold their own tensors again. Safe to call twice."""
         if group.here:
             for ref, stored in zip(group.companions, group.here, strict=True):
                 ref.table[ref.name] = stored
             group.here = []
         self._give_back_current()
+        self._give_back_inputs(output)
 
     # Kernels that are launched by hand (Triton, extensions) go to the current device.
 

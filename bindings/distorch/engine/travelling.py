@@ -18,6 +18,10 @@ from torch.utils import _pytree as pytree
 class TravellingTensor(torch.Tensor):  # type: ignore[misc]
     """See the module. Made by `travelling`; for inference, no gradients."""
 
+    written = (
+        False  # into the data at home, by an operator on this tensor: their version does not tell
+    )
+
     _away: torch.Tensor | None
     _home: torch.Tensor | None
     _compute: torch.device
@@ -46,10 +50,22 @@ class TravellingTensor(torch.Tensor):  # type: ignore[misc]
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operator on the compute device's data."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            _note_written(func, args, kwargs)
         args, kwargs = pytree.tree_map_only(
-            TravellingTensor, lambda tensor: tensor.home(), (args, kwargs or {})
+            TravellingTensor, lambda tensor: tensor.home(), (args, kwargs)
         )
         return func(*args, **kwargs)
+
+
+def _note_written(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[i] if i < len(args) else kwargs.get(argument.name)
+            for tensor in pytree.tree_leaves(given):
+                if type(tensor) is TravellingTensor:
+                    tensor.written = True
 
 
 def travelling(

@@ -193,12 +193,11 @@ def test_nested_values_and_code_between_groups(x: torch.Tensor, gate: torch.Tens
                 assert torch.equal(got.cpu(), wanted), step
 
 
-def test_dictionaries_of_a_class_of_their_own_stay_what_they_are() -> None:
+def test_dictionaries_and_lists_are_changed_where_they_are() -> None:
     inside = collections.defaultdict(list, {"x": torch.ones(1), "n": [torch.ones(1)]})
     result = map_tensors({"deep": inside}, lambda tensor, _: tensor + 1)["deep"]
-    assert type(result) is collections.defaultdict
+    assert result is inside
     assert (result["x"].item(), result["n"][0].item(), result["new"]) == (2.0, 2.0, [])
-    assert (inside["x"].item(), inside["n"][0].item()) == (1.0, 1.0)
 
 
 class Writing(nn.Module):

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may not be done to a model while it is placed, and says so instead of spoiling it.
+
+Its tensors lie on several devices, some of them together in slabs, and others stand in for them while it runs. To move
+or convert it, to copy or pickle it as a whole, or to hang other tensors into it, would mix the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+
+class PlacementError(RuntimeError):
+    """A block is not where the plan says, or a placed model is asked for what it cannot do; the message says which."""
+
+
+# Methods by which torch's `.to()`, `.half()`, …, copy and pickle go about a module; looked up on the object first.
+_CLOSED = ("_apply", "__deepcopy__", "__reduce_ex__")
+
+
+def close(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Let a model and its modules refuse to be moved, converted, copied and pickled."""
+    name = type(model).__name__
+
+    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise PlacementError(
+            f"{name} is placed: its weights cannot be moved, converted, copied or pickled under it. "
+            "Call unload() first"
+        )
+
+    for module in (model, *modules):
+        module.__dict__.update(dict.fromkeys(_CLOSED, refuse))
+
+
+def open_again(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Undo `close`."""
+    for module in (model, *modules):
+        for method in _CLOSED:
+            module.__dict__.pop(method, None)
+
+
+def refuse_assigned(
+    module: nn.Module, _state: Any, _prefix: str, metadata: dict[str, Any], *_: Any
+) -> None:
+    """Hook of `load_state_dict`: weights may be written, but not replaced by others on other devices."""
+    if metadata.get("assign_to_params_buffers"):
+        raise PlacementError(
+            f"{type(module).__name__} is placed: load_state_dict(assign=True) would hang tensors into it that lie "
+            "elsewhere. Leave assign out, or call unload() first"
+        )
+
+
+def out_of_slabs(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: Any) -> None:
+    """Hook of `state_dict`: a tensor in a slab is given out with memory of its own, to be saved without the slab."""
+    for name, tensor in state.items():
+        own = type(tensor) is not torch.Tensor or tensor.layout is not torch.strided
+        if not own and tensor.untyped_storage().nbytes() > tensor.nbytes:
+            state[name] = tensor.clone()
