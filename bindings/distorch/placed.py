@@ -20,10 +20,10 @@ from torch import nn
 from distorch import guards, hostmemory
 from distorch.devices import name_of
 from distorch.guards import PlacementError
-from distorch.loans import Loan, borrowers
+from distorch.lending import Lending
 from distorch.model_blocks import Inventory, TensorKey, TensorPlace, tensor_key
 from distorch.nested import Exchange, map_tensors
-from distorch.parts import moved, tensor_bytes
+from distorch.parts import tensor_bytes
 from distorch.patching import Patch, Patches, check_patches
 from distorch.tables import ModuleTable, Reporter
 
@@ -63,7 +63,6 @@ class PlacedModel:
         assignment: the device of each block, as planned.
         patches: those that are in the weights, by qualified parameter name.
         executor: what brings the weights ahead of their use; None while they come module by module.
-        lent_bytes: copied to the compute device module by module so far.
     """
 
     def __init__(self, model: nn.Module, plan: Any, compute: str, inventory: Inventory) -> None:
@@ -78,13 +77,10 @@ class PlacedModel:
         self.notes: list[str] = []
         self.patches: Patches = {}
         self.executor: Any = None
-        self.lent_bytes = 0
         self._table = ModuleTable(inventory, compute, list(self.assignment.values()))
         self._core = self._table.placement(inventory, compute)
         self._core.assign([self._table.index_of(d) for d in self.assignment.values()])
-        self._loans: dict[nn.Module, Loan] = {}
-        # Forward pre-hooks that modules had when the model was placed.
-        self._hooks_before: dict[nn.Module, list[int]] = {}
+        self._lending = Lending(model, self.compute_device, [b.module for b in inventory.blocks])
         self._inputs = Exchange()
         self._input_handles: list[Any] = []
         self._on_unload: list[Callable[[PlacedModel], None]] = []
@@ -138,6 +134,11 @@ class PlacedModel:
             changed=[first in changed for first in same],
             host_free=hostmemory.available_bytes() if patches else None,
         )
+
+    @property
+    def lent_bytes(self) -> int:
+        """Bytes copied to the compute device module by module so far."""
+        return self._lending.lent_bytes
 
     @property
     def transfers(self) -> dict[tuple[str, str], int]:
@@ -234,15 +235,7 @@ class PlacedModel:
             for b in self.inventory.blocks
             if self.loaded and self.assignment[b.name] != self.compute and b.name not in skip
         }
-        wanted = borrowers(self.model, away) if away else {}
-        for module in [m for m, loan in self._loans.items() if wanted.get(m) != loan.refs]:
-            loan = self._loans.pop(module)
-            loan.recover()
-            loan.remove()
-        for module, borrowed in wanted.items():
-            if module not in self._loans:
-                before = self._hooks_before.get(module, ())
-                self._loans[module] = Loan(self, borrowed, module, before)
+        self._lending.set(away)
 
     def detach_hooks(self) -> None:
         """Remove them all."""
@@ -253,22 +246,11 @@ class PlacedModel:
 
         Done by itself before the next run and by `unload`; to be called only while the model does not run.
         """
-        for loan in self._loans.values():
-            loan.recover()
+        self._lending.recover()
         self._inputs.give_back()
-
-    def lend(self, stored: torch.Tensor) -> torch.Tensor:
-        """Return a copy of a stored tensor on the compute device, with its attributes."""
-        with torch.no_grad():
-            here = moved(stored, self.compute_device, lent=True)
-        self.lent_bytes += tensor_bytes(here)
-        return here
 
     def install(self) -> None:
         """Make the model run from where its blocks are."""
-        for block in self.inventory.blocks:
-            if block.module._forward_pre_hooks:
-                self._hooks_before[block.module] = list(block.module._forward_pre_hooks)
 
         def arrive(tensor: torch.Tensor, _path: str) -> torch.Tensor:
             if tensor.device == self.compute_device:

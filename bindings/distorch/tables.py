@@ -17,7 +17,7 @@ from torch import nn
 
 from distorch._load import core
 from distorch.devices import name_of
-from distorch.loans import refresh_flat_weights, was_written
+from distorch.lending import refresh_flat_weights, was_written
 from distorch.model_blocks import Inventory, TensorKey, TensorPlace, TensorRef
 from distorch.parts import (
     can_rebuild,

@@ -15,7 +15,7 @@ from torch import nn
 from distorch.engine.cells import Cell
 from distorch.engine.migration import MigratedGroup, Migrator
 from distorch.engine.streaming import StreamGroup
-from distorch.loans import refresh_flat_weights
+from distorch.lending import refresh_flat_weights
 from distorch.parts import parts_of, tensor_bytes
 from distorch.slabs import pack, slab_of
 

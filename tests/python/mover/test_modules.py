@@ -12,7 +12,7 @@ import torch
 from placing import plan_of
 from torch import nn
 
-from distorch.loans import borrowers
+from distorch.lending import readers
 from distorch.model_blocks import inventory
 from distorch.patching import DiffPatch
 from distorch.placed import PlacedModel, PlacementError
@@ -61,7 +61,7 @@ def test_parameters_in_containers_come_with_the_module_that_reads_them(device: s
 def test_only_modules_that_can_be_called_borrow() -> None:
     model = nn.Sequential(Lists())
     blocks = inventory(model).blocks
-    found = borrowers(model, {b.module: list(b.tensors) for b in blocks})
+    found = readers(model, {b.module: list(b.tensors) for b in blocks})
     assert {type(module) for module in found} == {Lists, nn.Linear}
     names = [ref.qualified for ref in found[model[0]]]
     assert sorted(names) == ["0.holder.more", "0.nested.shift.by", "0.scales.0", "0.scales.1"]

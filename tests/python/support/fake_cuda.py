@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distorch._load import core
-from distorch.engine import byte_streaming, groups, pinning
+from distorch.engine import attached, byte_streaming, pinning
 
 LIBRARY = str(Path(distorch_sim.__file__).parent / "libfake_cuda.so")
 
@@ -138,7 +138,7 @@ def streamed_by_the_core(
         return fake.device if str(device) == "sim:0" else None
 
     monkeypatch.setattr(byte_streaming, "core", Core)
-    for module in (groups, pinning):
+    for module in (attached, pinning):
         monkeypatch.setattr(module, "cuda_device", cuda_device)
     hook = register_module_forward_pre_hook(fake.before_compute) if computes else None
     try:

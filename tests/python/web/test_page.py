@@ -125,6 +125,7 @@ def test_a_redraw_while_a_button_is_held_does_not_lose_the_click() -> None:
             "held.dispatchEvent(new PointerEvent('pointerup', {bubbles: true})); held.click()"
         )
         await page.wait_for(f"{ROWS} === 2")
+        await until(lambda: bool(server.backend.calls))  # the click's request is under way
         assert server.backend.calls == [("eject", [2])]
 
     on_page(check)

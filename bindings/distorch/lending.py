@@ -7,38 +7,75 @@ what holds them (a `ParameterList` cannot be called, a `MultiheadAttention` does
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from distorch.model_blocks import TensorRef, walk
+from distorch.parts import moved, tensor_bytes
 
 # Modules that read the weights of their children without calling them.
 _READS_CHILDREN: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
-class Lender(Protocol):
-    """Who brings tensors to the compute device (`distorch.placed.PlacedModel`)."""
+class Lending:
+    """What lends weights to the compute device, module by module. One thread at a time.
 
-    compute_device: torch.device
+    Attributes:
+        compute_device: where the model runs.
+        lent_bytes: copied there so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, compute_device: torch.device, owners: Iterable[nn.Module]
+    ) -> None:
+        """`owners`: the modules that own tensors, with no hooks but their own."""
+        self.compute_device = compute_device
+        self.lent_bytes = 0
+        self._model = model
+        self._lent: dict[nn.Module, LentModule] = {}
+        self._before = {m: list(m._forward_pre_hooks) for m in owners if m._forward_pre_hooks}
+
+    def set(self, away: Mapping[nn.Module, list[TensorRef]]) -> None:
+        """Lend these tensors, by the module that owns them, from now on, and no others.
+
+        Hooks that are there and stay are not touched: torch may be walking them.
+        """
+        wanted = readers(self._model, away) if away else {}
+        for module in [m for m, lent in self._lent.items() if wanted.get(m) != lent.refs]:
+            lent = self._lent.pop(module)
+            lent.recover()
+            lent.remove()
+        for module, refs in wanted.items():
+            if module not in self._lent:
+                self._lent[module] = LentModule(self, refs, module, self._before.get(module, ()))
+
+    def recover(self) -> None:
+        """Put the stored tensors back where a module's end was never reached."""
+        for lent in self._lent.values():
+            lent.recover()
 
     def lend(self, stored: torch.Tensor) -> torch.Tensor:
-        """Return a copy of a stored tensor on the compute device."""
+        """Return a copy of a stored tensor on the compute device, with its attributes."""
+        with torch.no_grad():
+            here = moved(stored, self.compute_device, lent=True)
+        self.lent_bytes += tensor_bytes(here)
+        return here
 
 
-class Loan:
+class LentModule:
     """Brings tensors to the compute device while a module runs, and puts the stored ones back afterwards."""
 
     def __init__(
         self,
-        lender: Lender,
+        lender: Lending,
         refs: list[TensorRef],
         module: nn.Module,
         hooks_before: Sequence[int] = (),
     ) -> None:
-        """`hooks_before` are the keys of the module's own forward pre-hooks: they come after the loan's.
+        """`hooks_before` are the keys of the module's own forward pre-hooks: they come after ours.
 
         Those of `weight_norm` compute with the weights. An engine's, which are added later, stay ahead of it.
         """
@@ -121,11 +158,11 @@ def refresh_flat_weights(module: nn.Module) -> None:
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
 
-def borrowers(
+def readers(
     model: nn.Module, refs: Mapping[nn.Module, list[TensorRef]]
 ) -> dict[nn.Module, list[TensorRef]]:
-    """Return which module of `model` borrows which of these tensors, given by the module that owns them."""
-    borrowing = {module: list(own) for module, own in refs.items() if _can_be_called(module)}
+    """Return which module of `model` reads which of these tensors, given by the module that owns them."""
+    reading = {module: list(own) for module, own in refs.items() if _can_be_called(module)}
     for _, module in walk(model):
         if isinstance(module, _READS_CHILDREN):
             below = [child for _, child in walk(module) if child is not module]
@@ -135,8 +172,8 @@ def borrowers(
             continue
         read = [ref for child in below for ref in refs.get(child, ())]
         if read:
-            borrowing[module] = [*borrowing.get(module, ()), *read]
-    return borrowing
+            reading[module] = [*reading.get(module, ()), *read]
+    return reading
 
 
 def _can_be_called(module: nn.Module) -> bool:
