@@ -2,7 +2,8 @@
 # One helper for each kind of target, so that a new library is a few lines and every target gets the same warnings.
 #
 #   distorch_cc_library(NAME parser HDRS parser.h SRCS parser.cc DEPS distorch::bytes absl::statusor)
-#     makes the static library distorch_parser with the alias distorch::parser.
+#     makes the static library distorch_parser with the alias distorch::parser, and installs it with its headers, unless
+#     INTERNAL is given: for what only our own binaries can link.
 #   distorch_cc_test(NAME parser_test SRCS parser_test.cc DEPS distorch::parser [LABELS gpu])
 #     makes a GoogleTest binary and registers each of its tests with CTest (label `unit` unless given).
 #   distorch_cc_benchmark(NAME parser_benchmark SRCS parser_benchmark.cc DEPS distorch::parser)
@@ -19,7 +20,8 @@ set(DISTORCH_WARNINGS
     $<$<BOOL:${DISTORCH_WERROR}>:-Werror>)
 
 function(distorch_configure_target target scope)
-  target_include_directories(${target} ${scope} ${PROJECT_SOURCE_DIR})
+  target_include_directories(${target} ${scope} $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>
+                             $<INSTALL_INTERFACE:${DISTORCH_INSTALL_INCLUDE}>)
   if(NOT scope STREQUAL "INTERFACE")
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${DISTORCH_WARNINGS}>)
     if(DISTORCH_SANITIZE)
@@ -34,7 +36,7 @@ function(distorch_configure_target target scope)
 endfunction()
 
 function(distorch_cc_library)
-  cmake_parse_arguments(ARG "" "NAME" "HDRS;SRCS;DEPS;DEFINES" ${ARGN})
+  cmake_parse_arguments(ARG "INTERNAL" "NAME" "HDRS;SRCS;DEPS;DEFINES" ${ARGN})
   if(ARG_SRCS)
     add_library(distorch_${ARG_NAME} STATIC ${ARG_SRCS} ${ARG_HDRS})
     distorch_configure_target(distorch_${ARG_NAME} PUBLIC)
@@ -47,6 +49,13 @@ function(distorch_cc_library)
     target_compile_definitions(distorch_${ARG_NAME} INTERFACE ${ARG_DEFINES})
   endif()
   add_library(distorch::${ARG_NAME} ALIAS distorch_${ARG_NAME})
+  if(DISTORCH_INSTALL AND NOT ARG_INTERNAL)
+    file(RELATIVE_PATH folder ${PROJECT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR})
+    set_target_properties(distorch_${ARG_NAME} PROPERTIES EXPORT_NAME ${ARG_NAME})
+    install(TARGETS distorch_${ARG_NAME} EXPORT distorch ARCHIVE DESTINATION lib)
+    install(FILES ${ARG_HDRS} DESTINATION ${DISTORCH_INSTALL_INCLUDE}/${folder})
+    set_property(GLOBAL APPEND PROPERTY DISTORCH_INSTALLED distorch_${ARG_NAME})
+  endif()
 endfunction()
 
 function(distorch_cc_test)

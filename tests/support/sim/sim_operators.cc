@@ -393,9 +393,17 @@ bool RunsWhole(const c10::OperatorHandle& op) {
          HoldsTensors(*schema.returns()[0].type());
 }
 
+// Memory of either kind may be given to a tensor of the other, as between the
+// host and CUDA.
+bool HasCompatibleType(const at::Tensor& self, const at::Tensor& from) {
+  return self.layout() == at::kStrided && from.layout() == at::kStrided &&
+         self.is_inference() == from.is_inference();
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("_has_compatible_shallow_copy_type", TORCH_FN(HasCompatibleType));
   m.impl("empty.memory_format", TORCH_FN(Empty));
   m.impl("empty_strided", TORCH_FN(EmptyStrided));
   m.impl("_copy_from", TORCH_FN(CopyFrom));
