@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build deps system demo test test-cpp test-python bench lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
+.PHONY: help build package deps system demo test test-cpp test-python bench lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -39,7 +39,11 @@ build: $(DEPS_STAMP) build/dev/build.ninja  ## build the library, the Python pac
 	@cmake --build --preset dev
 	@tools/link_package.sh $(VENV) $(STAGE)
 
-demo: build  ## split a real pretrained model over simulated devices, run it, eject it
+package: $(DEPS_STAMP) build/dev/build.ninja  ## build what Python needs: the package and the simulated accelerator
+	@cmake --build --preset dev --target distorch_C distorch_ops distorch_stage distorch_sim distorch_sim_stage
+	@tools/link_package.sh $(VENV) $(STAGE)
+
+demo: package  ## split a real pretrained model over simulated devices, run it, eject it
 	@$(BIN)/distorch demo
 
 test: test-cpp test-python  ## all tests
