@@ -19,7 +19,7 @@ import torch
 
 from distorch import allocation, placement_records
 from distorch.devices import name_of
-from distorch.model_blocks import block_costs, planned_groups
+from distorch.group_costs import block_costs, planned_groups
 from distorch.parts import tensor_bytes
 from distorch.placed import PlacementError
 from distorch.slabs import slab_of

@@ -21,7 +21,7 @@ from distorch import guards, hostmemory
 from distorch.devices import name_of
 from distorch.guards import PlacementError
 from distorch.lending import Lending
-from distorch.model_blocks import Inventory, TensorKey, TensorPlace, tensor_key
+from distorch.model_blocks import Inventory, TensorKey, TensorPlace
 from distorch.nested import Exchange, map_tensors
 from distorch.parts import tensor_bytes
 from distorch.patching import Patch, Patches, check_patches
@@ -42,13 +42,12 @@ def bytes_per_device(inventory: Inventory) -> dict[str, int]:
     """Return where the bytes of a model are now, tensors that are one counted once."""
     seen: set[TensorKey] = set()
     totals: dict[str, int] = defaultdict(int)
-    for block in inventory.blocks:
-        for ref in block.tensors:
+    refs = (ref for block in inventory.blocks for ref in block.tensors)
+    for key, ref in zip(inventory.keys, refs, strict=True):
+        if key not in seen:
+            seen.add(key)
             tensor = ref.get()
-            key = tensor_key(tensor)
-            if key not in seen:
-                seen.add(key)
-                totals[name_of(tensor.device)] += tensor_bytes(tensor)
+            totals[name_of(tensor.device)] += tensor_bytes(tensor)
     return dict(totals)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from distorch.model_blocks import block_costs, inventory, walk
+from distorch.group_costs import block_costs
+from distorch.model_blocks import inventory, walk
 
 
 def nested(depth: int) -> nn.Module:
