@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-
 # public name -> module that holds it
 _EXPORTS: dict[str, str] = {
     "AllocationError": "distorch.allocation",
@@ -19,6 +17,7 @@ _EXPORTS: dict[str, str] = {
     "PlacedModel": "distorch.placed",
     "PlanError": "distorch.allocation",
     "StreamedExecutor": "distorch.engine",
+    "__version__": "distorch._version",
     "inventory": "distorch.model_blocks",
     "list_devices": "distorch.devices",
     "make_plan": "distorch.allocation",
@@ -29,7 +28,7 @@ _EXPORTS: dict[str, str] = {
     "registry": "distorch.eject",
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

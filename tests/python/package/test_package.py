@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,22 @@ def test_import_needs_no_torch_and_no_compiled_part() -> None:
 def test_versions_agree() -> None:
     assert _load.core().__version__ == distorch.__version__
     assert run("-m", "distorch", "--version").strip() == f"distorch {distorch.__version__}"
-    project = (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text()
-    assert f'version = "{distorch.__version__}"' in project
+    root = Path(__file__).resolve().parents[3]
+    assert f'\nversion = "{distorch.__version__}"\n' in (root / "pyproject.toml").read_text()
+    # The two copies that others read: what the Manager installs, and what a reader of the changes sees first.
+    assert f"\ndistorch=={distorch.__version__}\n" in (root / "requirements.txt").read_text()
+    changes = re.findall(r"^## (\S+)", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changes[0] == distorch.__version__
+
+
+def test_the_registry_knows_every_classifier_and_pip_replaces_no_torch() -> None:
+    text = (Path(__file__).resolve().parents[3] / "pyproject.toml").read_text()
+    known = {"GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "GPU :: Apple Metal"}
+    environments = set(re.findall(r'"Environment :: (.*)"', text))
+    assert environments  # one that ComfyUI's registry does not know makes it drop all of them
+    assert environments <= known
+    assert re.findall(r'"Operating System :: (.*)"', text)
+    assert "\ndependencies = []\n" in text
 
 
 def test_every_export_and_every_command_can_be_loaded() -> None:
