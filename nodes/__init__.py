@@ -10,11 +10,9 @@ from typing import Any
 
 def mappings() -> tuple[dict[str, type], dict[str, str]]:
     """Node classes and display names by id; installs the seams that the nodes need."""
-    import folder_paths
-    import nodes as core
-
     from ..patches import devices, memory_view, old_names, settings, unload, unload_now
-    from . import table
+
+    found = named()
 
     devices.install()
     unload.install()
@@ -22,6 +20,16 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     memory_view.install()
     settings.install()
     old_names.install(__name__.rpartition(".")[0])
+    return found
+
+
+def named() -> tuple[dict[str, type], dict[str, str]]:
+    """Node classes and display names by id."""
+    import folder_paths
+    import nodes as core
+
+    from . import table
+
     folders = other_folders(map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes")))
     classes = table.node_classes(core.NODE_CLASS_MAPPINGS, folders)
     return classes, {node_id: title(node_id, cls) for node_id, cls in classes.items()}

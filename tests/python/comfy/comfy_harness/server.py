@@ -21,7 +21,10 @@ from typing import Any
 import torch
 
 GIB = 2**30
-_PACK = ("__init__.py", "pyproject.toml", "example_workflows", "nodes", "patches", "web")
+_PACK = (
+    *("__init__.py", "install.py", "requirements.txt", "pyproject.toml"),
+    *("example_workflows", "nodes", "patches", "web"),
+)
 _EXTRA_PATHS = "distorch_test:\n    custom_nodes: {}\n"
 
 
