@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
+import sys
 from collections.abc import Iterable
 from typing import Any
+
+log = logging.getLogger("DisTorch")
 
 
 def mappings() -> tuple[dict[str, type], dict[str, str]]:
@@ -32,7 +36,38 @@ def named() -> tuple[dict[str, type], dict[str, str]]:
 
     folders = other_folders(map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes")))
     classes = table.node_classes(core.NODE_CLASS_MAPPINGS, folders)
+    _when_all_are_loaded(lambda: drop_without_packs(classes))
     return classes, {node_id: title(node_id, cls) for node_id, cls in classes.items()}
+
+
+def drop_without_packs(classes: dict[str, type]) -> None:
+    """Takes our nodes away whose pack has none of that name: packs are loaded in any order, this is after the last."""
+    import nodes as core
+
+    from . import table
+
+    gone = table.without_their_packs(classes, core.NODE_CLASS_MAPPINGS)
+    for name in gone:
+        core.NODE_CLASS_MAPPINGS.pop(name, None)
+        core.NODE_DISPLAY_NAME_MAPPINGS.pop(name, None)
+    if gone:
+        log.info(
+            "left out, because their packs were not loaded or have no such node: %s",
+            ", ".join(gone),
+        )
+
+
+def _when_all_are_loaded(act: Any) -> None:
+    """Calls it when ComfyUI's server starts; never where there is none."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    app = getattr(server, "app", None)
+    if app is None:
+        return
+
+    async def start(_app: Any) -> None:
+        act()
+
+    app.on_startup.append(start)
 
 
 def other_folders(paths: Iterable[pathlib.Path]) -> list[str]:

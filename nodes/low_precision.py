@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UNETLoader whose patched weights are stored in fp8 when they lie in system memory."""
+"""UNETLoader whose patched weights are kept as small as the file has them when they lie in system memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .wrapped import switch
 
 
 class UNetLoaderLP:
-    """Keeps the model on the compute device; LoRA-patched blocks that must wait on the host are fp8.
+    """Keeps the model on the compute device; LoRA-patched blocks of an fp8 file that must wait on the host are fp8 again.
 
-    A patched weight needs memory beside the file's copy: in fp8 that is half, at fp8's precision.
+    All other weights are stored as without it.
     """
 
     CATEGORY = "loaders"

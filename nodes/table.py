@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every node id of the pack, as a table: ComfyUI-MultiGPU's 26, 18 more with the GGUF pack, and our own."""
+"""Every node id of the pack, as a table: ComfyUI-MultiGPU's 26, up to 49 for other packs, and our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from . import checkpoint, device, low_precision, plan, selector, unload, wrapped
+from . import (
+    checkpoint,
+    device,
+    low_precision,
+    other_packs,
+    others,
+    plan,
+    selector,
+    unload,
+    wrapped,
+)
 
 log = logging.getLogger("DisTorch")
 
@@ -71,13 +81,37 @@ def node_classes(known: Mapping[str, type], folders: Collection[str]) -> dict[st
             made.update(_both(known[name], name, family))
         else:
             log.warning("ComfyUI has no node %s here: its two forms are left out", name)
-    if any(name in known for name in GGUF) or has_folder(folders, "ComfyUI-GGUF"):
+    if _is_there("ComfyUI-GGUF", GGUF, known, folders):
         for name, family in GGUF.items():
-            node = wrapped.Later(name, "CLIP" if family.text_encoder else "MODEL")
-            made.update(_both(node, name, family))
-            legacy = f"{name}DisTorchMultiGPU"
-            made[legacy] = wrapped.legacy(node, legacy, family)
+            made.update(_of_gguf(name, family))
+    for pack, rows in other_packs.PACKS.items():
+        if _is_there(pack, rows, known, folders):
+            made.update(
+                {f"{name}MultiGPU": others.on_a_device(name, row) for name, row in rows.items()}
+            )
     return made
+
+
+def _is_there(
+    pack: str, names: Collection[str], known: Mapping[str, type], folders: Collection[str]
+) -> bool:
+    """Whether a pack is loaded, or may be later; see `without_their_packs`."""
+    return any(name in known for name in names) or has_folder(folders, pack)
+
+
+def _of_gguf(name: str, family: wrapped.Family) -> dict[str, type]:
+    node = wrapped.Later(name, "CLIP" if family.text_encoder else "MODEL")
+    legacy = f"{name}DisTorchMultiGPU"
+    made = {**_both(node, name, family), legacy: wrapped.legacy(node, legacy, family)}
+    for cls in made.values():
+        cls.NEEDS = name  # type: ignore[attr-defined]
+    return made
+
+
+def without_their_packs(made: Mapping[str, type], known: Collection[str]) -> list[str]:
+    """Ids of ours whose pack, when all are loaded, has no such node: it failed, or is of another release."""
+    needs = {name: getattr(cls, "NEEDS", None) for name, cls in made.items()}
+    return [name for name, other in needs.items() if other is not None and other not in known]
 
 
 def _both(node: Any, name: str, family: wrapped.Family) -> dict[str, type]:

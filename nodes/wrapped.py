@@ -99,18 +99,24 @@ class Later:
         self.name, self.RETURN_TYPES = name, returns
 
     def __call__(self) -> Any:
-        return self._node()()
+        return self.cls()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self._node(), name)
+        return getattr(self.cls, name)
 
-    def _node(self) -> Any:
-        node = core.NODE_CLASS_MAPPINGS.get(self.name)
-        if node is None:
+    @property
+    def known(self) -> Any | None:
+        """The node's class; None while its pack has not been loaded."""
+        return core.NODE_CLASS_MAPPINGS.get(self.name)
+
+    @property
+    def cls(self) -> Any:
+        """The node's class. Raises RuntimeError where there is none."""
+        if self.known is None:
             raise RuntimeError(f"the pack with the node {self.name} has not been loaded")
-        return node
+        return self.known
 
 
 def multigpu(node: type, node_id: str, family: Family) -> type:
@@ -124,7 +130,7 @@ def multigpu(node: type, node_id: str, family: Family) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            return _with(_inputs(node), {"device": device_input()})
+            return _with(inputs_of(node), {"device": device_input()})
 
         def override(self, device: str | None = None, **inputs: Any) -> tuple[Any, ...]:
             if family.core_device:
@@ -149,7 +155,7 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            return _with(_inputs(node), _placement_widgets(family))
+            return _with(inputs_of(node), _placement_widgets(family))
 
         def override(
             self,
@@ -190,7 +196,7 @@ def legacy(node: type, node_id: str, family: Family) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            return _with(_inputs(node), _legacy_widgets())
+            return _with(inputs_of(node), _legacy_widgets())
 
         def override(
             self,
@@ -243,8 +249,9 @@ def _with(inputs: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def _inputs(node: type) -> dict[str, Any]:
-    inputs = copy.deepcopy(dict(node.INPUT_TYPES()))  # type: ignore[attr-defined]
+def inputs_of(node: Any) -> dict[str, Any]:
+    """A copy of a node's inputs, with both parts and without hidden ones."""
+    inputs = copy.deepcopy(dict(node.INPUT_TYPES()))
     inputs["required"] = dict(inputs.get("required", {}))
     inputs["optional"] = dict(inputs.get("optional", {}))
     inputs.pop("hidden", None)

@@ -12,9 +12,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import comfy.float
 import torch
 
 from distorch._load import core
@@ -26,7 +28,7 @@ from distorch.tables import Reporter
 from .blocks import Block, Cell, streamable
 
 HOST = torch.device("cpu")
-_LOW_PRECISION = torch.float8_e4m3fn
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _Backup = collections.namedtuple("Dimension", ["weight", "inplace_update"])
 
 Signature = tuple[Any, ...]
@@ -45,7 +47,7 @@ class Weights:
     def __init__(
         self, blocks: Sequence[Block], compute: torch.device, *, low_precision: bool
     ) -> None:
-        """`low_precision`: patched weights on the host are kept as fp8."""
+        """`low_precision`: patched weights on the host are kept in the file's fp8, where that is what they were."""
         self.cells = [cell for block in blocks for cell in block.cells]
         self.keys = {cell.key for cell in self.cells if not cell.buffer}
         self._owner = [n for n, block in enumerate(blocks) for _ in block.cells]
@@ -76,7 +78,7 @@ class Weights:
                 index[device],
                 cell.sizes,
                 cell.dtype in (None, cell.original.dtype),
-                not self._shrinks(cell.original),
+                not self._shrinks(cell),
             )
             for i, (block, cell, device) in enumerate(
                 zip(self._owner, self.cells, found, strict=True)
@@ -197,14 +199,17 @@ class Weights:
             cell.put(before)
 
     def _stored(self, tensor: torch.Tensor, device: torch.device, cell: Cell) -> torch.Tensor:
-        """What is kept of a patched weight: fp8 on the host when the user chose low precision."""
-        if device == HOST and cell.key in self._patches and self._shrinks(tensor):
-            return tensor.to(_LOW_PRECISION)
-        return tensor
+        """What is kept of a patched weight: on the host the file's fp8 again, when the user chose low precision."""
+        if device != HOST or cell.key not in self._patches or not self._shrinks(cell):
+            return tensor
+        seed = zlib.crc32(cell.key.encode())  # the core's, for what it rounds of this weight itself
+        rounded = comfy.float.stochastic_rounding(tensor, cell.original.dtype, seed=seed)
+        return rounded.to(cell.original.dtype)
 
-    def _shrinks(self, tensor: torch.Tensor) -> bool:
-        wide = tensor.is_floating_point() and tensor.element_size() > 1 and tensor.ndim > 1
-        return self._low_precision and wide
+    def _shrinks(self, cell: Cell) -> bool:
+        """Whether the model wants it wider than the file has it, and the file has it in fp8."""
+        found = cell.original.dtype
+        return self._low_precision and found in _FP8 and cell.dtype not in (None, found)
 
     def hang(self, i: int, made: int) -> None:
         """The module uses it from now on; a pointer change."""

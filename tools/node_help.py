@@ -12,6 +12,8 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
+import node_help_others
+
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "web" / "docs"
 
 # The core's (or the GGUF pack's) node → what it loads, its inputs, its outputs.
@@ -161,6 +163,7 @@ def pages() -> Iterator[Page]:
         )
         yield f"{name}DisTorchMultiGPU", first, {**inputs, **LEGACY}, outputs, ANYWHERE
     yield from _single_pages()
+    yield from node_help_others.pages(STRING)
 
 
 def _single_pages() -> Iterator[Page]:
@@ -176,7 +179,8 @@ def _single_pages() -> Iterator[Page]:
         "Loads a diffusion model whose LoRA-patched weights take half the memory where they wait on the host.",
         {"unet_name": FILE.format("diffusion_models"), "keep_loaded": KEEP},
         MODEL,
-        "A patched weight needs memory beside the file's copy. Here it is stored as fp8, at the precision of fp8. "
+        "A patched weight needs memory beside the file's copy. Where the file has it in fp8, and the model wants it wider, it "
+        "is kept in fp8 in system memory, rounded stochastically; all else is stored unchanged. "
         "Weights on the compute device are not touched.",
     )
     checkpoint = {"ckpt_name": FILE.format("checkpoints")}
@@ -250,7 +254,9 @@ def _parts() -> dict[str, str]:
     found["vae_device"] = "where the VAE runs"
     found["unet_expert_mode_allocations"] = f"{STRING} on the diffusion model"
     found["clip_expert_mode_allocations"] = f"{STRING} on the text encoder"
-    found["high_precision_loras"] = "off: LoRA-patched blocks in system memory are stored as fp8"
+    found["high_precision_loras"] = (
+        "off: LoRA-patched weights of an fp8 file are kept in fp8 in system memory"
+    )
     return {**found, "eject_models": EJECT, "keep_loaded": KEEP, "execution_mode": MODE}
 
 

@@ -306,7 +306,7 @@ def test_what_holds_no_model_is_left_to_the_core_with_an_error(comfy: ComfyServe
     assert "the ControlLora in lora.safetensors holds no model whose blocks can be" in comfy.log()
 
 
-def test_low_precision_stores_patched_host_blocks_in_eight_bits(comfy: ComfyServer) -> None:
+def test_low_precision_leaves_what_is_not_fp8_unchanged(comfy: ComfyServer) -> None:
     w = Workflow()
     model = w.add(
         "CheckpointLoaderAdvancedDisTorch2MultiGPU",
@@ -324,7 +324,7 @@ def test_low_precision_stores_patched_host_blocks_in_eight_bits(comfy: ComfyServ
     patched = w.add("DistorchTestRun", value=model, code=PATCH_ONE_WEIGHT)
     w.save(w.sample(patched, prompt, w.latent(1, 4, 8, 8)), "latent")
     comfy.run(w)
-    assert comfy.evaluate(DTYPES) == {"cpu": ["torch.float32", "torch.float8_e4m3fn"]}
+    assert comfy.evaluate(DTYPES) == {"cpu": ["torch.float32", "torch.float32"]}
 
 
 PATCH_ONE_WEIGHT = """

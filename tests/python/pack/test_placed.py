@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import sys
+import zlib
+
 import comfy_standin
 import distorch_sim
 import pytest
@@ -200,15 +203,47 @@ def test_groups_that_a_step_comes_back_to_are_planned_first(make, comfy) -> None
     assert set(after.values()) == {"sim:0", "sim:1", "cpu"}
 
 
-def test_low_precision_is_counted_as_it_is_stored(make, comfy) -> None:
-    patcher = make(high_precision_loras=False)
-    keys = [f"blocks.{i}.up.weight" for i in range(4)]
-    patcher.add_patches({key: torch.full((2 * SIZE, SIZE), 0.01) for key in keys})
+FP8 = torch.float8_e5m2
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_low_precision_keeps_what_was_fp8_in_fp8(pack, comfy, monkeypatch, high) -> None:
+    adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
+    patcher = comfy.model(size=SIZE)
+    for i in range(3):
+        for layer, low in (
+            (patcher.model.blocks[i].up, True),
+            (patcher.model.blocks[i].down, False),
+        ):
+            layer.weight_comfy_model_dtype = torch.float32
+            if low:
+                layer.weight = torch.nn.Parameter(layer.weight.to(FP8), requires_grad=False)
+    spec = parse("sim:0,40kb;cpu,*#sim:0", kinds=["sim"])
+    adopt.adopt(patcher, request.Request("sim:0", spec, high_precision_loras=high))
+    keys = [f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("up", "down")]
+    shapes = {key: patcher.model.get_parameter(key).shape for key in keys}
+    patcher.add_patches({key: torch.full(shapes[key], 0.01) for key in keys})
+    rounded: list[tuple[torch.dtype, int]] = []
+
+    def rounding(value: torch.Tensor, dtype: torch.dtype, seed: int) -> torch.Tensor:
+        assert value.dtype == torch.float32
+        rounded.append((dtype, seed))
+        return value.to(dtype)
+
+    monkeypatch.setattr(sys.modules["comfy"].float, "stochastic_rounding", rounding)
     comfy.load_models_gpu([patcher])
-    held = [p for p in patcher.model.parameters() if p.device.type == "cpu"]
-    assert torch.float8_e4m3fn in {p.dtype for p in held}
+    held = {n: p.dtype for n, p in patcher.model.named_parameters() if p.device.type == "cpu"}
+    assert set(keys) <= set(held)
+    assert {n for n, dtype in held.items() if dtype == FP8 and n in keys} == (
+        set() if high else {"blocks.0.up.weight", "blocks.1.up.weight"}
+    )
+    assert held["blocks.1.down.weight"] == torch.float32
+    seeds = {zlib.crc32(b"blocks.0.up.weight"), zlib.crc32(b"blocks.1.up.weight")}
+    assert set(rounded) == (set() if high else {(FP8, seed) for seed in seeds})
     sizes = patcher.distorch_placed().bytes_per_device()
-    assert sizes["cpu"] == sum(p.nbytes for p in held)
+    assert sizes["cpu"] == sum(
+        p.nbytes for p in patcher.model.parameters() if p.device.type == "cpu"
+    )
 
 
 def test_a_donor_is_an_entry_that_the_core_can_unload(make, comfy, expected) -> None:

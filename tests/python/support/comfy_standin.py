@@ -306,11 +306,14 @@ class StandIn:
         comfy.__path__ = []
         comfy.model_management, comfy.model_patcher = self.mm, self.patcher
         comfy.patcher_extension = self.extension
+        comfy.float = types.ModuleType("comfy.float")
+        comfy.float.stochastic_rounding = lambda value, dtype, seed: value.to(dtype)
         return {
             "comfy": comfy,
             "comfy.model_management": self.mm,
             "comfy.model_patcher": self.patcher,
             "comfy.patcher_extension": self.extension,
+            "comfy.float": comfy.float,
         }
 
     def servers_modules(self) -> dict[str, types.ModuleType]:

@@ -288,8 +288,16 @@ def write_all(models: pathlib.Path) -> None:
             write(models / name, shapes, dtype, seed)
     folder = models / "diffusion_models"
     write_scaled_fp8(folder / "wan.safetensors", folder / "wan_scaled_fp8.safetensors")
+    write_fp8(folder / "wan.safetensors", folder / "wan_fp8.safetensors")
     for layout in QUANTISED:
         write_quantised(folder / "wan.safetensors", folder / f"wan_{layout}.safetensors", layout)
+
+
+def write_fp8(source: pathlib.Path, target: pathlib.Path) -> None:
+    """A diffusion model with the matrices of its blocks as plain fp8."""
+    tensors = load_file(source)
+    low = [k for k, t in tensors.items() if k.startswith("blocks.") and t.ndim == 2]
+    save_file({**tensors, **{k: tensors[k].to(torch.float8_e4m3fn) for k in low}}, target)
 
 
 def write_scaled_fp8(source: pathlib.Path, target: pathlib.Path) -> None:
