@@ -44,9 +44,9 @@ def drop_without_packs(classes: dict[str, type]) -> None:
     """Takes our nodes away whose pack has none of that name: packs are loaded in any order, this is after the last."""
     import nodes as core
 
-    from . import table
-
-    gone = table.without_their_packs(classes, core.NODE_CLASS_MAPPINGS)
+    needs = {name: getattr(cls, "NEEDS", None) for name, cls in classes.items()}
+    known = set(core.NODE_CLASS_MAPPINGS)
+    gone = [name for name, other in needs.items() if other is not None and other not in known]
     for name in gone:
         core.NODE_CLASS_MAPPINGS.pop(name, None)
         core.NODE_DISPLAY_NAME_MAPPINGS.pop(name, None)

@@ -95,7 +95,7 @@ def node_classes(known: Mapping[str, type], folders: Collection[str]) -> dict[st
 def _is_there(
     pack: str, names: Collection[str], known: Mapping[str, type], folders: Collection[str]
 ) -> bool:
-    """Whether a pack is loaded, or may be later; see `without_their_packs`."""
+    """Whether a pack is loaded, or may be later; what then turns out to be missing is dropped when the server starts."""
     return any(name in known for name in names) or has_folder(folders, pack)
 
 
@@ -106,12 +106,6 @@ def _of_gguf(name: str, family: wrapped.Family) -> dict[str, type]:
     for cls in made.values():
         cls.NEEDS = name  # type: ignore[attr-defined]
     return made
-
-
-def without_their_packs(made: Mapping[str, type], known: Collection[str]) -> list[str]:
-    """Ids of ours whose pack, when all are loaded, has no such node: it failed, or is of another release."""
-    needs = {name: getattr(cls, "NEEDS", None) for name, cls in made.items()}
-    return [name for name, other in needs.items() if other is not None and other not in known]
 
 
 def _both(node: Any, name: str, family: wrapped.Family) -> dict[str, type]:

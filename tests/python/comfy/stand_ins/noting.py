@@ -42,21 +42,27 @@ def note(node: str, inputs: dict[str, Any]) -> None:
         raise RuntimeError(f"{node} was told to fail")
 
 
-def files(folder: str) -> list[str]:
-    if folder not in folder_paths.folder_names_and_paths:
-        path = pathlib.Path(folder_paths.models_dir) / folder
-        folder_paths.folder_names_and_paths[folder] = ([str(path)], {".safetensors", ""})
-    return folder_paths.get_filename_list(folder)
+def _know(inputs: dict[str, Any]) -> None:
+    """Folders that ComfyUI does not have, as packs add them."""
+    for kind, _ in inputs.values():
+        if str(kind).startswith("@") and kind[1:] not in folder_paths.folder_names_and_paths:
+            path = pathlib.Path(folder_paths.models_dir) / kind[1:]
+            folder_paths.folder_names_and_paths[kind[1:]] = ([str(path)], {".safetensors"})
 
 
 def _shown(inputs: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: (files(kind[1:]) if str(kind).startswith("@") else kind, json.loads(json.dumps(more)))
+        name: (
+            folder_paths.get_filename_list(kind[1:]) if str(kind).startswith("@") else kind,
+            json.loads(json.dumps(more)),
+        )
         for name, (kind, more) in inputs.items()
     }
 
 
 def node_class(name: str, outputs: dict[str, str], required: dict, optional: dict) -> type:
+    _know(required)
+
     class Noting:
         CATEGORY, FUNCTION = "stand-in", "work"
         RETURN_TYPES, RETURN_NAMES = tuple(outputs.values()), tuple(outputs)
