@@ -27,9 +27,11 @@ std::string WholeOrTwoDecimals(Bytes amount, int64_t unit) {
 }  // namespace
 
 std::optional<Bytes> CheckedAdd(Bytes a, Bytes b) {
-  int64_t sum = 0;
-  if (__builtin_add_overflow(a.value(), b.value(), &sum)) return std::nullopt;
-  return Bytes(sum);
+  using Limits = std::numeric_limits<int64_t>;
+  const bool fits = b.value() < 0 ? a.value() >= Limits::min() - b.value()
+                                  : a.value() <= Limits::max() - b.value();
+  if (!fits) return std::nullopt;
+  return Bytes(a.value() + b.value());
 }
 
 Bytes SaturatingAdd(Bytes a, Bytes b) {

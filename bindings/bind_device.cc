@@ -20,11 +20,11 @@ namespace {
 
 namespace py = pybind11;
 
-py::tuple HostMemoryShim(const std::string& root) {
+py::tuple HostMemoryShim() {
   HostMemory memory;
   {
     const py::gil_scoped_release release;
-    memory = ReadHostMemory(root);
+    memory = ReadHostMemory();
   }
   return py::make_tuple(memory.total, memory.available);
 }
@@ -100,7 +100,7 @@ void BindDevice(py::module_& module) {
 #else
   module.attr("compiler") = "gcc " __VERSION__;
 #endif
-  module.def("host_memory", &HostMemoryShim, py::arg("root") = "");
+  module.def("host_memory", &HostMemoryShim);
   module.def("nvml_devices", &NvmlShim);
   module.def("nvml_nvlink_pairs", &NvlinkPairsShim);
   module.def("visible_nvml", &VisibleShim, py::arg("devices"));

@@ -13,11 +13,15 @@
 #     runs the same function over the files of tests/corpus/parser_fuzzer.
 include_guard(GLOBAL)
 
-set(DISTORCH_WARNINGS
+if(MSVC)
+  set(DISTORCH_WARNINGS /W3 $<$<BOOL:${DISTORCH_WERROR}>:/WX>)
+else()
+  set(DISTORCH_WARNINGS
     -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wnon-virtual-dtor -Wold-style-cast
     -Woverloaded-virtual -Wdouble-promotion -Wformat=2 -Wimplicit-fallthrough
     $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
     $<$<BOOL:${DISTORCH_WERROR}>:-Werror>)
+endif()
 
 function(distorch_configure_target target scope)
   target_include_directories(${target} ${scope} $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>

@@ -27,7 +27,7 @@ import distorch._load as load
 import torch
 
 assert load.core().built_with_torch == torch.__version__, (load.core().built_with_torch, torch.__version__)
-assert load.load_operators().abi_version() == 1
+assert load.load_operators().abi_version() == 2
 assert "env/lib" in str(pathlib.Path(load.__file__)), load.__file__
 print("built against torch", torch.__version__)
 PYTHON

@@ -56,7 +56,7 @@ rm -rf "$kit"
 mkdir -p "$kit/bin" "$build"
 
 say "building Abseil"
-CCACHE=$(command -v ccache || true) tools/gpu/abseil.sh "$build/abseil" "$kit/absl" > "$build/abseil.log" 2>&1 ||
+CCACHE=$(command -v ccache || true) tools/abseil.sh "$build/abseil" "$kit/absl" > "$build/abseil.log" 2>&1 ||
   { tail -n 40 "$build/abseil.log"; exit 1; }
 
 # compile VERSION: the package for one Python; the simulated accelerator too for the one that makes the dry run.

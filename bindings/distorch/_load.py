@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     C = _C
 
-_ABI_VERSION = 1  # bindings/ops/library.cc
+_ABI_VERSION = 2  # bindings/ops/library.cc
 
 
 class LoadError(ImportError):

@@ -143,23 +143,34 @@ def apply_patches(weight: torch.Tensor, patches: Iterable[Patch]) -> int:
             continue
         down = here(patch.down)
         ups.append(here(patch.up).reshape(patch.up.shape[0], -1) * patch.scale)
-        rights.append(
-            down.reshape(down.shape[0], -1)
-            if patch.mid is None
-            else operators.right_factor(down, here(patch.mid))
-        )
+        if patch.mid is None:
+            rights.append(down.reshape(down.shape[0], -1))
+            continue
+        mid = here(patch.mid)
+        elements = (down.numel() // mid.shape[1]) * (mid.numel() // mid.shape[0] // mid.shape[1])
+        right = weight.new_empty((mid.shape[0], elements), dtype=torch.float32)
+        raise_problem(operators.right_factor(down, mid, right), weight)
+        rights.append(right)
     empty = weight.new_empty((0, 0), dtype=torch.float32)
     up = torch.cat(ups, 1) if len(ups) > 1 else (ups or [empty])[0]
     right = torch.cat(rights) if len(rights) > 1 else (rights or [empty])[0]
     terms = 2 + bool(ups) + len(diffs)
     scratch = weight.new_empty((terms, _piece_elements(weight, terms)), dtype=torch.float32)
-    try:
-        operators.patch_weight(weight, scratch, up, right, diffs)
-    except RuntimeError as error:  # the stable ABI passes on that it failed, not why
-        raise RuntimeError(
-            f"patching a weight {tuple(weight.shape)} on {weight.device} failed: {error}"
-        ) from error
+    raise_problem(operators.patch_weight(weight, scratch, up, right, diffs), weight)
     return moved
+
+
+_ERRORS: dict[str, type[Exception]] = {"ValueError": ValueError, "MemoryError": MemoryError}
+
+
+def raise_problem(problem: str, weight: torch.Tensor) -> None:
+    """Raise what an operator says went wrong ("" for nothing): see `bindings/ops/boxed.h`."""
+    if not problem:
+        return
+    kind, _, text = problem.partition(": ")
+    raise _ERRORS.get(kind, RuntimeError)(
+        f"patching a weight {tuple(weight.shape)} on {weight.device} failed: {text}"
+    )
 
 
 # Beyond this, larger pieces make the matrix products no faster.

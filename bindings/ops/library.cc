@@ -8,7 +8,7 @@ STABLE_TORCH_LIBRARY(distorch, library) { library.def("abi_version() -> int"); }
 namespace {
 // Raised whenever an operator's schema or meaning changes; the Python package
 // refuses an operator library that differs.
-int64_t AbiVersion() { return 1; }
+int64_t AbiVersion() { return 2; }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(distorch, CompositeExplicitAutograd, library) {

@@ -6,10 +6,12 @@
 
 #include <vector>
 
+#include "bindings/ops/boxed.h"
 #include "distorch/placement/patch_math.h"
 
 namespace {
 
+using distorch::ops::Boxed;
 using torch::stable::Tensor;
 
 void PatchWeight(Tensor weight, Tensor scratch, Tensor up, Tensor right,
@@ -17,8 +19,8 @@ void PatchWeight(Tensor weight, Tensor scratch, Tensor up, Tensor right,
   distorch::PatchWeight(weight, scratch, up, right, diffs);
 }
 
-Tensor RightFactor(Tensor down, Tensor mid) {
-  return distorch::RightFactor(down, mid);
+void RightFactor(Tensor down, Tensor mid, Tensor out) {
+  distorch::RightFactor(down, mid, out);
 }
 
 }  // namespace
@@ -26,11 +28,11 @@ Tensor RightFactor(Tensor down, Tensor mid) {
 STABLE_TORCH_LIBRARY_FRAGMENT(distorch, library) {
   library.def(
       "patch_weight(Tensor(a!) weight, Tensor(b!) scratch, Tensor up, "
-      "Tensor right, Tensor[] diffs) -> ()");
-  library.def("right_factor(Tensor down, Tensor mid) -> Tensor");
+      "Tensor right, Tensor[] diffs) -> str");
+  library.def("right_factor(Tensor down, Tensor mid, Tensor(a!) out) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(distorch, CompositeExplicitAutograd, library) {
-  library.impl("patch_weight", TORCH_BOX(&PatchWeight));
-  library.impl("right_factor", TORCH_BOX(&RightFactor));
+  library.impl("patch_weight", &Boxed<&PatchWeight>::Call);
+  library.impl("right_factor", &Boxed<&RightFactor>::Call);
 }

@@ -1,6 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/device/host_memory.h"
 
+#if defined(_WIN32)
+#include <windows.h>
+#elif defined(__APPLE__)
+#include <mach/mach.h>
+#include <sys/sysctl.h>
+#endif
+
 #include <algorithm>
 #include <fstream>
 #include <optional>
@@ -100,7 +107,7 @@ HostMemory ParseMemInfo(std::string_view text) {
   return memory;
 }
 
-HostMemory ReadHostMemory(const std::string& root) {
+HostMemory ReadHostMemoryFiles(const std::string& root) {
   const auto info = ReadText(root + "/proc/meminfo");
   if (!info) return {};
   HostMemory memory = ParseMemInfo(*info);
@@ -125,6 +132,34 @@ HostMemory ReadHostMemory(const std::string& root) {
     }
   }
   return memory;
+}
+
+HostMemory ReadHostMemory() {
+#if defined(_WIN32)
+  MEMORYSTATUSEX status{};
+  status.dwLength = sizeof(status);
+  if (GlobalMemoryStatusEx(&status) == 0) return {};
+  return {static_cast<std::int64_t>(status.ullTotalPhys),
+          static_cast<std::int64_t>(status.ullAvailPhys)};
+#elif defined(__APPLE__)
+  HostMemory memory;
+  std::size_t size = sizeof(memory.total);
+  vm_statistics64_data_t pages{};
+  mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
+  if (sysctlbyname("hw.memsize", &memory.total, &size, nullptr, 0) != 0 ||
+      host_statistics64(mach_host_self(), HOST_VM_INFO64,
+                        reinterpret_cast<host_info64_t>(&pages),
+                        &count) != KERN_SUCCESS) {
+    return {};
+  }
+  const std::int64_t free = std::int64_t{pages.free_count} +
+                            pages.inactive_count + pages.purgeable_count;
+  memory.available =
+      std::min(memory.total, free * static_cast<std::int64_t>(vm_page_size));
+  return memory;
+#else
+  return ReadHostMemoryFiles("");
+#endif
 }
 
 }  // namespace distorch

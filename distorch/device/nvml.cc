@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/device/nvml.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <array>
 #include <utility>
@@ -12,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "distorch/device/symbols.h"
+#include "distorch/device/shared_library.h"
 
 namespace distorch {
 namespace {
@@ -32,35 +30,41 @@ absl::Status Failed(std::string_view call, int code) {
 }
 
 absl::StatusOr<NvmlFunctions> LoadNvml() {
-  // Kept open: other libraries of the process use NVML too.
-  void* library = dlopen("libnvidia-ml.so.1", RTLD_LAZY | RTLD_LOCAL);
-  if (library == nullptr) {
-    return absl::UnavailableError(
-        "libnvidia-ml.so.1 was not found: no NVIDIA driver on this machine");
+#ifdef _WIN32
+  // Older drivers put it only where the second says.
+  static const std::vector<std::string> kNames = {
+      "nvml.dll", "C:\\Program Files\\NVIDIA Corporation\\NVSMI\\nvml.dll"};
+#else
+  static const std::vector<std::string> kNames = {"libnvidia-ml.so.1"};
+#endif
+  const SharedLibrary library = SharedLibrary::Open(kNames);
+  if (!library.ok()) {
+    return absl::UnavailableError(absl::StrCat(
+        kNames.front(), " was not found: no NVIDIA driver on this machine"));
   }
   NvmlFunctions f;
-  BindSymbol(library, "nvmlInit_v2", f.init);
-  BindSymbol(library, "nvmlShutdown", f.shutdown);
-  BindSymbol(library, "nvmlDeviceGetCount_v2", f.count);
-  BindSymbol(library, "nvmlDeviceGetHandleByIndex_v2", f.handle);
-  BindSymbol(library, "nvmlDeviceGetUUID", f.uuid);
-  BindSymbol(library, "nvmlDeviceGetName", f.name);
-  BindSymbol(library, "nvmlDeviceGetMemoryInfo", f.memory);
-  BindSymbol(library, "nvmlDeviceGetMaxPcieLinkGeneration", f.pcie_generation);
-  BindSymbol(library, "nvmlDeviceGetMaxPcieLinkWidth", f.pcie_width);
-  BindSymbol(library, "nvmlDeviceGetCurrPcieLinkGeneration",
-             f.pcie_current_generation);
-  BindSymbol(library, "nvmlDeviceGetCurrPcieLinkWidth", f.pcie_current_width);
-  BindSymbol(library, "nvmlDeviceGetNvLinkState", f.nvlink_state);
-  BindSymbol(library, "nvmlDeviceGetP2PStatus", f.p2p_status);
-  BindSymbol(library, "nvmlSystemGetDriverVersion", f.driver);
-  BindSymbol(library, "nvmlDeviceGetMigMode", f.mig_mode);
-  BindSymbol(library, "nvmlDeviceGetMaxMigDeviceCount", f.mig_count);
-  BindSymbol(library, "nvmlDeviceGetMigDeviceHandleByIndex", f.mig_handle);
+  library.Bind("nvmlInit_v2", f.init);
+  library.Bind("nvmlShutdown", f.shutdown);
+  library.Bind("nvmlDeviceGetCount_v2", f.count);
+  library.Bind("nvmlDeviceGetHandleByIndex_v2", f.handle);
+  library.Bind("nvmlDeviceGetUUID", f.uuid);
+  library.Bind("nvmlDeviceGetName", f.name);
+  library.Bind("nvmlDeviceGetMemoryInfo", f.memory);
+  library.Bind("nvmlDeviceGetMaxPcieLinkGeneration", f.pcie_generation);
+  library.Bind("nvmlDeviceGetMaxPcieLinkWidth", f.pcie_width);
+  library.Bind("nvmlDeviceGetCurrPcieLinkGeneration",
+               f.pcie_current_generation);
+  library.Bind("nvmlDeviceGetCurrPcieLinkWidth", f.pcie_current_width);
+  library.Bind("nvmlDeviceGetNvLinkState", f.nvlink_state);
+  library.Bind("nvmlDeviceGetP2PStatus", f.p2p_status);
+  library.Bind("nvmlSystemGetDriverVersion", f.driver);
+  library.Bind("nvmlDeviceGetMigMode", f.mig_mode);
+  library.Bind("nvmlDeviceGetMaxMigDeviceCount", f.mig_count);
+  library.Bind("nvmlDeviceGetMigDeviceHandleByIndex", f.mig_handle);
   if (!f.init || !f.shutdown || !f.count || !f.handle || !f.uuid || !f.name ||
       !f.memory) {
-    return absl::UnavailableError(
-        "libnvidia-ml.so.1 lacks a function of NVML: the driver is too old");
+    return absl::UnavailableError(absl::StrCat(
+        library.name(), " lacks a function of NVML: the driver is too old"));
   }
   return f;
 }

@@ -2,10 +2,10 @@
 // Memory and identity of NVIDIA GPUs by NVML, which needs no CUDA context: a
 // device that has never been used is not initialised by looking at it.
 //
-// The library is looked up at run time (libnvidia-ml.so.1). Indices here are
-// NVML's; `VisibleNvml` maps CUDA's to them. A card may be cut into slices
-// (MIG, "multi-instance GPU"): CUDA then shows slices of it, each a device with
-// memory of its own, never the card.
+// The library is looked up at run time (libnvidia-ml.so.1, nvml.dll). Indices
+// here are NVML's; `VisibleNvml` maps CUDA's to them. A card may be cut into
+// slices (MIG, "multi-instance GPU"): CUDA then shows slices of it, each a
+// device with memory of its own, never the card.
 #ifndef DISTORCH_DEVICE_NVML_H_
 #define DISTORCH_DEVICE_NVML_H_
 

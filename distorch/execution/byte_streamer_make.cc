@@ -23,7 +23,9 @@ absl::Status ByteStreamer::Prepare(std::vector<ByteGroup> groups,
   const bool pageable = std::any_of(groups_.begin(), groups_.end(),
                                     [](const Group& g) { return g.pageable; });
   if (!pageable) return absl::OkStatus();
-  thread_ = std::make_unique<CopyThread>();
+  auto thread = CopyThread::Start();
+  if (!thread.ok()) return thread.status();
+  thread_ = *std::move(thread);
   staged_ = std::make_unique<StagedTransfer>(&cuda_, chunk_);
   if (absl::Status s = staged_->Prepare(kHost, device_); !s.ok()) {
     staged_.reset();

@@ -8,12 +8,17 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <stdexcept>
 
 namespace distorch {
 namespace {
 
 namespace stable = torch::stable;
 using stable::Tensor;
+
+void Check(bool fits, const char* message) {
+  if (!fits) throw std::invalid_argument(message);
+}
 
 std::int64_t RowElements(const Tensor& tensor) {
   return tensor.size(0) == 0 ? 0 : tensor.numel() / tensor.size(0);
@@ -37,17 +42,23 @@ Tensor Row(Tensor& scratch, std::int64_t index, std::int64_t elements) {
 
 }  // namespace
 
-Tensor RightFactor(const Tensor& down, const Tensor& mid) {
+void RightFactor(const Tensor& down, const Tensor& mid, Tensor out) {
+  Check(mid.dim() >= 2 && mid.numel() > 0 && down.dim() >= 1 &&
+            down.size(0) == mid.size(1),
+        "right_factor: down and mid do not fit each other");
   const std::int64_t rank = mid.size(0);
   const std::int64_t inner = mid.size(1);
   const std::int64_t kernel = mid.numel() / (rank * inner);
   const Tensor flat = stable::reshape(down, {inner, RowElements(down)});
+  Check(out.dim() == 2 && out.size(0) == rank &&
+            out.size(1) == kernel * flat.size(1),
+        "right_factor: the result's tensor has the wrong shape");
   // mid [rank, inner, kernel] -> [rank, kernel, inner] x down [inner, in]
   const Tensor turned = stable::contiguous(
       stable::transpose(stable::reshape(mid, {rank, inner, kernel}), 1, 2));
   const Tensor product = stable::matmul(turned, flat);
-  return stable::reshape(stable::contiguous(stable::transpose(product, 1, 2)),
-                         {rank, kernel * flat.size(1)});
+  Tensor parts = stable::view(out, {rank, flat.size(1), kernel});
+  stable::copy_(parts, stable::transpose(product, 1, 2));
 }
 
 void PatchWeight(Tensor weight, Tensor scratch, const Tensor& up,
@@ -57,9 +68,9 @@ void PatchWeight(Tensor weight, Tensor scratch, const Tensor& up,
   const std::int64_t row_elements = weight.numel() / rows;
   const bool low_rank = up.numel() > 0;
   const auto parts = static_cast<std::int64_t>(diffs.size()) + 1 + low_rank;
-  STD_TORCH_CHECK(scratch.dim() == 2 && scratch.size(0) == parts + 1 &&
-                      scratch.size(1) >= row_elements,
-                  "patch_weight: the scratch tensor has the wrong shape");
+  Check(scratch.dim() == 2 && scratch.size(0) == parts + 1 &&
+            scratch.size(1) >= row_elements,
+        "patch_weight: the scratch tensor has the wrong shape");
   Tensor matrix = stable::view(weight, {rows, row_elements});
   Tensor all_up = up;
   const std::int64_t step = scratch.size(1) / row_elements;

@@ -11,9 +11,10 @@
 // are taken in float32; the result is rounded once to the weight's own type.
 //
 // Rows are worked on in pieces that fit the caller's scratch tensor.
-// PatchWeight allocates nothing, so that running out of memory is the caller's
-// own error, with its own type and message: the stable ABI turns exceptions of
-// operators into plain runtime errors.
+// Results are the caller's tensors, so that running out of memory is his own
+// error, with its own type and message: the stable ABI tells that a call of
+// torch's failed, and not why. Wrong shapes throw std::invalid_argument, failed
+// calls std::runtime_error.
 #ifndef DISTORCH_PLACEMENT_PATCH_MATH_H_
 #define DISTORCH_PLACEMENT_PATCH_MATH_H_
 
@@ -23,10 +24,10 @@
 
 namespace distorch {
 
-// The right-hand factor [rank, in * kernel] of a patch with a middle factor:
-// down [rank, in, 1…], mid [rank, rank, kernel…], both float32. Allocates it.
-torch::stable::Tensor RightFactor(const torch::stable::Tensor& down,
-                                  const torch::stable::Tensor& mid);
+// The right-hand factor of a patch with a middle factor, into `out` [rank, in *
+// kernel]: down [rank, in, 1…], mid [rank, rank, kernel…]; all float32.
+void RightFactor(const torch::stable::Tensor& down,
+                 const torch::stable::Tensor& mid, torch::stable::Tensor out);
 
 // Patches `weight` [out, …] in place. All tensors are contiguous and on the
 // device of the weight, whose type may be any that converts to and from
@@ -37,8 +38,7 @@ torch::stable::Tensor RightFactor(const torch::stable::Tensor& down,
 //   scratch  float32 [2 + (R > 0) + number of diffs, n]; n >= elements of a
 //   row.
 //            An eighth of the weight's bytes for n is enough for full speed
-// Throws on shapes that do not fit these rules. On an exception the weight is
-// undefined: callers patch a copy.
+// On an exception the weight is undefined: callers patch a copy.
 void PatchWeight(torch::stable::Tensor weight, torch::stable::Tensor scratch,
                  const torch::stable::Tensor& up,
                  const torch::stable::Tensor& right,

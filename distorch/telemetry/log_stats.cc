@@ -10,6 +10,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "distorch/device/file_reader.h"
 
 namespace distorch {
 namespace {
@@ -53,7 +54,7 @@ absl::Status LogStats::ReadFile(const std::string& path) {
   Start(path);
   const bool standard = path == "-";
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> owned(
-      standard ? nullptr : std::fopen(path.c_str(), "rb"), &std::fclose);
+      standard ? nullptr : OpenStream(path), &std::fclose);
   std::FILE* file = standard ? stdin : owned.get();
   if (file == nullptr) {
     const std::string message = absl::StrCat(path, ": ", std::strerror(errno));

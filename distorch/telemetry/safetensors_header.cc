@@ -1,20 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/telemetry/safetensors_header.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <limits>
+#include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/hash/hash.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "distorch/device/file_reader.h"
 #include "distorch/telemetry/json_reader.h"
 
 namespace distorch {
@@ -46,6 +41,15 @@ absl::Status Refuse(std::string_view name, std::string_view what) {
       absl::StrCat("tensor ", Shown(name), ": ", Absl(what)));
 }
 
+// *product *= factor, unless that overflows.
+bool Multiply(uint64_t factor, uint64_t* product) {
+  if (factor != 0 && *product > std::numeric_limits<uint64_t>::max() / factor) {
+    return false;
+  }
+  *product *= factor;
+  return true;
+}
+
 // Reads a shape and multiplies it out. Zeros are left out of the product, so
 // that one cannot hide an overflow of the others. False on overflow only when
 // the reader is still fine.
@@ -59,7 +63,7 @@ bool ReadShape(JsonReader& in, uint64_t* elements) {
       if (!in.Unsigned(&dim)) return false;
       if (dim == 0) {
         zero = true;
-      } else if (__builtin_mul_overflow(product, dim, &product)) {
+      } else if (!Multiply(dim, &product)) {
         return in.Fail("the shape's size overflows 64 bits");
       }
     } while (in.Consume(','));
@@ -72,31 +76,6 @@ bool ReadShape(JsonReader& in, uint64_t* elements) {
 bool ReadOffsets(JsonReader& in, uint64_t* begin, uint64_t* end) {
   return in.Expect('[') && in.Unsigned(begin) && in.Expect(',') &&
          in.Unsigned(end) && in.Expect(']');
-}
-
-absl::Status FileError(const std::string& path, std::string_view what) {
-  const std::string message =
-      absl::StrCat(path, ": ", Absl(what), ": ", std::strerror(errno));
-  return errno == ENOENT || errno == ENOTDIR ? absl::NotFoundError(message)
-                                             : absl::InternalError(message);
-}
-
-// Reads exactly `size` bytes at `offset`.
-absl::Status ReadAt(int fd, const std::string& path, uint64_t offset, char* out,
-                    uint64_t size) {
-  while (size > 0) {
-    const ssize_t n = pread(fd, out, size, static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return FileError(path, "read failed");
-    if (n == 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": the file ended while it was read"));
-    }
-    out += n;
-    offset += static_cast<uint64_t>(n);
-    size -= static_cast<uint64_t>(n);
-  }
-  return absl::OkStatus();
 }
 
 absl::Status CheckLength(uint64_t header_bytes, uint64_t file_bytes) {
@@ -124,23 +103,15 @@ const SafetensorsDtype* FindSafetensorsDtype(std::string_view name) {
 
 absl::StatusOr<SafetensorsHeader> SafetensorsHeader::ReadFile(
     const std::string& path) {
-  // O_NONBLOCK: opening a pipe must not wait for a writer.
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return FileError(path, "cannot be opened");
-  absl::Cleanup closer = [fd] { close(fd); };
-  struct stat info = {};
-  if (fstat(fd, &info) != 0) return FileError(path, "cannot be examined");
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": not a regular file"));
-  }
-  const auto file_bytes = static_cast<uint64_t>(info.st_size);
+  const auto file = FileReader::Open(path);
+  if (!file.ok()) return file.status();
+  const uint64_t file_bytes = file->size();
   if (file_bytes < kLengthBytes) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": ", file_bytes, " bytes, too short for a header"));
   }
   std::array<char, kLengthBytes> raw = {};
-  absl::Status status = ReadAt(fd, path, 0, raw.data(), raw.size());
+  absl::Status status = file->ReadExactly(0, raw.data(), raw.size());
   if (!status.ok()) return status;
   uint64_t length = 0;
   for (size_t i = raw.size(); i-- > 0;) {
@@ -150,7 +121,7 @@ absl::StatusOr<SafetensorsHeader> SafetensorsHeader::ReadFile(
   std::string text;
   if (status.ok()) {
     text.resize(length);
-    status = ReadAt(fd, path, kLengthBytes, text.data(), length);
+    status = file->ReadExactly(kLengthBytes, text.data(), length);
     if (!status.ok()) return status;
     auto header = Parse(std::move(text), file_bytes - kLengthBytes - length);
     if (header.ok()) return header;
@@ -254,9 +225,8 @@ bool SafetensorsHeader::ReadTensor(JsonReader& in, std::string_view name) {
     return in.Fail("tensor " + Shown(name) +
                    " lacks dtype, shape or data_offsets");
   }
-  uint64_t bits = 0;
-  if (__builtin_mul_overflow(
-          elements, static_cast<uint64_t>(kDtypes[tensor.dtype].bits), &bits)) {
+  uint64_t bits = elements;
+  if (!Multiply(static_cast<uint64_t>(kDtypes[tensor.dtype].bits), &bits)) {
     return in.Fail("the shape's size overflows 64 bits");
   }
   if (bits % 8 != 0) {

@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/telemetry/sampler.h"
 
-#include <pthread.h>
-#include <signal.h>  // NOLINT(modernize-deprecated-headers): POSIX
-#include <time.h>    // NOLINT(modernize-deprecated-headers): POSIX
-
 #include <algorithm>
 #include <chrono>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "distorch/device/threads.h"
 
 namespace distorch {
 namespace {
@@ -19,13 +15,6 @@ double WallClock() {
   return std::chrono::duration<double>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
-}
-
-double ThreadCpuSeconds() {
-  timespec used{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-  return static_cast<double>(used.tv_sec) +
-         static_cast<double>(used.tv_nsec) * 1e-9;
 }
 
 }  // namespace
@@ -59,22 +48,12 @@ absl::Status MemorySampler::Start() {
     return absl::FailedPreconditionError("the sampler runs already");
   }
   auto made = std::make_unique<Thread>();
-  // Signals are for the threads that know what to do with them.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  absl::Status status;
-  try {
-    made->thread = std::thread(&MemorySampler::Run, this, made.get());
-    pthread_setname_np(made->thread.native_handle(), "distorch-memory");
-    thread_ = std::move(made);
-  } catch (const std::system_error& error) {
-    status = absl::InternalError(
-        absl::StrCat("no thread for the sampler: ", error.what()));
-  }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return status;
+  auto thread =
+      StartThread("distorch-memory", [this, told = made.get()] { Run(told); });
+  if (!thread.ok()) return thread.status();
+  made->thread = *std::move(thread);
+  thread_ = std::move(made);
+  return absl::OkStatus();
 }
 
 void MemorySampler::Stop() {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The life of a sampler, also across fork().
+// The life of a sampler, also across fork(), which Windows has not.
+#ifndef _WIN32
 #include <pthread.h>
+#endif
 
 #include <set>
 #include <utility>
@@ -29,17 +31,21 @@ class ForkGuard {
   }
 
  private:
-  ForkGuard() { pthread_atfork(&Prepare, &Parent, &Child); }
+  ForkGuard() {
+#ifndef _WIN32
+    pthread_atfork(&Prepare, &Parent, &Child);
+#endif
+  }
 
-  static void Prepare() {
+  [[maybe_unused]] static void Prepare() {
     Get().mutex_.lock();
     for (MemorySampler* sampler : Get().samplers_) sampler->LockForFork();
   }
-  static void Parent() {
+  [[maybe_unused]] static void Parent() {
     for (MemorySampler* sampler : Get().samplers_) sampler->UnlockAfterFork();
     Get().mutex_.unlock();
   }
-  static void Child() {
+  [[maybe_unused]] static void Child() {
     for (MemorySampler* sampler : Get().samplers_) {
       sampler->ForgetThread();
       sampler->UnlockAfterFork();

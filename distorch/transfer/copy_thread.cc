@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "distorch/device/threads.h"
+
 namespace distorch {
 
 absl::Status CopyThread::Job::Wait() {
@@ -11,9 +13,17 @@ absl::Status CopyThread::Job::Wait() {
   return status_;
 }
 
-CopyThread::CopyThread() : thread_([this] { Run(); }) {}
+absl::StatusOr<std::unique_ptr<CopyThread>> CopyThread::Start() {
+  std::unique_ptr<CopyThread> made(new CopyThread);
+  auto thread =
+      StartThread("distorch-copies", [told = made.get()] { told->Run(); });
+  if (!thread.ok()) return thread.status();
+  made->thread_ = *std::move(thread);
+  return made;
+}
 
 CopyThread::~CopyThread() {
+  if (!thread_.joinable()) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     ends_ = true;

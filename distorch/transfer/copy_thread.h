@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 
 namespace distorch {
 
@@ -33,7 +34,9 @@ class CopyThread {
     absl::Status status_;
   };
 
-  CopyThread();
+  // Internal when the system gives no thread.
+  static absl::StatusOr<std::unique_ptr<CopyThread>> Start();
+
   CopyThread(const CopyThread&) = delete;  // owns the thread
   CopyThread& operator=(const CopyThread&) = delete;
   ~CopyThread();  // does what was submitted
@@ -42,13 +45,14 @@ class CopyThread {
   std::shared_ptr<Job> Submit(std::function<absl::Status()> work);
 
  private:
+  CopyThread() = default;
   void Run();
 
   std::mutex mutex_;  // guards jobs_ and ends_
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Job>> jobs_;
   bool ends_ = false;
-  std::thread thread_;  // last: it uses all the others
+  std::thread thread_;
 };
 
 }  // namespace distorch

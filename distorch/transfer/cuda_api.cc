@@ -1,33 +1,63 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/transfer/cuda_api.h"
 
-#include <dlfcn.h>
-
-#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "distorch/device/symbols.h"
+#include "distorch/device/shared_library.h"
 
 namespace distorch {
 namespace {
 
 constexpr int kOutOfMemory = 2;
 
-void* OpenFirst(const std::string& path,
-                std::initializer_list<const char*> usual) {
-  if (!path.empty()) return dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  // What is loaded already comes first: torch's, in a process with torch.
-  for (const int flags : {RTLD_NOW | RTLD_NOLOAD, RTLD_NOW | RTLD_LOCAL}) {
-    for (const char* name : usual) {
-      if (void* library = dlopen(name, flags)) return library;
-    }
-  }
-  return nullptr;
+// The names that each system gives the libraries. macOS has neither CUDA nor
+// HIP.
+using Names = std::vector<std::string>;
+#ifdef _WIN32
+const Names& CudaDriver() {
+  static const Names names = {"nvcuda.dll"};
+  return names;
+}
+const Names& CudaRuntime() {
+  static const Names names = {"cudart64_13.dll", "cudart64_12.dll"};
+  return names;
+}
+const Names& Hip() {
+  static const Names names = {"amdhip64_7.dll", "amdhip64_6.dll",
+                              "amdhip64.dll"};
+  return names;
+}
+#else
+const Names& CudaDriver() {
+  static const Names names = {"libcuda.so.1"};
+  return names;
+}
+const Names& CudaRuntime() {
+  static const Names names = {"libcudart.so.13", "libcudart.so.12",
+                              "libcudart.so"};
+  return names;
+}
+const Names& Hip() {
+  static const Names names = {"libamdhip64.so.7", "libamdhip64.so.6",
+                              "libamdhip64.so"};
+  return names;
+}
+#endif
+
+// What to look for: `path` where one is given.
+Names Or(const std::string& path, const Names& usual) {
+  return path.empty() ? usual : Names{path};
+}
+
+absl::Status NotFound(const Names& names, std::string_view remedy) {
+  return absl::UnavailableError(absl::StrCat(
+      absl::StrJoin(names, ", "), " was not found: ", std::string(remedy)));
 }
 
 // The name of a function of CUDA's in HIP's library.
@@ -42,17 +72,17 @@ std::string HipName(std::string_view cuda) {
 // Binds functions of one library; notes those that it lacks.
 class Binder {
  public:
-  Binder(void* library, bool hip, std::vector<std::string>* missing)
-      : library_(library), hip_(hip), missing_(missing) {}
+  Binder(SharedLibrary library, bool hip, std::vector<std::string>* missing)
+      : library_(std::move(library)), hip_(hip), missing_(missing) {}
 
   template <typename Function>
   void operator()(const char* name, Function& out) const {
     const std::string symbol = hip_ ? HipName(name) : name;
-    BindSymbol(library_, symbol.c_str(), out, missing_);
+    library_.Bind(symbol.c_str(), out, missing_);
   }
 
  private:
-  void* library_;
+  SharedLibrary library_;
   bool hip_;
   std::vector<std::string>* missing_;
 };
@@ -129,7 +159,8 @@ void RetainOnce(CudaFunctions& f) {
   };
 }
 
-absl::StatusOr<CudaFunctions> Bound(void* runtime, void* driver, bool hip) {
+absl::StatusOr<CudaFunctions> Bound(const SharedLibrary& runtime,
+                                    const SharedLibrary& driver, bool hip) {
   CudaFunctions functions;
   std::vector<std::string> missing;
   BindRuntime(Binder(runtime, hip, &missing), functions);
@@ -155,28 +186,28 @@ absl::StatusOr<CudaFunctions> Bound(void* runtime, void* driver, bool hip) {
 
 absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path,
                                        const std::string& driver_path) {
-  void* driver = OpenFirst(driver_path, {"libcuda.so.1"});
-  if (driver == nullptr) {
-    return absl::UnavailableError(
-        "libcuda.so.1 was not found: no NVIDIA driver on this machine");
+  const Names driver_names = Or(driver_path, CudaDriver());
+  const SharedLibrary driver = SharedLibrary::Open(driver_names);
+  if (!driver.ok()) {
+    return NotFound(driver_names, "no NVIDIA driver on this machine");
   }
-  void* runtime = OpenFirst(
-      runtime_path, {"libcudart.so.13", "libcudart.so.12", "libcudart.so"});
-  if (runtime == nullptr) {
-    return absl::UnavailableError(
-        "libcudart was not found: import a torch that is built for CUDA first, "
-        "or put CUDA's lib64 on LD_LIBRARY_PATH");
+  const Names runtime_names = Or(runtime_path, CudaRuntime());
+  const SharedLibrary runtime = SharedLibrary::Open(runtime_names);
+  if (!runtime.ok()) {
+    return NotFound(runtime_names,
+                    "import a torch that is built for CUDA first, or put "
+                    "CUDA's libraries where the system looks for them");
   }
   return Bound(runtime, driver, /*hip=*/false);
 }
 
 absl::StatusOr<CudaFunctions> LoadHip(const std::string& path) {
-  void* library = OpenFirst(
-      path, {"libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so"});
-  if (library == nullptr) {
-    return absl::UnavailableError(
-        "libamdhip64 was not found: import a torch that is built for ROCm "
-        "first, or put ROCm's lib on LD_LIBRARY_PATH");
+  const Names names = Or(path, Hip());
+  const SharedLibrary library = SharedLibrary::Open(names);
+  if (!library.ok()) {
+    return NotFound(names,
+                    "import a torch that is built for ROCm first, or put "
+                    "ROCm's libraries where the system looks for them");
   }
   return Bound(library, library, /*hip=*/true);
 }

@@ -77,13 +77,15 @@ struct CudaFunctions {
 };
 
 // Looks both libraries up. An empty path means the usual names
-// (libcudart.so.13, .12; libcuda.so.1). Unavailable, with what is missing and
-// what to do, when there is none. The libraries stay loaded.
+// (libcudart.so.13, .12; libcuda.so.1; on Windows cudart64_13.dll,
+// cudart64_12.dll; nvcuda.dll). Unavailable, with what is missing and what to
+// do, when there is none. The libraries stay loaded.
 absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path = "",
                                        const std::string& driver_path = "");
 
-// The same of AMD's HIP, whose one library (libamdhip64.so.7, .6) has the same
-// functions by other names. Not run on an AMD GPU so far.
+// The same of AMD's HIP, whose one library (libamdhip64.so.7, .6;
+// amdhip64_7.dll, …) has the same functions by other names. Not run on an AMD
+// GPU so far.
 absl::StatusOr<CudaFunctions> LoadHip(const std::string& path = "");
 
 // What failed: call, device (-1: the host), bytes (0: none), CUDA's error.

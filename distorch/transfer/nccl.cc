@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/transfer/nccl.h"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <set>
 #include <utility>
@@ -11,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "distorch/device/symbols.h"
+#include "distorch/device/shared_library.h"
 
 namespace distorch {
 namespace {
@@ -25,24 +23,30 @@ std::string Names(const std::vector<int>& devices) {
 }  // namespace
 
 absl::StatusOr<NcclFunctions> LoadNccl(const std::string& path) {
+#ifdef _WIN32
+  if (path.empty()) {
+    return absl::UnavailableError(
+        "NVIDIA makes no NCCL for Windows: copies go pair by pair there");
+  }
+#endif
   const std::string name = path.empty() ? "libnccl.so.2" : path;
-  void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) {
+  const SharedLibrary library = SharedLibrary::Open({name});
+  if (!library.ok()) {
     return absl::UnavailableError(absl::StrCat(
         name, " was not found: import a torch that is built for CUDA first"));
   }
   NcclFunctions f;
   std::vector<std::string> missing;
-  BindSymbol(library, "ncclCommInitAll", f.init_all, &missing);
-  BindSymbol(library, "ncclCommDestroy", f.destroy, &missing);
-  BindSymbol(library, "ncclCommAbort", f.abort, &missing);
-  BindSymbol(library, "ncclGroupStart", f.group_start, &missing);
-  BindSymbol(library, "ncclGroupEnd", f.group_end, &missing);
-  BindSymbol(library, "ncclBroadcast", f.broadcast, &missing);
-  BindSymbol(library, "ncclSend", f.send, &missing);
-  BindSymbol(library, "ncclRecv", f.receive, &missing);
-  BindSymbol(library, "ncclGetErrorString", f.error_text, &missing);
-  BindSymbol(library, "ncclGetLastError", f.last_error);
+  library.Bind("ncclCommInitAll", f.init_all, &missing);
+  library.Bind("ncclCommDestroy", f.destroy, &missing);
+  library.Bind("ncclCommAbort", f.abort, &missing);
+  library.Bind("ncclGroupStart", f.group_start, &missing);
+  library.Bind("ncclGroupEnd", f.group_end, &missing);
+  library.Bind("ncclBroadcast", f.broadcast, &missing);
+  library.Bind("ncclSend", f.send, &missing);
+  library.Bind("ncclRecv", f.receive, &missing);
+  library.Bind("ncclGetErrorString", f.error_text, &missing);
+  library.Bind("ncclGetLastError", f.last_error);
   if (missing.empty()) return f;
   return absl::UnavailableError(absl::StrCat(name, " lacks ",
                                              absl::StrJoin(missing, ", "),

@@ -32,7 +32,7 @@ class HostMemoryTest : public testing::Test {
     std::filesystem::create_directories(whole.parent_path());
     std::ofstream(whole) << text;
   }
-  HostMemory Read() { return ReadHostMemory(root_.string()); }
+  HostMemory Read() { return ReadHostMemoryFiles(root_.string()); }
 
  private:
   std::filesystem::path root_;

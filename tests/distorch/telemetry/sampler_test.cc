@@ -3,8 +3,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#ifndef _WIN32
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -267,6 +270,7 @@ TEST(MemorySamplerTest, MayBeUsedFromManyThreads) {
   EXPECT_THAT(sampler.devices(), SizeIs(6));
 }
 
+#ifndef _WIN32
 TEST(MemorySamplerTest, AChildOfAForkHasItsSamplesAndNoThread) {
   MemorySampler sampler({.interval = absl::Milliseconds(1), .capacity = 5});
   FakeDevice device;
@@ -285,6 +289,7 @@ TEST(MemorySamplerTest, AChildOfAForkHasItsSamplesAndNoThread) {
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
   EXPECT_TRUE(sampler.running()) << "the parent's goes on";
 }
+#endif
 
 TEST(MemorySamplerTest, ReadsTheHost) {
   double now = 0;

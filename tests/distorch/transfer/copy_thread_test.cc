@@ -17,13 +17,13 @@ TEST(CopyThreadTest, DoesThingsInTheirOrderWhileTheCallerGoesOn) {
   std::promise<void> go_on;
   std::vector<int> done;
   {
-    CopyThread thread;
-    thread.Submit([&] {
+    const auto thread = *CopyThread::Start();
+    thread->Submit([&] {
       go_on.get_future().wait();
       done.push_back(1);
       return absl::OkStatus();
     });
-    thread.Submit([&] {
+    thread->Submit([&] {
       done.push_back(2);
       return absl::OkStatus();
     });
@@ -33,18 +33,18 @@ TEST(CopyThreadTest, DoesThingsInTheirOrderWhileTheCallerGoesOn) {
 }
 
 TEST(CopyThreadTest, TellsEverybodyWhoWaitsWhatCameOut) {
-  CopyThread thread;
-  const auto job = thread.Submit([] { return absl::InternalError("no"); });
+  const auto thread = *CopyThread::Start();
+  const auto job = thread->Submit([] { return absl::InternalError("no"); });
   EXPECT_EQ(job->Wait(), absl::InternalError("no"));
   EXPECT_EQ(job->Wait(), absl::InternalError("no"));
 }
 
 TEST(CopyThreadTest, HoldsNothingOfWhatWasDone) {
-  CopyThread thread;
+  const auto thread = *CopyThread::Start();
   auto held = std::make_shared<int>(1);
   const std::weak_ptr<int> watch = held;
   const auto job =
-      thread.Submit([held = std::move(held)] { return absl::OkStatus(); });
+      thread->Submit([held = std::move(held)] { return absl::OkStatus(); });
   EXPECT_TRUE(job->Wait().ok());
   EXPECT_TRUE(watch.expired());
 }

@@ -13,16 +13,23 @@ using testing::EndsWith;
 using testing::HasSubstr;
 using testing::StartsWith;
 
+// A library that every process has, and none of CUDA's.
+#ifdef _WIN32
+constexpr char kSystem[] = "kernel32.dll";
+#else
+constexpr char kSystem[] = "libc.so.6";
+#endif
+
 TEST(LoadCudaTest, SaysWhichPartIsNotThereAndWhatToDo) {
-  EXPECT_EQ(LoadCuda("/nowhere/libcudart.so", "/nowhere/libcuda.so").status(),
-            absl::UnavailableError("libcuda.so.1 was not found: no NVIDIA "
-                                   "driver on this machine"));
+  EXPECT_EQ(
+      LoadCuda("/nowhere/libcudart.so", "/nowhere/libcuda.so").status(),
+      absl::UnavailableError("/nowhere/libcuda.so was not found: no NVIDIA "
+                             "driver on this machine"));
   EXPECT_THAT(
       std::string(
-          LoadCuda("/nowhere/libcudart.so", "libc.so.6").status().message()),
-      StartsWith("libcudart was not found: import a torch"));
-  const std::string message(
-      LoadCuda("libc.so.6", "libc.so.6").status().message());
+          LoadCuda("/nowhere/libcudart.so", kSystem).status().message()),
+      StartsWith("/nowhere/libcudart.so was not found: import a torch"));
+  const std::string message(LoadCuda(kSystem, kSystem).status().message());
   EXPECT_THAT(message, StartsWith("CUDA lacks cudaGetDeviceCount, "));
   EXPECT_THAT(message, HasSubstr("cuCtxPopCurrent_v2"));
   EXPECT_THAT(message,
@@ -32,9 +39,10 @@ TEST(LoadCudaTest, SaysWhichPartIsNotThereAndWhatToDo) {
 TEST(LoadHipTest, LooksForHipsNames) {
   EXPECT_THAT(
       std::string(LoadHip("/nowhere/libamdhip64.so").status().message()),
-      StartsWith("libamdhip64 was not found: import a torch that is built for "
-                 "ROCm"));
-  const std::string message(LoadHip("libc.so.6").status().message());
+      StartsWith(
+          "/nowhere/libamdhip64.so was not found: import a torch that is "
+          "built for ROCm"));
+  const std::string message(LoadHip(kSystem).status().message());
   EXPECT_THAT(message, StartsWith("HIP lacks hipGetDeviceCount, "));
   for (const char* name : {"hipHostMalloc", "hipHostFree", "hipHostRegister",
                            "hipMemcpyAsync", "hipStreamWaitEvent",

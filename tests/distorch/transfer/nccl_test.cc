@@ -40,8 +40,15 @@ TEST(LoadNcclTest, SaysWhatIsMissing) {
             absl::UnavailableError("/nowhere/libnccl.so.2 was not found: "
                                    "import a torch that is built for CUDA "
                                    "first"));
-  EXPECT_THAT(std::string(LoadNccl("libc.so.6").status().message()),
-              HasSubstr("libc.so.6 lacks ncclCommInitAll, "));
+#ifdef _WIN32
+  EXPECT_THAT(std::string(LoadNccl("").status().message()),
+              HasSubstr("no NCCL for Windows"));
+  const std::string system = "kernel32.dll";
+#else
+  const std::string system = "libc.so.6";
+#endif
+  EXPECT_THAT(std::string(LoadNccl(system).status().message()),
+              HasSubstr(system + " lacks ncclCommInitAll, "));
 }
 
 class NcclTest : public testing::TestWithParam<std::uint32_t> {

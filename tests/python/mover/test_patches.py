@@ -8,8 +8,9 @@ import torch
 from placing import Model, lora, plan_of, some_patches, spread
 from torch import nn
 
+from distorch._load import load_operators
 from distorch.model_blocks import inventory
-from distorch.patching import LoraPatch
+from distorch.patching import LoraPatch, raise_problem
 from distorch.placing import place
 
 
@@ -83,3 +84,21 @@ def test_a_changed_strength_touches_patched_tensors_only(model: Model) -> None:
         assert torch.equal(a.cpu(), b.cpu()), name
     placed.repatch(None)
     assert model.layers[0].qkv.weight.device == before["layers.0.qkv.weight"].device
+
+
+def test_what_an_operator_refuses_is_told_and_raised_with_its_type() -> None:
+    """No exception may leave an operator: on Windows it would end the process."""
+    operators = load_operators()
+    weight, up, right = torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(2, 3)
+    problem = operators.patch_weight(weight, torch.zeros(2, 3), up, right, [])
+    assert problem == "ValueError: patch_weight: the scratch tensor has the wrong shape"
+    with pytest.raises(ValueError, match=r"weight \(4, 3\) on cpu failed: patch_weight: the scra"):
+        raise_problem(problem, weight)
+    # What torch itself refuses: factors that cannot be multiplied.
+    problem = operators.patch_weight(weight, torch.zeros(3, 3), up, torch.zeros(5, 3), [])
+    assert problem.startswith("RuntimeError: torch_call_dispatcher")
+    with pytest.raises(RuntimeError, match=r"weight \(4, 3\) on cpu failed: torch_call_disp"):
+        raise_problem(problem, weight)
+    problem = operators.right_factor(torch.zeros(2, 3), torch.zeros(2, 2, 9), torch.zeros(2, 26))
+    assert problem == "ValueError: right_factor: the result's tensor has the wrong shape"
+    raise_problem(operators.right_factor(up, torch.zeros(2, 4, 9), torch.zeros(2, 18)), weight)

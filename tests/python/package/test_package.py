@@ -105,7 +105,7 @@ def test_operator_library_of_another_age_is_refused(monkeypatch: pytest.MonkeyPa
     _load.load_operators.cache_clear()
     try:
         with pytest.raises(
-            _load.LoadError, match="operator library has ABI 1, the package needs 99"
+            _load.LoadError, match="operator library has ABI 2, the package needs 99"
         ):
             _load.load_operators()
     finally:

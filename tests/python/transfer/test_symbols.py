@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def names(source: str, prefix: str) -> list[str]:
     text = (ROOT / source).read_text()
-    return re.findall(rf'\b(?:BindSymbol\(\s*library, |bind\()"({prefix}\w+)"', text)
+    return re.findall(rf'\b(?:library\.Bind\(\s*|bind\()"({prefix}\w+)"', text)
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# abseil.sh BUILD TARGET: installs Abseil's headers and static libraries with its CMake files in TARGET, from its sources:
-# those in DISTORCH_ABSL_SOURCE, or the distribution's source package, fetched into BUILD. The static libraries of Debian's
+# abseil.sh BUILD TARGET [CMAKE-ARGUMENT...]: installs Abseil's headers and static libraries with its CMake files in TARGET, from
+# its sources: those in DISTORCH_ABSL_SOURCE, or the distribution's source package, fetched into BUILD. The static libraries of Debian's
 # package will not do: some are not position independent, and its CMake files name the shared ones.
 set -euo pipefail
 build=$1 target=$2
+shift 2
 source=${DISTORCH_ABSL_SOURCE:-$build/source}
 mkdir -p "$build"
 
@@ -28,6 +29,6 @@ if [ ! -e "$source/CMakeLists.txt" ]; then
 fi
 cmake -S "$source" -B "$build/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON \
   -DCMAKE_CXX_STANDARD=20 -DABSL_PROPAGATE_CXX_STD=ON -DBUILD_TESTING=OFF -DCMAKE_INSTALL_PREFIX="$target" -DCMAKE_INSTALL_LIBDIR=lib \
-  -DCMAKE_POLICY_VERSION_MINIMUM=3.5 ${CCACHE:+-DCMAKE_CXX_COMPILER_LAUNCHER=$CCACHE}
+  -DCMAKE_POLICY_VERSION_MINIMUM=3.5 ${CCACHE:+-DCMAKE_CXX_COMPILER_LAUNCHER=$CCACHE} "$@"
 cmake --build "$build/build"
 cmake --install "$build/build"
