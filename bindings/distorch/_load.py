@@ -27,7 +27,8 @@ class LoadError(ImportError):
 
 def _explain(part: str, error: BaseException) -> LoadError:
     folder = Path(__file__).parent
-    present = sorted(p.name for p in folder.glob("*.so")) or ["none"]
+    kinds = {".so", ".pyd", ".dll"}
+    present = sorted(p.name for p in folder.iterdir() if p.suffix in kinds) or ["none"]
     torch = sys.modules.get("torch")
     lines = [
         f"DisTorch's {part} could not be loaded: {error}",
@@ -69,7 +70,8 @@ def load_operators() -> Any:
     """Register the tensor operators and return `torch.ops.distorch`. Raises LoadError likewise. Thread safe."""
     import torch
 
-    library = Path(__file__).parent / "libdistorch_ops.so"
+    suffix = "dll" if sys.platform == "win32" else "so"
+    library = Path(__file__).parent / f"libdistorch_ops.{suffix}"
     try:
         torch.ops.load_library(str(library))
         found = int(torch.ops.distorch.abi_version())
