@@ -20,6 +20,8 @@ check "mypy" "$bin/mypy"
 check "layering" "$bin/python" tools/check_layering.py
 check "layering check fails on a bad include" "$bin/python" tools/check_layering.py --self-test
 check "names in the documentation" "$bin/python" tools/check_docs.py
+check "workflows: schema" "$bin/check-jsonschema" --builtin-schema vendor.github-workflows .github/workflows/*.yml
+check "workflows: zizmor" "$bin/zizmor" --offline --quiet .github
 check "licence headers, whitespace" "$bin/python" tools/check_files.py
 if command -v shellcheck > /dev/null; then check "shellcheck" shell_scripts; else echo "--    shellcheck is not installed: shell scripts were not checked"; fi
 exit $failed
