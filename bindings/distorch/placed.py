@@ -22,7 +22,7 @@ from distorch.devices import name_of
 from distorch.guards import PlacementError
 from distorch.lending import Lending
 from distorch.model_blocks import Inventory, TensorKey, TensorPlace
-from distorch.nested import Exchange, map_tensors
+from distorch.model_inputs import ModelInputs
 from distorch.parts import tensor_bytes
 from distorch.patching import Patch, Patches, check_patches
 from distorch.tables import ModuleTable, Reporter
@@ -80,8 +80,7 @@ class PlacedModel:
         self._core = self._table.placement(inventory, compute)
         self._core.assign([self._table.index_of(d) for d in self.assignment.values()])
         self._lending = Lending(model, self.compute_device, [b.module for b in inventory.blocks])
-        self._inputs = Exchange()
-        self._input_handles: list[Any] = []
+        self._inputs = ModelInputs(model, self.compute_device, self._begin_run)
         self._on_unload: list[Callable[[PlacedModel], None]] = []
         self._on_repatch: list[Callable[[PlacedModel], None]] = []
 
@@ -159,7 +158,7 @@ class PlacedModel:
     @property
     def loaded(self) -> bool:
         """Whether the model is placed (False after `unload`)."""
-        return bool(self._input_handles)
+        return self._inputs.attached
 
     def placement(self) -> dict[str, str]:
         """Read back where each block is now; "a+b" for one whose tensors are on several devices."""
@@ -251,33 +250,14 @@ class PlacedModel:
     def install(self) -> None:
         """Make the model run from where its blocks are."""
 
-        def arrive(tensor: torch.Tensor, _path: str) -> torch.Tensor:
-            if tensor.device == self.compute_device:
-                return tensor
-            if torch.is_grad_enabled() and tensor.requires_grad:
-                return tensor.to(self.compute_device)
-            with torch.inference_mode(False), torch.no_grad():
-                there = tensor.detach().to(self.compute_device)
-            return self._inputs.note(there, tensor)
-
-        def begin(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            self.recover()
-            self._table.ran = True
-            args = map_tensors(args, arrive, objects=True)
-            return self._inputs.inside(args, map_tensors(kwargs, arrive, objects=True))
-
-        def end(*_: Any) -> None:
-            self._inputs.give_back()
-
-        self._input_handles = [
-            self.model.register_forward_pre_hook(begin, prepend=True, with_kwargs=True),
-            self.model.register_forward_hook(end, always_call=True),
-            self.model.register_load_state_dict_pre_hook(guards.refuse_assigned),
-            self.model.register_state_dict_post_hook(guards.out_of_slabs),
-        ]
+        self._inputs.attach()
         guards.close(self.model, [block.module for block in self.inventory.blocks])
         _PLACED.update(block.module for block in self.inventory.blocks)  # until `unload`
         self.attach_hooks()
+
+    def _begin_run(self) -> None:
+        self.recover()
+        self._table.ran = True
 
     def on_unload(self, callback: Callable[[PlacedModel], None]) -> None:
         """Call `callback(self)` when the model is unloaded, before its tensors go back."""
@@ -315,11 +295,8 @@ class PlacedModel:
             raise failures[0]
 
     def _stop_running(self) -> None:
-        self._inputs.give_back()
-        if self._input_handles:
-            for handle in self._input_handles:
-                handle.remove()
-            self._input_handles.clear()
+        if self._inputs.attached:
+            self._inputs.detach()
             guards.open_again(self.model, [block.module for block in self.inventory.blocks])
             _PLACED.difference_update([block.module for block in self.inventory.blocks])
 
