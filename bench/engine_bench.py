@@ -82,9 +82,9 @@ def _fastest_us(
 
 
 def _streamed(model: nn.Module, compute: str) -> tuple[object, object]:
-    from distorch.engine import StreamedExecutor
     from distorch.model_blocks import inventory
     from distorch.placing import place
+    from distorch.run import StreamedExecutor
 
     placement = {block.name: "cpu" for block in inventory(model).blocks}
     placed = place(model, SimpleNamespace(placement=placement), compute=compute)

@@ -48,7 +48,7 @@ def _median_ms(run: Callable[[], object], repeats: int) -> float:
 
 def _sample_us(samples: int) -> float:
     """Processor time of the sampling thread a sample of the host and every device, in us."""
-    from distorch.sampler import Sampler
+    from distorch.memory.sampler import Sampler
 
     sampler = Sampler(interval=0.002)
     sampler.start()
@@ -60,7 +60,7 @@ def _sample_us(samples: int) -> float:
 
 def main(moment: bool = False) -> list[Row]:
     """Return the rows of bench/run.py: 10,000 modules in 100 models among many other objects."""
-    from distorch.scan import Scanner
+    from distorch.memory import Scanner
 
     models = [nn.Sequential(*(_block() for _ in range(2 if moment else 10))) for _ in range(100)]
     others = [[i] for i in range(1000 if moment else OBJECTS)]

@@ -26,7 +26,7 @@ def memory():
 
 _OURS = """
 import json, sys, time
-from distorch.stats import read_logs
+from distorch.tools.stats import read_logs
 start = time.process_time()
 found = read_logs([sys.argv[1]])
 seconds = time.process_time() - start

@@ -100,9 +100,9 @@ def run(setting: Setting) -> tuple[float, float, list[Interval]]:
     import pytest
     from placing import plan_of
 
-    from distorch.engine import StreamedExecutor
     from distorch.model_blocks import inventory
     from distorch.placing import place
+    from distorch.run import StreamedExecutor
 
     distorch_sim.install([1 << 30, 1 << 30])
     size = int(setting.gb * GB / SCALE / setting.groups)

@@ -153,7 +153,7 @@ void BindExecution(py::module_& module) {
                          "tables, and those of each slot.")
       .def(py::init<const std::vector<TensorSwap::Place>&,
                     std::vector<std::vector<py::object>>>(),
-           py::arg("places"), py::arg("lent"))
+           py::arg("places"), py::arg("in_slots"))
       .def("enter", &TensorSwap::Enter, py::arg("slot"),
            "Hang a slot's tensors in; False, with nothing changed, if a table "
            "holds another tensor than the stored one.")

@@ -25,12 +25,12 @@ class TensorSwap {
   using Place = std::tuple<pybind11::dict, pybind11::str, pybind11::object>;
 
   TensorSwap(const std::vector<Place>& places,
-             std::vector<std::vector<pybind11::object>> lent)
-      : lent_(std::move(lent)) {
+             std::vector<std::vector<pybind11::object>> in_slots)
+      : in_slots_(std::move(in_slots)) {
     for (const auto& [table, name, stored] : places) {
       places_.push_back({table, name, stored});
     }
-    for (const auto& slot : lent_) {
+    for (const auto& slot : in_slots_) {
       if (slot.size() != places_.size()) {
         throw pybind11::value_error("each slot needs a tensor for each place");
       }
@@ -39,7 +39,7 @@ class TensorSwap {
 
   // False, with nothing changed, if a table holds another tensor than stored.
   bool Enter(std::size_t slot) {
-    const std::vector<pybind11::object>& lent = lent_.at(slot);
+    const std::vector<pybind11::object>& in_slots = in_slots_.at(slot);
     for (const Entry& entry : places_) {
       PyObject* now =
           PyDict_GetItemWithError(entry.table.ptr(), entry.name.ptr());
@@ -48,7 +48,8 @@ class TensorSwap {
       }
       if (now != entry.stored.ptr()) return false;
     }
-    for (std::size_t i = 0; i < places_.size(); ++i) Set(places_[i], lent[i]);
+    for (std::size_t i = 0; i < places_.size(); ++i)
+      Set(places_[i], in_slots[i]);
     return true;
   }
 
@@ -71,7 +72,7 @@ class TensorSwap {
   }
 
   std::vector<Entry> places_;
-  std::vector<std::vector<pybind11::object>> lent_;  // by slot
+  std::vector<std::vector<pybind11::object>> in_slots_;  // by slot
 };
 
 }  // namespace distorch::bindings

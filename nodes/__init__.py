@@ -14,7 +14,10 @@ log = logging.getLogger("DisTorch")
 
 def mappings() -> tuple[dict[str, type], dict[str, str]]:
     """Node classes and display names by id; installs the seams that the nodes need."""
-    from ..patches import devices, memory_view, old_names, settings, unload, unload_now
+    from ..patches.ejecting import unload, unload_now
+    from ..patches.seams import devices
+    from ..patches.view import apply_settings, memory_view
+    from . import old_names
 
     found = named()
 
@@ -22,7 +25,7 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     unload.install()
     unload_now.install()
     memory_view.install()
-    settings.install()
+    apply_settings.install()
     old_names.install(__name__.rpartition(".")[0])
     return found
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import folder_paths
 
-from ..patches import checkpoints
-from ..patches.request import Request, available, spec_for
+from ..patches.placing import checkpoints
+from ..patches.placing.request import Request, available, spec_for
 from .wrapped import AnyDevice, device_input, execution_mode, gigabytes, switch, text
 
 

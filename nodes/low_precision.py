@@ -8,8 +8,8 @@ from typing import Any
 import folder_paths
 import nodes
 
-from ..patches import loading
-from ..patches.request import Request, available, spec_for
+from ..patches.placing import loading
+from ..patches.placing.request import Request, available, spec_for
 from .wrapped import switch
 
 

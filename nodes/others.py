@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from ..patches import loading
-from ..patches.request import available
+from ..patches.placing import loading
+from ..patches.placing.request import available
 from ..patches.seams import pack_devices
 from .other_packs import DEVICE_TYPE, DeviceInput, Row
 from .wrapped import Later, device_input, inputs_of

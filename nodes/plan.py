@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..patches import preview
-from ..patches.request import available, spec_for
+from ..patches.placing import preview
+from ..patches.placing.request import available, spec_for
 from .wrapped import AnyDevice, device_input, gigabytes, text
 
 ALL, NOW = "all of each device", "what is free now"

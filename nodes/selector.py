@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..patches.request import available
+from ..patches.placing.request import available
 from .wrapped import AnyDevice, device_input
 
 

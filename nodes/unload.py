@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..patches import unload_now
+from ..patches.ejecting import unload_now
 from .wrapped import ANY, switch
 
 

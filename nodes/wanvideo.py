@@ -6,9 +6,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..patches import loading
-from ..patches.placing import wan
-from ..patches.request import Request, available, spec_for
+from ..patches.placing import loading, wan
+from ..patches.placing.request import Request, available, spec_for
 from ..patches.seams import pack_devices
 from .wrapped import text
 

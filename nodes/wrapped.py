@@ -15,8 +15,9 @@ from typing import Any
 
 import nodes as core
 
-from ..patches import devices, loading
-from ..patches.request import Request, available, spec_for
+from ..patches.placing import loading
+from ..patches.placing.request import Request, available, spec_for
+from ..patches.seams import devices
 
 
 @dataclasses.dataclass(frozen=True)

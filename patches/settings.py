@@ -21,10 +21,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from distorch import scan
-
-from . import cleanup, lifecycle
-
 log = logging.getLogger("DisTorch")
 
 PREFIX = "DisTorch."
@@ -240,47 +236,3 @@ settings = Settings(_files)
 def reserve_bytes() -> int:
     """Bytes to leave free on each accelerator."""
     return int(settings["reserve_gb"] * 2**30)
-
-
-def _apply(values: Mapping[str, Any]) -> None:
-    """Give the choices to the modules that keep them as their own."""
-    from . import keep  # which reads the settings itself
-
-    log.setLevel(values["log_level"])
-    cleanup.cpu_threshold = values["cpu_memory_threshold"] / 100
-    cleanup.cpu_hysteresis = values["cpu_memory_hysteresis"] / 100
-    keep.pressure = values["kept_memory_threshold"] / 100 if values["kept_under_pressure"] else 1.0
-    scan.scanner().cache_seconds = values["scan_interval"]
-
-
-def _note_loaded(request: Any, node: str, _inputs: Any, _outputs: Any) -> None:
-    if settings["debug_mode"]:
-        cleanup.multigpu_memory_log(request.file, f"loaded by {node}")
-
-
-def _note_changed(model: Any) -> None:
-    if settings["debug_mode"]:
-        cleanup.multigpu_memory_log(type(model).__name__, "placed, spilled or unloaded")
-
-
-_LISTENERS = ((lifecycle.loaded, _note_loaded), (lifecycle.changed, _note_changed))
-
-
-def install() -> None:
-    """Follow the file, and give the choices to whom they concern; a second call does nothing."""
-    if _apply not in settings._listeners:
-        settings.listen(_apply)
-    for listeners, function in _LISTENERS:
-        if function not in listeners:
-            listeners.append(function)  # type: ignore[attr-defined]
-    settings.start()
-
-
-def uninstall() -> None:
-    """Follow the file no more, with every choice at its default; a second call does nothing."""
-    settings.stop()
-    settings.reset()
-    settings.unlisten(_apply)
-    for listeners, function in _LISTENERS:
-        if function in listeners:
-            listeners.remove(function)  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ def known() -> dict[str, set[str]]:
     """Return what may be named: make targets, presets and commands."""
     makefile = (ROOT / "Makefile").read_text()
     presets = json.loads((ROOT / "CMakePresets.json").read_text())
-    cli = (ROOT / "bindings/distorch/cli/__init__.py").read_text()
+    cli = (ROOT / "bindings/distorch/tools/cli/__init__.py").read_text()
     return {
         "make target": set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)),
         "preset": {p["name"] for p in presets["configurePresets"]},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that no folder uses one that lies after it on the road (docs/architecture.md).
+"""Checks that no folder uses one that lies after it on the road (docs/architecture.md), in C++ and in Python.
 
 allocation/ knows only Abseil and the standard library; distorch/ may use allocation/ and libtorch's stable ABI;
 nothing in either includes pybind11, Python or libtorch's unstable headers. Exit status 1 lists each bad include.
@@ -14,7 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
-PYTHON_IMPORT = re.compile(r"^\s*(?:from|import)\s+([\w.]+)", re.MULTILINE)
+PYTHON_IMPORT = re.compile(
+    r"^\s*(?:from\s+([\w.]+)\s+import\s+([\w, ]+|\()|import\s+([\w.]+))", re.MULTILINE
+)
 
 # folder -> what an include or import may not start with
 FORBIDDEN = {
@@ -27,10 +29,30 @@ FORBIDDEN = {
 }  # fmt: skip
 # Headers that a C++ program compiles with its own libtorch; nothing else of the project includes them.
 ADAPTERS = ("distorch/torch_module.h", "distorch/torch_streamer.h")
+COMFYUI = ("comfy", "folder_paths", "server", "execution")
 FORBIDDEN_IMPORTS = {
-    "bindings/distorch": ("comfy", "nodes", "patches", "folder_paths", "server", "execution"),
+    "bindings/distorch": (*COMFYUI, "nodes", "patches"),
     "patches": ("nodes",),
+    "patches/seams": ("patches.placing", "patches.ejecting", "patches.view"),
+    "patches/placing": ("patches.ejecting", "patches.view"),
+    "patches/ejecting": ("patches.view",),
 }
+
+
+def imported(path: Path, root: Path) -> list[str]:
+    """Full names of the modules that a file imports anywhere; relative ones as seen from `root`."""
+    found = []
+    package = path.relative_to(root).parent.parts
+    for source, names, plain in PYTHON_IMPORT.findall(path.read_text()):
+        if plain:
+            found.append(plain)
+            continue
+        dots = len(source) - len(source.lstrip("."))
+        base = ".".join((*package[: len(package) - dots + 1], source[dots:])) if dots else source
+        base = base.rstrip(".")
+        each = [name.split(" as ")[0].strip() for name in names.split(",")] if names != "(" else []
+        found += [base, *(f"{base}.{name}" for name in each)]
+    return found
 
 
 def bad_lines(root: Path) -> list[str]:
@@ -48,9 +70,27 @@ def bad_lines(root: Path) -> list[str]:
                     found.append(f"{path.relative_to(root)}: {folder}/ may not include {match[2]}")
     for folder, words in FORBIDDEN_IMPORTS.items():
         for path in sorted((root / folder).rglob("*.py")):
-            for match in PYTHON_IMPORT.finditer(path.read_text()):
-                if match[1].split(".")[0] in words:
-                    found.append(f"{path.relative_to(root)}: {folder}/ may not import {match[1]}")
+            name = path.relative_to(root)
+            found += [
+                f"{name}: {folder}/ may not import {module}"
+                for module in imported(path, root)
+                if any(module == word or module.startswith(word + ".") for word in words)
+            ]
+    for path in sorted((root / "bindings/distorch").rglob("*.py")):
+        name = path.relative_to(root / "bindings/distorch")
+        if name.parts[0] not in ("tools", "__main__.py"):
+            found += [
+                f"{path.relative_to(root)}: the library may not import {module}"
+                for module in imported(path, root / "bindings")
+                if module.startswith("distorch.tools")
+            ]
+    settings = root / "patches/settings.py"
+    if settings.exists():
+        found += [
+            f"patches/settings.py: it holds values only and may not import {module}"
+            for module in imported(settings, root)
+            if module.startswith(("patches", "distorch"))
+        ]
     return found
 
 
@@ -64,8 +104,19 @@ def self_test() -> None:
         )
         (root / "bindings/distorch").mkdir(parents=True)
         (root / "bindings/distorch/mover.py").write_text("import comfy.model_management\n")
+        (root / "bindings/distorch/place.py").write_text("from distorch.tools import cli\n")
+        for room in ("placing", "view"):
+            (root / "patches" / room).mkdir(parents=True)
+        (root / "patches/settings.py").write_text("from .placing import donors\n")
+        (root / "patches/placing/blocks.py").write_text("def f():\n    from ..view import facts\n")
         found = bad_lines(root)
-        if len(found) != 2:
+        if {line.split(":")[0] for line in found} != {
+            "allocation/planner.cc",
+            "bindings/distorch/mover.py",
+            "bindings/distorch/place.py",
+            "patches/placing/blocks.py",
+            "patches/settings.py",
+        }:
             raise SystemExit(f"the layering check missed a bad line: {found}")
 
 

@@ -10,6 +10,6 @@ if [ "$(cat "$site/distorch-dev.pth" 2> /dev/null)" != "$stage" ]; then
   echo "$stage" > "$site/distorch-dev.pth"
 fi
 if [ ! -x "$venv/bin/distorch" ]; then
-  printf '#!%s\nimport sys\n\nfrom distorch.cli import main\n\nsys.exit(main())\n' "$(realpath -s "$venv")/bin/python" > "$venv/bin/distorch"
+  printf '#!%s\nimport sys\n\nfrom distorch.tools.cli import main\n\nsys.exit(main())\n' "$(realpath -s "$venv")/bin/python" > "$venv/bin/distorch"
   chmod +x "$venv/bin/distorch"
 fi

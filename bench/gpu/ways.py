@@ -69,9 +69,9 @@ def streamed(
 ) -> Iterator[Any]:
     """DisTorch: whole blocks ahead of their use, nothing copied back."""
     del back
-    from distorch.engine import StreamedExecutor
     from distorch.model_blocks import inventory
     from distorch.placing import place
+    from distorch.run import StreamedExecutor
 
     chosen = set(away)
     placement = {

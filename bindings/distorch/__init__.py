@@ -16,7 +16,7 @@ _EXPORTS: dict[str, str] = {
     "LoraPatch": "distorch.patching",
     "PlacedModel": "distorch.placed",
     "PlanError": "distorch.allocation",
-    "StreamedExecutor": "distorch.engine",
+    "StreamedExecutor": "distorch.run",
     "__version__": "distorch._version",
     "inventory": "distorch.model_blocks",
     "list_devices": "distorch.devices",
@@ -24,7 +24,7 @@ _EXPORTS: dict[str, str] = {
     "parse": "distorch.allocation",
     "place": "distorch.placing",
     "place_string": "distorch.placing",
-    "placements": "distorch.placement_records",
+    "placements": "distorch.memory.placements",
     "registry": "distorch.eject",
 }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m distorch` is the command `distorch`."""
 
-from distorch.cli import main
+from distorch.tools.cli import main
 
 raise SystemExit(main())

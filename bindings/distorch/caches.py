@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from distorch import _load
 from distorch import devices as _devices
-from distorch.peaks import Ledger
+from distorch.memory.peaks import Ledger
 
 
 @dataclass(frozen=True)

@@ -89,19 +89,19 @@ def _hides_tensors(value: Any) -> bool:
 
 
 def rebuilt(
-    source: torch.Tensor, parts: Sequence[torch.Tensor], *, lent: bool = False
+    source: torch.Tensor, parts: Sequence[torch.Tensor], *, temporary: bool = False
 ) -> torch.Tensor:
     """Return `source` with other bytes.
 
     Args:
         source: what it is to be: a plain tensor, a parameter with its attributes, a tensor of another class.
         parts: what holds the bytes, like `parts_of(source)`; not copied.
-        lent: the result is only used while a module runs: it asks for no gradient.
+        temporary: the result is only used while a module runs: it asks for no gradient.
     """
     left = iter(parts)
     result = _rebuilt(source, left)
     assert next(left, None) is None, "one part for each"
-    asks = isinstance(source, nn.Parameter) and source.requires_grad and not lent
+    asks = isinstance(source, nn.Parameter) and source.requires_grad and not temporary
     if type(source) is nn.Parameter:
         result = nn.Parameter(result, requires_grad=asks)
     elif asks:
@@ -116,11 +116,15 @@ def rebuilt(
     return result
 
 
-def moved(source: torch.Tensor, device: torch.device | str, *, lent: bool = False) -> torch.Tensor:
-    """Return a copy of `source` on another device, of its class and with its attributes; `lent` as in `rebuilt`."""
+def moved(
+    source: torch.Tensor, device: torch.device | str, *, temporary: bool = False
+) -> torch.Tensor:
+    """Return a copy of `source` on another device, of its class and with its attributes; `temporary` as in `rebuilt`."""
     if not can_rebuild(source):
         return source.to(device)  # only its class knows all that it holds
-    return rebuilt(source, [part.detach().to(device) for part in parts_of(source)], lent=lent)
+    return rebuilt(
+        source, [part.detach().to(device) for part in parts_of(source)], temporary=temporary
+    )
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:

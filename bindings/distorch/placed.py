@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A placed model: runs from where its blocks are, can be read back, patched again and unloaded.
 
-For inference: weights are lent to the compute device for the time of a module's call, so gradients of weights that
+For inference: weights are brought to the compute device for the time of a module's call, so gradients of weights that
 are stored elsewhere are not kept. One thread runs a placed model at a time; reading it from others is safe.
 """
 
@@ -20,9 +20,9 @@ from torch import nn
 from distorch import guards, hostmemory
 from distorch.devices import name_of
 from distorch.guards import PlacementError
-from distorch.lending import Lending
 from distorch.model_blocks import Inventory, TensorKey, TensorPlace
 from distorch.model_inputs import ModelInputs
+from distorch.on_demand import OnDemandCopies
 from distorch.parts import tensor_bytes
 from distorch.patching import Patch, Patches, check_patches
 from distorch.tables import ModuleTable, Reporter
@@ -79,7 +79,9 @@ class PlacedModel:
         self._table = ModuleTable(inventory, compute, list(self.assignment.values()))
         self._core = self._table.placement(inventory, compute)
         self._core.assign([self._table.index_of(d) for d in self.assignment.values()])
-        self._lending = Lending(model, self.compute_device, [b.module for b in inventory.blocks])
+        self._on_demand = OnDemandCopies(
+            model, self.compute_device, [b.module for b in inventory.blocks]
+        )
         self._inputs = ModelInputs(model, self.compute_device, self._begin_run)
         self._on_unload: list[Callable[[PlacedModel], None]] = []
         self._on_repatch: list[Callable[[PlacedModel], None]] = []
@@ -134,9 +136,9 @@ class PlacedModel:
         )
 
     @property
-    def lent_bytes(self) -> int:
+    def on_demand_bytes(self) -> int:
         """Bytes copied to the compute device module by module so far."""
-        return self._lending.lent_bytes
+        return self._on_demand.bytes
 
     @property
     def transfers(self) -> dict[tuple[str, str], int]:
@@ -215,7 +217,7 @@ class PlacedModel:
 
         Done by `distorch.place` with a string. Does nothing where it would not help, or the second time.
         """
-        from distorch.engine import StreamedExecutor
+        from distorch.run import StreamedExecutor
 
         away = any(device != self.compute for device in self.assignment.values())
         if self.executor is None and away and self.compute != "cpu":
@@ -223,7 +225,7 @@ class PlacedModel:
             self.executor = StreamedExecutor(self, **options)
 
     def attach_hooks(self, skip: Collection[str] = ()) -> None:
-        """Have the hooks that lend weights to the compute device, module by module, on all blocks but those in `skip`.
+        """Have the hooks that bring weights to the compute device, module by module, on all blocks but those in `skip`.
 
         Those are somebody else's business (an engine that brings whole groups). Hooks that are there and stay are not
         touched: torch may be walking them.
@@ -233,7 +235,7 @@ class PlacedModel:
             for b in self.inventory.blocks
             if self.loaded and self.assignment[b.name] != self.compute and b.name not in skip
         }
-        self._lending.set(away)
+        self._on_demand.set(away)
 
     def detach_hooks(self) -> None:
         """Remove them all."""
@@ -244,7 +246,7 @@ class PlacedModel:
 
         Done by itself before the next run and by `unload`; to be called only while the model does not run.
         """
-        self._lending.recover()
+        self._on_demand.recover()
         self._inputs.give_back()
 
     def install(self) -> None:

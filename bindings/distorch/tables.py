@@ -17,8 +17,8 @@ from torch import nn
 
 from distorch._load import core
 from distorch.devices import name_of
-from distorch.lending import refresh_flat_weights, was_written
 from distorch.model_blocks import Inventory, TensorKey, TensorPlace, TensorRef
+from distorch.on_demand import refresh_flat_weights, was_written
 from distorch.parts import (
     can_rebuild,
     device_names,

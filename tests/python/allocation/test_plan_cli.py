@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distorch.cli import main
+from distorch.tools.cli import main
 
 MB, GB = 1 << 20, 1 << 30
 DEVICES = [

@@ -101,7 +101,7 @@ import torch
 import comfy.model_management as mm
 (_placed,) = {p for m in mm.current_loaded_models
               if (p := getattr(m.model.model, "_distorch_placed", None)) and p.name == "WAN21"}
-_weights = [c.current for b in _placed.blocks for c in b.cells if c.name == "weight" and ".ffn.0" in c.key]
+_weights = [c.current for b in _placed.blocks for c in b.tensors if c.name == "weight" and ".ffn.0" in c.key]
 result = {"kinds": sorted({f"{type(w).__name__} {w._layout_cls}" for w in _weights}),
           "stored": sorted({str(w._qdata.dtype) for w in _weights}),
           "bytes": _placed.bytes_per_device(), "planned": _placed.planned_bytes("sim:1"),

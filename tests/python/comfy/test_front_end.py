@@ -129,7 +129,7 @@ def test_a_setting_made_on_the_page_is_the_servers(server: ComfyServer) -> None:
 
 THRESHOLD = """
 import sys
-result = next(m for n, m in sys.modules.items() if n.endswith("patches.cleanup")).cpu_threshold
+result = next(m for n, m in sys.modules.items() if n.endswith("patches.ejecting.cleanup")).cpu_threshold
 """
 
 

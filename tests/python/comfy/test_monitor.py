@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from comfy_harness import ComfyServer, Workflow
 
-from distorch.monitor.http_json import JsonClient
-from distorch.monitor.sources import SystemStatsSource
-from distorch.stats import read_logs
+from distorch.tools.monitor.http_json import JsonClient
+from distorch.tools.monitor.sources import SystemStatsSource
+from distorch.tools.stats import read_logs
 
 pytestmark = pytest.mark.comfy
 

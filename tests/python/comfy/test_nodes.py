@@ -197,9 +197,9 @@ TAKE_DONOR = """
 import comfy.model_management as mm
 value, torch.distorch_test_told = value.clone(), []
 def _step(apply_model, given):
-    shards = [e for e in mm.current_loaded_models if type(e.model).__name__ == "ShardPatcher"]
-    torch.distorch_test_told.append(sum(e.model.loaded_size() for e in shards))
-    for entry in shards:
+    donors = [e for e in mm.current_loaded_models if type(e.model).__name__ == "DonorPatcher"]
+    torch.distorch_test_told.append(sum(e.model.loaded_size() for e in donors))
+    for entry in donors:
         entry.model_unload()
         mm.current_loaded_models.remove(entry)
     return apply_model(given["input"], given["timestep"], **given["c"])

@@ -154,7 +154,7 @@ def test_checkpoint_equals_the_core(comfy: ComfyServer) -> None:
     assert torch.equal(result["latent"], reference["latent"])
     assert torch.equal(result["image"], reference["image"])
     check_donor(comfy, "BaseModel", 30 * MIB)
-    kinds = {row[1]: row[0] for row in state(comfy).loaded if row[1] != "DonorShard"}
+    kinds = {row[1]: row[0] for row in state(comfy).loaded if row[1] != "DonorPart"}
     assert kinds == {**core_kinds, "BaseModel": "DisTorchModelPatcher"}
 
 

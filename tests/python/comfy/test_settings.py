@@ -96,7 +96,7 @@ def test_choices_hold_after_a_restart_without_a_page(
         now = server.evaluate(NOW)
         assert (now["cpu_memory_threshold"], now["scan_interval"]) == (77, 2.5)
         assert server.evaluate(
-            "_cleanup = next(m for n, m in sys.modules.items() if n.endswith('patches.cleanup'))\n"
+            "_cleanup = next(m for n, m in sys.modules.items() if n.endswith('patches.ejecting.cleanup'))\n"
             "result = _cleanup.cpu_threshold"
         ) == pytest.approx(0.77)
     finally:
@@ -140,7 +140,7 @@ def test_with_several_users_the_choice_made_last_counts(tmp_path: pathlib.Path) 
 FULL_HOST = """
 import sys
 from distorch import hostmemory
-_keep = next(m for n, m in sys.modules.items() if n.endswith("patches.keep"))
+_keep = next(m for n, m in sys.modules.items() if n.endswith("patches.ejecting.keep"))
 torch.distorch_test_available = hostmemory.available_bytes
 hostmemory.available_bytes = lambda: int(
     hostmemory.total_bytes() * (FREE if len(_keep.kept()) > 1 else 0.9))

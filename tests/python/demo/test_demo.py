@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from distorch.cli import main
-from distorch.demo import Demo, DemoError, find_model
-from distorch.demo import model as demo_model
-from distorch.demo.picture import placement_svg
+from distorch.tools.cli import main
+from distorch.tools.demo import Demo, DemoError, find_model
+from distorch.tools.demo import model as demo_model
+from distorch.tools.demo.picture import placement_svg
 
 
 def run(tmp_path: Path, *code: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,7 @@ def test_a_check_that_fails_ends_the_demo(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from distorch import placed\n"
-        "from distorch.cli import main\n"
+        "from distorch.tools.cli import main\n"
         "real = placed.PlacedModel.bytes_per_device\n"
         "placed.PlacedModel.bytes_per_device = lambda self: {k: v * 2 for k, v in real(self).items()}\n"
         "sys.exit(main(['demo']))"

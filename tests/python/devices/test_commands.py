@@ -10,7 +10,7 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch.cli import main
+from distorch.tools.cli import main
 
 MIB = 1 << 20
 

@@ -13,10 +13,11 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch import _load, caches, devices, snapshots
+from distorch import _load, caches, devices
 from distorch._load import core
 from distorch.allocation import parse
 from distorch.device_table import concerned, device_table
+from distorch.memory import snapshots
 
 MIB = 1 << 20
 

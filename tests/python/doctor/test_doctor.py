@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import distorch
-from distorch.cli import main
 from distorch.tools import doctor
+from distorch.tools.cli import main
 from distorch.tools.doctor import Case, Finding, comfyui, gpus, host, installation
 
 STAGE = Path(distorch.__file__).parents[1]

@@ -13,7 +13,7 @@ import pytest
 from fake_comfy import GB, MB, FakeDevice
 from fake_runner import PROMPT, FakeRunner
 
-from distorch import cli
+from distorch.tools import cli
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from fake_comfy import GB, MB
 from fake_runner import PROMPT, Play
 from waiting import wait_for
 
-from distorch.e2e import display
-from distorch.e2e.events import Outcome, Status, Tracker
-from distorch.e2e.memory import Keeper
-from distorch.e2e.results import RunResult, SceneResult
-from distorch.e2e.workflow import Scene, Workflow
-from distorch.monitor import DeviceSample, Sample
+from distorch.tools.e2e import display
+from distorch.tools.e2e.events import Outcome, Status, Tracker
+from distorch.tools.e2e.memory import Keeper
+from distorch.tools.e2e.results import RunResult, SceneResult
+from distorch.tools.e2e.workflow import Scene, Workflow
+from distorch.tools.monitor import DeviceSample, Sample
 
 
 def test_lines_name_each_node_and_the_memory(e2e, server) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import wait_for
 
-from distorch.e2e import drift
+from distorch.tools.e2e import drift
 
 LEAST = 1.0 * MB
 

@@ -207,7 +207,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(server, workflow, tmp_path
 
 
 def test_a_full_disk_fails_at_the_end_and_says_so(e2e, server, monkeypatch) -> None:
-    from distorch.cli import e2e as command
+    from distorch.tools.cli import e2e as command
 
     def full(path: pathlib.Path, words: str) -> None:
         raise OSError(28, "No space left on device", str(path))
@@ -230,7 +230,7 @@ def test_a_log_that_cannot_be_written_fails_at_the_end_and_says_so(e2e) -> None:
 def test_an_unexpected_error_still_ends_every_thread(e2e, server, monkeypatch) -> None:
     import threading
 
-    from distorch.e2e import runner
+    from distorch.tools.e2e import runner
 
     def broken(*args: object) -> None:
         raise RuntimeError("a fault of our own")

@@ -9,8 +9,8 @@ from fake_runner import PROMPT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distorch.e2e.events import Outcome, Status, Tracker
-from distorch.e2e.workflow import Workflow
+from distorch.tools.e2e.events import Outcome, Status, Tracker
+from distorch.tools.e2e.workflow import Workflow
 
 NODES = Workflow(pathlib.Path("x"), PROMPT).nodes
 

@@ -7,7 +7,7 @@ import asyncio
 
 import pytest
 
-from distorch.e2e.client import Feed
+from distorch.tools.e2e.client import Feed
 
 
 @pytest.mark.parametrize("turns", range(5))

@@ -11,9 +11,9 @@ import sys
 import pytest
 from fake_runner import PROMPT
 
-from distorch import cli
-from distorch.e2e import workflow
-from distorch.e2e.workflow import WorkflowError
+from distorch.tools import cli
+from distorch.tools.e2e import workflow
+from distorch.tools.e2e.workflow import WorkflowError
 
 EDITOR = {
     "last_node_id": 2,
@@ -140,7 +140,7 @@ def test_without_aiohttp_the_remedy_is_named(workflow, capsys, monkeypatch) -> N
             raise ImportError("No module named 'aiohttp'")
         return there(name, *args, **kwargs)
 
-    for name in [m for m in sys.modules if m.startswith(("aiohttp", "distorch.e2e.client"))]:
+    for name in [m for m in sys.modules if m.startswith(("aiohttp", "distorch.tools.e2e.client"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert cli.main(["e2e", str(workflow)]) == 2

@@ -13,14 +13,14 @@ from fake_comfy import GB, MB
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distorch.e2e import plot, report
-from distorch.e2e.drift import Drift
-from distorch.e2e.events import Outcome, Status
-from distorch.e2e.results import NodeTime, RunResult, SceneResult
-from distorch.monitor import DeviceSample, Gap, Sample
-from distorch.monitor.lines import Chosen
-from distorch.monitor.sinks import StatisticsSink, Timeline
-from distorch.stats import read_logs
+from distorch.tools.e2e import plot, report
+from distorch.tools.e2e.drift import Drift
+from distorch.tools.e2e.events import Outcome, Status
+from distorch.tools.e2e.results import NodeTime, RunResult, SceneResult
+from distorch.tools.monitor import DeviceSample, Gap, Sample
+from distorch.tools.monitor.lines import Chosen
+from distorch.tools.monitor.sinks import StatisticsSink, Timeline
+from distorch.tools.stats import read_logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 

@@ -12,7 +12,7 @@ import pytest
 from fake_comfy import GB, MB
 from fake_runner import PROMPT, Play
 
-from distorch.e2e import scene
+from distorch.tools.e2e import scene
 
 
 def with_limits(monkeypatch: pytest.MonkeyPatch, **changed: float) -> None:
@@ -175,7 +175,7 @@ def test_a_server_that_does_not_react_ends_the_run(e2e, server, monkeypatch) -> 
 
 
 def test_fast_iteration_is_six_minutes(e2e, monkeypatch) -> None:
-    from distorch.e2e import runner
+    from distorch.tools.e2e import runner
 
     seen = []
     monkeypatch.setattr(runner.Run, "run", lambda self: _note(seen, self._options.limits))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 
-from distorch.cli import signals
+from distorch.tools.cli import signals
 
 
 def test_two_signals_that_come_together_are_one() -> None:

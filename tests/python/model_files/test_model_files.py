@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from distorch.cli import main
 from distorch.model_files import ENDINGS, tensor_sizes
+from distorch.tools.cli import main
 
 WEIGHTS = {"blocks.0.weight": torch.zeros(32, 64), "scale": torch.zeros(3, dtype=torch.float16)}
 SIZES = {"blocks.0.weight": 32 * 64 * 4, "scale": 6}

@@ -8,10 +8,10 @@ import math
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from distorch.monitor import Sample, SourceChain, answers
-from distorch.monitor.lines import Chosen, Csv, JsonLines, Lines
-from distorch.monitor.sources import HistorySource, SystemStatsSource
-from distorch.stats import StatisticsReader
+from distorch.tools.monitor import Sample, SourceChain, answers
+from distorch.tools.monitor.lines import Chosen, Csv, JsonLines, Lines
+from distorch.tools.monitor.sources import HistorySource, SystemStatsSource
+from distorch.tools.stats import StatisticsReader
 
 GB = 2**30
 NAMES = st.sampled_from([

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fake_comfy import GB, FakeComfy, FakeDevice
 
-from distorch.stats import read_logs
+from distorch.tools.stats import read_logs
 
 HERE = Path(__file__).parent
 

@@ -10,9 +10,9 @@ import uuid
 
 import pytest
 
-from distorch.monitor import gpus
-from distorch.monitor.answers import AnswerError
-from distorch.monitor.gpus import Gpu
+from distorch.tools.monitor import gpus
+from distorch.tools.monitor.answers import AnswerError
+from distorch.tools.monitor.gpus import Gpu
 
 MB = 2**20
 IDS = [f"GPU-{uuid.UUID(int=i + 1)}" for i in range(8)]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distorch.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
-from distorch.monitor.lines import Chosen, Csv, JsonLines, Lines
-from distorch.monitor.recorder import ClockJump
-from distorch.stats import StatisticsReader
+from distorch.tools.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
+from distorch.tools.monitor.lines import Chosen, Csv, JsonLines, Lines
+from distorch.tools.monitor.recorder import ClockJump
+from distorch.tools.stats import StatisticsReader
 
 MB = 2**20
 NOON = time.mktime((2026, 11, 21, 12, 34, 56, 0, 0, -1)) + 0.25

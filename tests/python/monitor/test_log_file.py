@@ -15,8 +15,8 @@ import types
 
 import pytest
 
-from distorch.monitor import files
-from distorch.monitor.log_file import LogBusyError, LogFile
+from distorch.tools.monitor import files
+from distorch.tools.monitor.log_file import LogBusyError, LogFile
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_second_writer_is_refused_and_the_first_goes_on(path) -> None:
 
 
 def second_process(path: pathlib.Path) -> str:
-    code = "import sys; from distorch.monitor.log_file import LogFile; LogFile(sys.argv[1])"
+    code = "import sys; from distorch.tools.monitor.log_file import LogFile; LogFile(sys.argv[1])"
     command = [sys.executable, "-c", code, str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 

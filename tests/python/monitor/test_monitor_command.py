@@ -24,9 +24,9 @@ import pytest
 from fake_comfy import GB, FakeComfy, FakeDevice, node_run, prompt_run
 from waiting import wait_for
 
-from distorch.cli import main
-from distorch.cli.quantities import duration, size
-from distorch.stats import read_logs
+from distorch.tools.cli import main
+from distorch.tools.cli.quantities import duration, size
+from distorch.tools.stats import read_logs
 
 SEED_LINE = re.compile(r"\d\d:\d\d:\d\d,Used=\d+MB,Free=\d+MB\n")
 
@@ -409,7 +409,7 @@ def test_on_a_terminal_it_is_a_live_view(server, tmp_path) -> None:
 
 def test_the_monitor_needs_no_torch(server, tmp_path) -> None:
     code = (
-        "import sys; from distorch.cli import main\n"
+        "import sys; from distorch.tools.cli import main\n"
         f"main(['monitor', '--url', '{server.url}', '--for', '200ms', '--quiet'])\n"
         "sys.exit(3 if 'torch' in sys.modules else 0)"
     )

@@ -16,17 +16,17 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
-from distorch.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
-from distorch.monitor.bars import Row, bar, sparkline, widths
-from distorch.monitor.chart import Panel, Span, scale_of_data, scale_of_device
-from distorch.monitor.exporter import PrometheusSink
-from distorch.monitor.files import write_whole
-from distorch.monitor.lines import Chosen
-from distorch.monitor.plot import render_svg
-from distorch.monitor.recorder import ClockJump
-from distorch.monitor.sample import Queue
-from distorch.monitor.sinks import Point, Series, StatisticsSink, Timeline
-from distorch.monitor.view import LiveView, PlainView, progress, progress_text
+from distorch.tools.monitor import DeviceSample, Gap, Mark, ModelSample, NodeRun, PromptRun, Sample
+from distorch.tools.monitor.bars import Row, bar, sparkline, widths
+from distorch.tools.monitor.chart import Panel, Span, scale_of_data, scale_of_device
+from distorch.tools.monitor.exporter import PrometheusSink
+from distorch.tools.monitor.files import write_whole
+from distorch.tools.monitor.lines import Chosen
+from distorch.tools.monitor.plot import render_svg
+from distorch.tools.monitor.recorder import ClockJump
+from distorch.tools.monitor.sample import Queue
+from distorch.tools.monitor.sinks import Point, Series, StatisticsSink, Timeline
+from distorch.tools.monitor.view import LiveView, PlainView, progress, progress_text
 
 GB, MB = 2**30, 2**20
 NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, -1))

@@ -10,8 +10,8 @@ import pytest
 from fake_comfy import GB, FakeComfy, FakeDevice
 from waiting import wait_for
 
-from distorch.monitor import BackgroundMonitor, DeviceSample, Gap, Mark, Sample, open_sources
-from distorch.monitor.recorder import ClockJump, next_tick
+from distorch.tools.monitor import BackgroundMonitor, DeviceSample, Gap, Mark, Sample, open_sources
+from distorch.tools.monitor.recorder import ClockJump, next_tick
 
 
 def one(used: int = 5) -> Sample:

@@ -22,9 +22,9 @@ from fake_comfy import (
 )
 from waiting import wait_for
 
-from distorch.monitor import Gap, Sample, SourceChain, answers, gpus, open_sources
-from distorch.monitor.http_json import FetchError, JsonClient
-from distorch.monitor.sources import is_this_machine
+from distorch.tools.monitor import Gap, Sample, SourceChain, answers, gpus, open_sources
+from distorch.tools.monitor.http_json import FetchError, JsonClient
+from distorch.tools.monitor.sources import is_this_machine
 
 
 def chain(server: FakeComfy, timeout: float = 2.0) -> SourceChain:
@@ -192,7 +192,7 @@ def test_a_history_of_the_first_kind_without_peaks_is_read() -> None:
 
 
 def test_a_sampler_that_stands_still_is_not_believed(monkeypatch) -> None:
-    monkeypatch.setattr("distorch.monitor.sources._STALE", 0.2)
+    monkeypatch.setattr("distorch.tools.monitor.sources._STALE", 0.2)
     with FakeComfy([FakeDevice()]) as server:
         server.history = {
             **history([{"time": 5.0, "devices": device_history(server.devices)}]),
@@ -226,7 +226,7 @@ def test_a_bad_answer_is_a_gap_in_bounded_time_and_no_longer(fault: str) -> None
 
 
 def test_a_history_that_is_too_large_is_begun_anew(monkeypatch) -> None:
-    monkeypatch.setattr("distorch.monitor.http_json.MAX_BYTES", 2000)
+    monkeypatch.setattr("distorch.tools.monitor.http_json.MAX_BYTES", 2000)
     with FakeComfy() as server:
         live = server.live_history()
         sources = chain(server)
@@ -266,8 +266,8 @@ def test_a_source_that_hangs_does_not_delay_every_look() -> None:
 
 
 def test_models_and_queue_that_hang_hold_nothing_up(monkeypatch) -> None:
-    monkeypatch.setattr("distorch.monitor.sources._EXTRAS_TIME", 0.3)
-    monkeypatch.setattr("distorch.monitor.sources._EXTRAS_EVERY", 0.0)
+    monkeypatch.setattr("distorch.tools.monitor.sources._EXTRAS_TIME", 0.3)
+    monkeypatch.setattr("distorch.tools.monitor.sources._EXTRAS_EVERY", 0.0)
     with FakeComfy() as server:
         server.live_history()
         server.models = [{"name": "vae", "type": "vae", "bytes": {"cuda:0": 5}}]

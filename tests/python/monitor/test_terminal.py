@@ -7,7 +7,7 @@ import threading
 
 from waiting import wait_for
 
-from distorch.cli.terminal import Speaker
+from distorch.tools.cli.terminal import Speaker
 
 
 class Stream:

@@ -169,7 +169,7 @@ def test_the_stand_ins_have_the_ids_the_inputs_and_the_outputs_of_the_nodes(
     assert titles == real_titles
 
 
-@pytest.mark.parametrize("missing", ["distorch.allocation", "distorch.peaks"])
+@pytest.mark.parametrize("missing", ["distorch.allocation", "distorch.memory.peaks"])
 def test_a_package_that_does_not_load_is_named_with_the_command(
     missing: str, inside_comfy, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:

@@ -15,7 +15,8 @@ import torch
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from distorch import sampler, scan
+from distorch import memory
+from distorch.memory import sampler
 
 THREADS = {"distorch-view", "distorch-scan"}
 
@@ -80,10 +81,10 @@ def core(pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cor
         monkeypatch.setitem(sys.modules, f"comfy.{name}", module)
         monkeypatch.setattr(package, name, module, raising=False)
     comfy.server.PromptServer.instance = Server(Queue())
-    scan.scanner().stop()
+    memory.scanner().stop()
     yield core
-    pack.load("patches.memory_view").uninstall()
-    scan.scanner().install_hooks()
+    pack.load("patches.view.memory_view").uninstall()
+    memory.scanner().install_hooks()
 
 
 def hooks() -> list[int]:
@@ -95,7 +96,7 @@ def hooks() -> list[int]:
 
 
 def sources() -> list[list[Any]]:
-    scanner = scan.scanner()
+    scanner = memory.scanner()
     return [
         list(scanner._builder.managements),
         list(scanner._builder.outsides),
@@ -108,7 +109,7 @@ def threads() -> set[str]:
 
 
 def test_uninstalling_gives_everything_back(core: Core, pack: Any) -> None:
-    view = pack.load("patches.memory_view")
+    view = pack.load("patches.view.memory_view")
     functions, listening, asked = core.taken(), hooks(), sources()
     for _ in range(2):
         first = view.install()
@@ -120,7 +121,7 @@ def test_uninstalling_gives_everything_back(core: Core, pack: Any) -> None:
         assert sources() != asked
         assert threads() == THREADS
         assert sampler.sampler().running
-        assert first.actions.jobs.finishing == [pack.load("patches.unload").add_details]
+        assert first.actions.jobs.finishing == [pack.load("patches.ejecting.unload").add_details]
         view.uninstall()
         view.uninstall()
         assert all(a is b for a, b in zip(core.taken(), functions, strict=True))
@@ -133,7 +134,7 @@ def test_uninstalling_gives_everything_back(core: Core, pack: Any) -> None:
 def test_what_fails_on_the_way_leaves_nothing_behind(
     core: Core, pack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view = pack.load("patches.memory_view")
+    view = pack.load("patches.view.memory_view")
     functions, listening, asked = core.taken(), hooks(), sources()
 
     def fails(*_: Any) -> None:
@@ -150,7 +151,7 @@ def test_what_fails_on_the_way_leaves_nothing_behind(
 def test_the_routes_that_stay_answer_404_until_it_is_back(
     core: Core, pack: Any, comfy: Any
 ) -> None:
-    view = pack.load("patches.memory_view")
+    view = pack.load("patches.view.memory_view")
     server = comfy.server.PromptServer.instance
 
     async def ask() -> list[tuple[int, Any]]:

@@ -20,7 +20,7 @@ MB = 2**20
 
 @pytest.fixture
 def old(pack: Any) -> Iterator[Callable[[str], Any]]:
-    names = pack.load("patches.old_names")
+    names = pack.load("nodes.old_names")
     names.install(NAME)
     yield lambda name: importlib.import_module(f"{NAME}.{name}")
     names.uninstall(NAME)
@@ -65,7 +65,7 @@ def test_percentages_stay_percentages(
     old: Any, pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = types.SimpleNamespace(available_bytes=lambda: 40, total_bytes=lambda: 100)
-    monkeypatch.setattr(pack.load("patches.cleanup"), "hostmemory", full)
+    monkeypatch.setattr(pack.load("patches.ejecting.cleanup"), "hostmemory", full)
     management = old("model_management_mgpu")
     assert not management.check_cpu_memory_threshold(threshold_percent=70.0)
     assert management.check_cpu_memory_threshold(threshold_percent=50.0)
@@ -98,10 +98,9 @@ class Worker(threading.Thread):
 
 @pytest.fixture
 def worker(pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    between = pack.load("patches.between_prompts")
+    between = pack.load("patches.seams.between_prompts")
     jobs = between.BetweenPrompts(comfy.queue, dict, lambda: None)
-    view = types.SimpleNamespace(actions=types.SimpleNamespace(jobs=jobs))
-    monkeypatch.setattr(pack.load("patches.memory_view"), "_installed", view)
+    monkeypatch.setitem(between.installed, id(comfy.queue), jobs)
     worker = Worker(comfy.queue, jobs, [torch.empty(8 * MB, dtype=torch.uint8, device="sim:1")])
     worker.start()
     yield worker
@@ -110,7 +109,7 @@ def worker(pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[W
 
 
 def test_a_cleanup_reports_what_each_device_gave_back(pack: Any, worker: Worker) -> None:
-    report = pack.load("patches.cleanup").force_full_system_cleanup("test")
+    report = pack.load("patches.ejecting.cleanup").force_full_system_cleanup("test")
     assert report.done
     assert report["sim:1"]["freed"] == 8 * MB
     assert report["sim:0"]["freed"] == 0
@@ -123,7 +122,7 @@ def test_a_cleanup_reports_what_each_device_gave_back(pack: Any, worker: Worker)
 def test_a_cleanup_never_waits_for_itself(
     pack: Any, comfy: Any, worker: Worker, where: str
 ) -> None:
-    cleanup = pack.load("patches.cleanup").force_full_system_cleanup
+    cleanup = pack.load("patches.ejecting.cleanup").force_full_system_cleanup
 
     async def in_a_loop() -> Any:
         return cleanup("test")
@@ -140,4 +139,8 @@ def test_a_worker_that_never_comes_is_not_waited_for_long(
 ) -> None:
     worker.ended = True
     worker.join()
-    assert not pack.load("patches.cleanup").force_full_system_cleanup("test", timeout=0.1).done
+    assert (
+        not pack.load("patches.ejecting.cleanup")
+        .force_full_system_cleanup("test", timeout=0.1)
+        .done
+    )

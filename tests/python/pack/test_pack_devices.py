@@ -40,7 +40,7 @@ def test_every_module_of_the_pack_and_no_other(pack, comfy, module) -> None:
     deep = module("other.a.b", device=on("sim:0"))
     beside = module("others", device=on("sim:0"))
     before = seen(root, inner, deep, beside)
-    pack.load("patches.devices").install()
+    pack.load("patches.seams.devices").install()
     with seams.on_devices("other", "sim:1", "sim:2"):
         assert seen(root, inner, deep, beside) == [
             ("a text", "None"),
@@ -70,7 +70,7 @@ def test_a_module_that_is_imported_in_the_call_does_not_keep_its_device(
     pack, comfy, module
 ) -> None:
     seams = pack.load("patches.seams.pack_devices")
-    pack.load("patches.devices").install()
+    pack.load("patches.seams.devices").install()
     late: list[types.ModuleType] = []
 
     def call() -> None:

@@ -11,8 +11,8 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch import placement_records
 from distorch.allocation import PlanError, parse
+from distorch.memory import placements
 
 SIZE = 128
 UP, DOWN = SIZE * 2 * SIZE * 4 + 2 * SIZE * 4, SIZE * 2 * SIZE * 4 + SIZE * 4
@@ -22,7 +22,7 @@ STRING = "sim:1,300kb;cpu,300kb;sim:0,*"
 @pytest.fixture
 def make(pack, comfy):
     """Adopts a model with an allocation string."""
-    adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
+    adopt, request = pack.load("patches.placing.adopt"), pack.load("patches.placing.request")
 
     def make(text: str = STRING, **settings: object):
         patcher = comfy.model(size=SIZE)
@@ -90,7 +90,7 @@ def test_a_donor_that_gives_memory_back_is_accounted_for(make, comfy) -> None:
     (entry,) = [e for e in comfy.mm.current_loaded_models if e.device == torch.device("sim", 1)]
     assert entry.model_unload()
     assert patcher.loaded_size() == torch.sim.memory_allocated(0), "the slots are gone as well"
-    shown = placement_records.find(patcher.distorch_placed().key)
+    shown = placements.find(patcher.distorch_placed().key)
     assert "sim:1" not in shown.bytes_per_device
     assert shown.spilled > 0
 
@@ -100,7 +100,9 @@ def test_core_class_is_kept_below_ours_and_by_clones(make, comfy, pack) -> None:
     assert isinstance(patcher, comfy.patcher.ModelPatcher)
     assert type(patcher).__name__ == "DisTorchModelPatcher"
     assert type(patcher.clone()) is type(patcher)
-    assert pack.load("patches.patcher").class_for(comfy.patcher.ModelPatcher) is type(patcher)
+    assert pack.load("patches.placing.patcher").class_for(comfy.patcher.ModelPatcher) is type(
+        patcher
+    )
 
 
 def test_loading_again_copies_nothing(make, comfy) -> None:
@@ -144,7 +146,7 @@ def test_a_changed_patch_touches_its_block_only(make, comfy) -> None:
     after = dict(patcher.model.named_parameters())
     assert {n for n in after if after[n] is not before[n]} == {key}
     del before, after
-    original = patcher.distorch_placed().by_name["blocks.2.up"].cells[0].original
+    original = patcher.distorch_placed().by_name["blocks.2.up"].tensors[0].original
     patched = dict(patcher.model.named_parameters())[key]
     assert torch.equal(patched.cpu(), original + 0.5 * difference)
     layers = [m for m in patcher.model.modules() if type(m) is comfy_standin.CastLinear]
@@ -208,7 +210,7 @@ FP8 = torch.float8_e5m2
 
 @pytest.mark.parametrize("high", [False, True])
 def test_low_precision_keeps_what_was_fp8_in_fp8(pack, comfy, monkeypatch, high) -> None:
-    adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
+    adopt, request = pack.load("patches.placing.adopt"), pack.load("patches.placing.request")
     patcher = comfy.model(size=SIZE)
     for i in range(3):
         for layer, low in (
@@ -280,7 +282,7 @@ def test_hook_loras_stay_in_what_a_donor_gives_back(make, comfy, expected, patch
     assert distorch_sim.copied("cpu", "sim:1") == 0
     held = dict(patcher.model.named_parameters())
     placed = patcher.distorch_placed()
-    spilled = [c for b in placed.blocks if b.name in placed.spilled for c in b.cells]
+    spilled = [c for b in placed.blocks if b.name in placed.spilled for c in b.tensors]
     assert spilled
     assert all(held[c.key].data_ptr() == c.original.data_ptr() for c in spilled if c.key != keys[0])
     comfy.load_models_gpu([patcher])
@@ -344,23 +346,23 @@ def test_a_block_that_is_not_where_it_belongs_is_named(make, comfy) -> None:
 def test_the_registry_knows_the_model_while_it_lives(make, comfy) -> None:
     patcher = make(file="a.safetensors")
     key = patcher.distorch_placed().key
-    assert placement_records.find(key).state == "waiting"
+    assert placements.find(key).state == "waiting"
     comfy.load_models_gpu([patcher])
-    shown = placement_records.find(key)
+    shown = placements.find(key)
     assert (shown.state, shown.file) == ("placed", "a.safetensors")
     assert shown.blocks["blocks.0.up"] == patcher.distorch_placed().plan.placement["blocks.0.up"]
     assert shown.total == sum(t.nbytes for t in patcher.model.state_dict().values())
     patcher.detach()
-    assert placement_records.find(key).state == "released"
+    assert placements.find(key).state == "released"
     comfy.mm.current_loaded_models.clear()
     del patcher
-    assert placement_records.find(key) is None
+    assert placements.find(key) is None
 
 
 def test_a_plain_patcher_on_a_placed_model_is_reported(make, comfy, pack, caplog) -> None:
     patcher = make()
     plain = comfy.patcher.ModelPatcher(patcher.model, patcher.load_device, patcher.offload_device)
-    pack.load("patches.patcher").check_class(plain)
+    pack.load("patches.placing.patcher").check_class(plain)
     assert "its allocation string has no effect" in caplog.text
 
 
@@ -403,7 +405,7 @@ def test_sampling_makes_the_device_current_and_gives_it_back(make, pack) -> None
 
 
 def test_a_key_that_the_file_lacks_is_read_as_zeros(make, comfy, pack) -> None:
-    adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
+    adopt, request = pack.load("patches.placing.adopt"), pack.load("patches.placing.request")
     patcher = comfy.model(size=SIZE)
     layer = patcher.model.blocks[1].up
     layer.weight = torch.nn.Parameter(torch.empty(2 * SIZE, SIZE, device="meta"), False)

@@ -56,7 +56,7 @@ def preview(pack: Any, comfy: comfy_standin.StandIn, tmp_path: pathlib.Path) -> 
     folders.get_full_path = lambda folder, name: (
         str(tmp_path / name) if name in names[folder] else None
     )
-    return pack.load("patches.preview")
+    return pack.load("patches.placing.preview")
 
 
 def test_a_file_of_pytorch_is_planned(preview: Any) -> None:

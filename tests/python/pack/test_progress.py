@@ -41,7 +41,7 @@ def progress(comfy: comfy_standin.StandIn, pack: Pack, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.modules["comfy"], "utils", utils, raising=False)
     monkeypatch.setattr(Bar, "made", [])
     monkeypatch.setattr(Bar, "interrupt_at", None)
-    return pack.load("patches.progress")
+    return pack.load("patches.seams.progress")
 
 
 def place(progress, seconds_each: float, blocks: int = 10) -> int:

@@ -38,18 +38,18 @@ from distorch.allocation import AllocationError, parse
     ],
 )
 def test_what_widgets_ask_for(pack, expert, gigabytes, donors, text) -> None:
-    made = pack.load("patches.request").spec_for("sim:0", expert, gigabytes, donors)
+    made = pack.load("patches.placing.request").spec_for("sim:0", expert, gigabytes, donors)
     assert str(made) == text
     assert parse(text, ["cpu", "sim:0", "sim:1", "sim:2"]) == made
 
 
 def test_a_wrong_string_points_to_its_fault(pack) -> None:
     with pytest.raises(AllocationError, match=r"unknown unit 'xb' at offset 7(.|\n)*\^~"):
-        pack.load("patches.request").spec_for("sim:0", "sim:1,2xb;sim:0,*", 4.0, ["cpu"])
+        pack.load("patches.placing.request").spec_for("sim:0", "sim:1,2xb;sim:0,*", 4.0, ["cpu"])
 
 
 def test_missing_devices_are_named_with_what_there_is(pack, caplog) -> None:
-    request = pack.load("patches.request")
+    request = pack.load("patches.placing.request")
     with caplog.at_level(logging.WARNING, "DisTorch"):
         assert request.available("cuda:3") == "sim:0"
         assert request.available("cuda:3", default="cpu") == "cpu"
@@ -65,7 +65,9 @@ def test_missing_devices_are_named_with_what_there_is(pack, caplog) -> None:
 
 def test_devices_left_out_are_named_once(pack, caplog) -> None:
     with caplog.at_level(logging.WARNING, "DisTorch"):
-        pack.load("patches.request").spec_for("sim:0", "cuda:7,2gb;sim:1,1gb;xpu,*", 4.0, [])
+        pack.load("patches.placing.request").spec_for(
+            "sim:0", "cuda:7,2gb;sim:1,1gb;xpu,*", 4.0, []
+        )
     assert [r.getMessage() for r in caplog.records] == [
         "the allocation string names devices that are not here: cuda:7, xpu:0 left out "
         "(there are: cpu, sim:0, sim:1, sim:2)"
@@ -77,7 +79,7 @@ def test_other_kinds_store_but_do_not_compute(pack, monkeypatch) -> None:
     module.device_count = lambda: 1
     module.is_initialized = lambda: False
     monkeypatch.setattr(torch, "npu", module, raising=False)
-    request, devices = pack.load("patches.request"), pack.load("patches.devices")
+    request, devices = pack.load("patches.placing.request"), pack.load("patches.seams.devices")
     assert request.available("npu", default="cpu") == "npu:0"
     assert request.available("npu:0") == "sim:0"
     assert "npu:0" in devices.names()

@@ -11,8 +11,8 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch import placement_records
 from distorch.allocation import parse
+from distorch.memory import placements
 
 SIZE = 128
 
@@ -20,7 +20,7 @@ SIZE = 128
 @pytest.fixture
 def make(pack, comfy):
     """Adopts and loads a model with an allocation string."""
-    adopt, request = pack.load("patches.adopt"), pack.load("patches.request")
+    adopt, request = pack.load("patches.placing.adopt"), pack.load("patches.placing.request")
 
     def make(text: str, **settings: object):
         patcher = adopt.adopt(
@@ -63,9 +63,7 @@ def test_a_step_copies_each_streamed_group_once_and_ahead(make, expected) -> Non
     assert distorch_sim.copied("sim:0", "cpu") == value.nbytes, "the result; no weights come back"
     assert engine.counters["ahead"] - before["ahead"] == 4
     assert engine.counters["on_demand"] == before["on_demand"]
-    assert (
-        "4 groups are streamed" in placement_records.find(patcher.distorch_placed().key).streaming
-    )
+    assert "4 groups are streamed" in placements.find(patcher.distorch_placed().key).streaming
 
 
 def test_groups_run_on_their_donor_when_the_string_says_so(make, expected) -> None:
@@ -181,7 +179,7 @@ def test_without_room_for_the_slots_layers_cast_one_by_one(
 def test_patches_inside_of_blocks_stay_on_the_compute_device(
     make, pack, expected, caplog: pytest.LogCaptureFixture
 ) -> None:
-    judge = pack.load("patches.runner")._Judge()
+    judge = pack.load("patches.placing.runner")._Judge()
     assert judge((), {"transformer_options": {"patches_replace": {"dit": {}}, "patches": {}}})
     with caplog.at_level(logging.WARNING, "DisTorch"):
         for _ in range(2):

@@ -13,9 +13,9 @@ import comfy_standin
 import pytest
 import torch
 
-from distorch import scan
+from distorch import memory
 from distorch.allocation import parse
-from distorch.scan import scanning
+from distorch.memory import scanning
 
 MB = 2**20
 
@@ -33,10 +33,10 @@ class Scan:
     """The process's scan, with answers that do not grow old within a test."""
 
     def __init__(self, pack: Any, comfy: comfy_standin.StandIn) -> None:
-        self.adopt = pack.load("patches.adopt").adopt
-        self.request = pack.load("patches.request").Request
-        self.shards = pack.load("patches.shards")
-        self.now = pack.load("patches.unload_now")
+        self.adopt = pack.load("patches.placing.adopt").adopt
+        self.request = pack.load("patches.placing.request").Request
+        self.donors = pack.load("patches.placing.donors")
+        self.now = pack.load("patches.ejecting.unload_now")
         self.comfy = comfy
 
     def adopted(self, text: str = "sim:1,300kb;cpu,300kb;sim:0,*#sim:0") -> Any:
@@ -49,9 +49,9 @@ class Scan:
 
     def bytes_of(self, model: torch.nn.Module) -> dict[str, int]:
         """What the next answer says of a model; nothing if it is not there."""
-        rows = scan.rows()
-        assert scan.rows() is rows, "the answer is cached"
-        mine = [row.bytes for row in rows if scan.scanner().module(row.id) is model]
+        rows = memory.rows()
+        assert memory.rows() is rows, "the answer is cached"
+        mine = [row.bytes for row in rows if memory.scanner().module(row.id) is model]
         return dict(mine[0]) if mine else {}
 
     def entry(self, patcher: Any) -> Any:
@@ -62,7 +62,7 @@ class Scan:
 def seen(
     pack: Any, comfy: comfy_standin.StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Scan]:
-    monkeypatch.setattr(scan.scanner(), "cache_seconds", 3600.0)
+    monkeypatch.setattr(memory.scanner(), "cache_seconds", 3600.0)
     yield Scan(pack, comfy)
     comfy.mm.current_loaded_models.clear()
     gc.collect()
@@ -95,27 +95,27 @@ def test_each_eviction_is_in_the_next_answer(seen: Scan) -> None:
 
 def test_models_of_others_that_we_unload_are_in_the_next_answer(seen: Scan) -> None:
     patcher = seen.comfy.model()
-    scan.note_loaded(patcher)
+    memory.note_loaded(patcher)
     whole = seen.bytes_of(patcher.model)
     seen.comfy.load_models_gpu([patcher])
     assert seen.bytes_of(patcher.model) == whole, "the core's own load: when the answer is too old"
-    scan.invalidate()
+    memory.invalidate()
     assert set(seen.bytes_of(patcher.model)) == {"sim:0"}
     seen.now.run(seen.now.EVERYTHING, None)
     assert seen.bytes_of(patcher.model) == whole
     seen.comfy.load_models_gpu([patcher])
-    scan.invalidate()
+    memory.invalidate()
     assert set(seen.bytes_of(patcher.model)) == {"sim:0"}
-    seen.shards.unload(seen.entry(patcher))
+    seen.donors.unload(seen.entry(patcher))
     assert seen.bytes_of(patcher.model) == whole
 
 
 def test_a_model_of_ours_that_dies_is_not_in_the_next_answer(seen: Scan) -> None:
     patcher = seen.adopted()
-    number = next(r.id for r in scan.rows() if scan.scanner().module(r.id) is patcher.model)
+    number = next(r.id for r in memory.rows() if memory.scanner().module(r.id) is patcher.model)
     del patcher
     gc.collect()
-    assert all(row.id != number for row in scan.rows())
+    assert all(row.id != number for row in memory.rows())
 
 
 def test_without_news_an_answer_is_given_for_one_second(
@@ -124,7 +124,7 @@ def test_without_news_an_answer_is_given_for_one_second(
     """The ages and bytes that hold where nobody chose others."""
     now = [1000.0]
     settings = pack.load("patches.settings")
-    made = scan.Scanner()
+    made = memory.Scanner()
     made.install_hooks()
     clock = SimpleNamespace(
         monotonic=lambda: now[0], perf_counter=time.perf_counter, time=time.time
@@ -140,5 +140,5 @@ def test_without_news_an_answer_is_given_for_one_second(
     finally:
         made.stop()
     assert settings.CHOICES["scan_interval"].default == made.cache_seconds == 1
-    assert scan.memory_changed({"sim:0": 0}, {"sim:0": 100 * MB + 1})
-    assert not scan.memory_changed({"sim:0": 100 * MB}, {"sim:0": 0})
+    assert memory.memory_changed({"sim:0": 0}, {"sim:0": 100 * MB + 1})
+    assert not memory.memory_changed({"sim:0": 100 * MB}, {"sim:0": 0})

@@ -28,7 +28,7 @@ def test_a_seam_wraps_and_gives_back(pack) -> None:
         return value + more
 
     core = module_with(ask)
-    seam = pack.load("patches.seam").FunctionSeam(
+    seam = pack.load("patches.seams.seam").FunctionSeam(
         core, "ask", lambda original, *a, **k: 10 * original(*a, **k), "a test"
     )
     seam.install()
@@ -42,7 +42,9 @@ def test_a_seam_wraps_and_gives_back(pack) -> None:
 
 def test_a_seam_under_another_wrapper_becomes_transparent(pack) -> None:
     core = module_with(lambda: "core")
-    seam = pack.load("patches.seam").FunctionSeam(core, "ask", lambda original: "ours", "a test")
+    seam = pack.load("patches.seams.seam").FunctionSeam(
+        core, "ask", lambda original: "ours", "a test"
+    )
     seam.install()
     ours = core.ask
     core.ask = lambda: f"theirs({ours()})"
@@ -57,7 +59,7 @@ def test_a_seam_under_another_wrapper_becomes_transparent(pack) -> None:
 
 
 def test_a_device_is_chosen_inside_the_block_only(pack, comfy) -> None:
-    devices = pack.load("patches.devices")
+    devices = pack.load("patches.seams.devices")
     before = comfy.mm.get_torch_device
     devices.install()
     try:
@@ -74,7 +76,7 @@ def test_a_device_is_chosen_inside_the_block_only(pack, comfy) -> None:
 
 
 def test_other_threads_see_the_core_device(pack, comfy) -> None:
-    devices = pack.load("patches.devices")
+    devices = pack.load("patches.seams.devices")
     devices.install()
     seen: list[torch.device] = []
     with devices.chosen(devices.Choice(model=sim1())):
@@ -86,7 +88,7 @@ def test_other_threads_see_the_core_device(pack, comfy) -> None:
 
 
 def test_device_names_come_from_the_core(pack, comfy) -> None:
-    devices = pack.load("patches.devices")
+    devices = pack.load("patches.seams.devices")
     comfy.mm.get_all_torch_devices = lambda: [torch.device("sim", i) for i in (10, 2, 0)]
     assert devices.computing() == ["cpu", "sim:0", "sim:2", "sim:10"]
     assert devices.names() == ["cpu", "sim:0", "sim:2", "sim:10", "sim:1"]
@@ -98,7 +100,7 @@ def test_device_names_come_from_the_core(pack, comfy) -> None:
 
 
 def test_patchers_are_ordinary_inside_the_block_only(pack, comfy, monkeypatch) -> None:
-    non_dynamic = pack.load("patches.non_dynamic")
+    non_dynamic = pack.load("patches.seams.non_dynamic")
 
     class Dynamic(comfy.patcher.ModelPatcher):
         def is_dynamic(self) -> bool:
@@ -133,7 +135,9 @@ def test_patchers_are_ordinary_inside_the_block_only(pack, comfy, monkeypatch) -
 def test_a_dynamic_model_is_refused_by_name(pack, comfy) -> None:
     patcher = comfy.model()
     patcher.is_dynamic = lambda: True
-    adopt = pack.load("patches.adopt")
-    request = pack.load("patches.request").Request("sim:0", parse("sim:0,*#sim:0", kinds=["sim"]))
+    adopt = pack.load("patches.placing.adopt")
+    request = pack.load("patches.placing.request").Request(
+        "sim:0", parse("sim:0,*#sim:0", kinds=["sim"])
+    )
     with pytest.raises(RuntimeError, match=r"DynamicVRAM(.|\n)*--disable-dynamic-vram"):
         adopt.adopt(patcher, request)

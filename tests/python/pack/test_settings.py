@@ -219,61 +219,63 @@ def test_uninstalling_gives_listeners_thread_and_choices_back(
 ) -> None:
     import threading
 
-    from distorch import scan
+    from distorch import memory
 
     def threads() -> list[str]:
         return [t.name for t in threading.enumerate() if t.name == "distorch-settings"]
 
-    lifecycle, cleanup = pack.load("patches.lifecycle"), pack.load("patches.cleanup")
+    lifecycle, cleanup = pack.load("patches.seams.lifecycle"), pack.load("patches.ejecting.cleanup")
+    apply = pack.load("patches.view.apply_settings")
     comfy.folders.get_user_directory = lambda: str(tmp_path)
     (tmp_path / "default").mkdir()
     write(tmp_path / "default" / module.FILE, cpu_memory_threshold=60, strict=True, reserve_gb=2)
     lists = (lifecycle.loaded, lifecycle.changed, module.settings._listeners)
     before, logger = [list(listeners) for listeners in lists], logging.getLogger("DisTorch")
-    level, cached = logger.level, scan.scanner().cache_seconds
+    level, cached = logger.level, memory.scanner().cache_seconds
     try:
         for _ in range(2):
-            module.install()
-            module.install()
+            apply.install()
+            apply.install()
             assert [
                 len(listeners) - len(b) for listeners, b in zip(lists, before, strict=True)
             ] == [1] * 3
             assert threads() == ["distorch-settings"]
             assert (cleanup.cpu_threshold, module.settings["strict"]) == (0.6, True)
             assert module.reserve_bytes() == 2 * 2**30
-            module.uninstall()
-            module.uninstall()
+            apply.uninstall()
+            apply.uninstall()
             assert [list(listeners) for listeners in lists] == before
             assert threads() == []
             assert (cleanup.cpu_threshold, module.settings["strict"]) == (0.85, False)
             assert module.reserve_bytes() == 0
     finally:
         logger.setLevel(level)
-        scan.scanner().cache_seconds = cached
+        memory.scanner().cache_seconds = cached
 
 
 def test_each_choice_reaches_whom_it_concerns(
     pack: Any, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distorch import scan
+    from distorch import memory
 
-    cleanup, keep = (pack.load(f"patches.{n}") for n in ("cleanup", "keep"))
+    cleanup, keep = (pack.load(f"patches.ejecting.{n}") for n in ("cleanup", "keep"))
+    apply = pack.load("patches.view.apply_settings")
     logger = logging.getLogger("DisTorch")
-    level, cached = logger.level, scan.scanner().cache_seconds
+    level, cached = logger.level, memory.scanner().cache_seconds
     try:
-        module._apply({
+        apply._apply({
             "cpu_memory_threshold": 70, "cpu_memory_hysteresis": 9, "kept_under_pressure": True,
             "kept_memory_threshold": 80, "log_level": "ERROR", "debug_mode": True, "scan_interval": 4,
         })  # fmt: skip
         assert (cleanup.cpu_threshold, cleanup.cpu_hysteresis, keep.pressure) == (0.7, 0.09, 0.8)
         assert logger.level == logging.ERROR
-        assert scan.scanner().cache_seconds == 4
+        assert memory.scanner().cache_seconds == 4
         defaults = {name: choice.default for name, choice in module.CHOICES.items()}
-        module._apply({**defaults, "kept_under_pressure": False})
+        apply._apply({**defaults, "kept_under_pressure": False})
         assert keep.pressure == 1.0
     finally:
         logger.setLevel(level)
-        scan.scanner().cache_seconds = cached
+        memory.scanner().cache_seconds = cached
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -281,10 +283,12 @@ def test_loads_are_recorded_in_debug_mode(
     pack: Any, module: Any, monkeypatch: pytest.MonkeyPatch, on: bool
 ) -> None:
     notes: list[tuple[str, str]] = []
-    cleanup = pack.load("patches.cleanup")
+    cleanup = pack.load("patches.ejecting.cleanup")
     monkeypatch.setattr(cleanup, "multigpu_memory_log", lambda *note: notes.append(note))
     monkeypatch.setitem(module.settings._values, "debug_mode", on)
-    module._note_loaded(types.SimpleNamespace(file="a"), "7", {}, ())
+    pack.load("patches.view.apply_settings")._note_loaded(
+        types.SimpleNamespace(file="a"), "7", {}, ()
+    )
     assert notes == ([("a", "loaded by 7")] if on else [])
 
 
@@ -292,22 +296,22 @@ def test_reserve_and_strictness_change_plans(
     pack: Any, comfy: Any, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A donor of 1 GB with all but 100 KB reserved."""
-    request = pack.load("patches.request").Request(
+    request = pack.load("patches.placing.request").Request(
         "sim:0", parse("sim:1,300kb;cpu,*#sim:0", kinds=["sim"]), "node"
     )
     patcher = comfy.model()
     values = module.settings._values
-    placed = pack.load("patches.patcher").attach(patcher.model, request)
-    pack.load("patches.shards").plan_for_an_empty_machine(placed)
+    placed = pack.load("patches.placing.patcher").attach(patcher.model, request)
+    pack.load("patches.placing.donors").plan_for_an_empty_machine(placed)
     assert placed.planned_bytes("sim:1") > 200 * 1024
     monkeypatch.setitem(values, "reserve_gb", 1 - 100 / 2**20)
-    pack.load("patches.shards").plan_for_an_empty_machine(placed)
+    pack.load("patches.placing.donors").plan_for_an_empty_machine(placed)
     assert placed.planned_bytes("sim:1") <= 100 * 1024
     monkeypatch.setitem(values, "strict", True)
     from distorch.allocation import PlanError
 
     with pytest.raises(PlanError, match="sim:1"):
-        pack.load("patches.shards").plan_for_an_empty_machine(placed)
+        pack.load("patches.placing.donors").plan_for_an_empty_machine(placed)
 
 
 def shown_in_the_browser() -> list[dict[str, Any]]:

@@ -24,9 +24,9 @@ def rows(table) -> list[tuple[str, int | None, float]]:
 
 
 def test_auto_takes_donors_by_their_links(pack) -> None:
-    shards = pack.load("patches.shards")
+    donors = pack.load("patches.placing.donors")
     spec = parse("auto").on("sim:0")
-    table = shards.table(spec, "sim:0", empty=False)
+    table = donors.table(spec, "sim:0", empty=False)
     assert rows(table) == rows(device_table("sim:0", spec))
     assert [(row.device, row.link_gbps) for row in table] == [
         ("sim:0", 0.0),
@@ -40,12 +40,12 @@ def test_auto_takes_donors_by_their_links(pack) -> None:
 
 
 def test_what_counts_as_free(pack) -> None:
-    shards = pack.load("patches.shards")
+    donors = pack.load("patches.placing.donors")
     held = [torch.empty(MB, dtype=torch.uint8, device=f"sim:{i}") for i in range(2)]
     spec = parse("sim:1,1mb;cpu,*", device_names())
 
     def taken(empty: bool) -> dict[str, int]:
-        table = shards.table(spec, "sim:0", empty=empty)
+        table = donors.table(spec, "sim:0", empty=empty)
         return {row.device: row.total - row.free for row in table}
 
     # The core makes room on the compute device, and the weights are in the host's memory already.
@@ -57,11 +57,11 @@ def test_what_counts_as_free(pack) -> None:
 def test_no_room_is_asked_of_the_core_on_a_kind_that_it_does_not_manage(
     pack, comfy, monkeypatch
 ) -> None:
-    shards, devices = pack.load("patches.shards"), pack.load("patches.devices")
+    donors, devices = pack.load("patches.placing.donors"), pack.load("patches.seams.devices")
     asked: list[str] = []
     monkeypatch.setattr(comfy.mm, "load_models_gpu", lambda models: asked.append(models))
     monkeypatch.setattr(devices, "computing", lambda: ["cpu", "sim:0"])
-    shards._make_room(None, None, "npu:0")
+    donors._make_room(None, None, "npu:0")
     assert asked == []
 
 
@@ -81,5 +81,5 @@ def test_devices_that_the_string_does_not_name_are_left_alone(
     monkeypatch.setattr(
         "distorch.device_table.list_devices", lambda asked: seen.append(list(asked)) or []
     )
-    pack.load("patches.shards").table(parse(text, device_names()), "sim:0", empty=False)
+    pack.load("patches.placing.donors").table(parse(text, device_names()), "sim:0", empty=False)
     assert seen == [asked], "CUDA makes a context on each device that is asked"

@@ -26,12 +26,12 @@ class Machine:
 
     def __init__(self, pack: Any, comfy: comfy_standin.StandIn) -> None:
         self.comfy, self.mm = comfy, comfy.mm
-        self.unload = pack.load("patches.unload")
-        self.keep = pack.load("patches.keep")
-        self.managed = pack.load("patches.managed")
-        self.cleanup = pack.load("patches.cleanup")
-        self.lifecycle = pack.load("patches.lifecycle")
-        self.request = pack.load("patches.request").Request
+        self.unload = pack.load("patches.ejecting.unload")
+        self.keep = pack.load("patches.ejecting.keep")
+        self.managed = pack.load("patches.ejecting.managed")
+        self.cleanup = pack.load("patches.ejecting.cleanup")
+        self.lifecycle = pack.load("patches.seams.lifecycle")
+        self.request = pack.load("patches.placing.request").Request
         self.originals = (comfy.mm.unload_all_models, comfy.mm.soft_empty_cache)
         self.unload.install()
 
@@ -349,7 +349,7 @@ def test_what_lies_on_a_donor_makes_room_there_and_the_rest_stays(
 ) -> None:
     request = machine.request("sim:0", parse("sim:1,300kb;sim:0,*#sim:0", kinds=["sim"]), "a", "a")
     patcher = machine.comfy.model()
-    pack.load("patches.adopt").adopt(patcher, request)
+    pack.load("patches.placing.adopt").adopt(patcher, request)
     machine.mm.load_models_gpu([patcher])
     here = patcher.distorch_placed().bytes_per_device()["sim:0"]
     assert torch.sim.memory_allocated(1) > 0

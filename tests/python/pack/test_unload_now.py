@@ -21,10 +21,10 @@ class Bench:
 
     def __init__(self, pack: Any, comfy: comfy_standin.StandIn) -> None:
         self.comfy, self.mm = comfy, comfy.mm
-        self.now = pack.load("patches.unload_now")
-        self.keep = pack.load("patches.keep")
-        self.adopt = pack.load("patches.adopt").adopt
-        self.request = pack.load("patches.request").Request
+        self.now = pack.load("patches.ejecting.unload_now")
+        self.keep = pack.load("patches.ejecting.keep")
+        self.adopt = pack.load("patches.placing.adopt").adopt
+        self.request = pack.load("patches.placing.request").Request
         self.keep.install()
         self.held: list[Any] = []  # the core holds its patchers weakly; nodes' outputs hold them
 

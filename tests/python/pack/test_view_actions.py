@@ -11,7 +11,7 @@ import comfy_standin
 import pytest
 
 from distorch.allocation import parse
-from distorch.scan import Scanner
+from distorch.memory import Scanner
 
 FLAG = "_mgpu_unload_distorch_model"
 
@@ -20,18 +20,18 @@ class View:
     """The actions on a scanner of their own, and the models in it."""
 
     def __init__(self, pack: Any, comfy: comfy_standin.StandIn) -> None:
-        self.keep = pack.load("patches.keep")
-        self.lifecycle = pack.load("patches.lifecycle")
-        self.request = pack.load("patches.request").Request
-        self.routes = pack.load("patches.server_routes")
-        self.facts = pack.load("patches.view_facts")
+        self.keep = pack.load("patches.ejecting.keep")
+        self.lifecycle = pack.load("patches.seams.lifecycle")
+        self.request = pack.load("patches.placing.request").Request
+        self.routes = pack.load("patches.view.server_routes")
+        self.facts = pack.load("patches.view.facts")
         self.keep.install()
         self.comfy, self.queue = comfy, comfy.queue
         self.queue.get_tasks_remaining = lambda: 0
         self.scanner = Scanner()
         self.scanner.add_management(self.facts.management_of)
         server = SimpleNamespace(prompt_queue=comfy.queue)
-        self.actions = pack.load("patches.view_actions").Actions(server, comfy.mm, self.scanner)
+        self.actions = pack.load("patches.view.actions").Actions(server, comfy.mm, self.scanner)
 
     def load(self, *, keep: bool | None = None) -> Any:
         """A model on sim:0; with `keep` as a loader of ours does."""

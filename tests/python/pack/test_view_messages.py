@@ -13,8 +13,8 @@ import torch
 from pack_import import ROOT
 from waiting import wait_for
 
-from distorch import sampler as sampling
 from distorch.allocation import parse
+from distorch.memory import sampler as sampling
 
 MB = 2**20
 SCHEMAS = json.loads((ROOT / "docs/openapi.json").read_text())["components"]["schemas"]
@@ -43,7 +43,7 @@ class Server:
         self.sockets: dict[str, object] = {"page": object()}
         self.prompt_queue = comfy.queue
         self.prompt_queue.get_tasks_remaining = lambda: 0
-        self.view = pack.load("patches.memory_view").MemoryView(self, comfy.mm)
+        self.view = pack.load("patches.view.memory_view").MemoryView(self, comfy.mm)
 
     def send_sync(self, event: str, data: Any) -> None:
         self.sent.append((event, json.loads(json.dumps(data))))
@@ -151,10 +151,10 @@ def test_answers_have_the_fields_that_are_described(
     server: Server, pack: Any, comfy: comfy_standin.StandIn, sampler: sampling.Sampler
 ) -> None:
     """With a model of ours over three devices and one of others."""
-    view, request = server.view, pack.load("patches.request").Request
+    view, request = server.view, pack.load("patches.placing.request").Request
     ours, others = comfy.model(), comfy.model()
     spec = parse("sim:1,300kb;cpu,300kb;sim:0,*#sim:0", kinds=["sim"])
-    pack.load("patches.adopt").adopt(ours, request("sim:0", spec, "node", "file"))
+    pack.load("patches.placing.adopt").adopt(ours, request("sim:0", spec, "node", "file"))
     comfy.mm.load_models_gpu([ours, others])
     sampler.take_sample()
     view.message("execution_start", {"prompt_id": "p"})

@@ -29,7 +29,7 @@ class Page:
             sockets={"a": object()}, send_sync=lambda *message: self.sent.append(message)
         )
         self.server = server
-        self.updates = pack.load("patches.view_updates").Updates(
+        self.updates = pack.load("patches.view.updates").Updates(
             server, None, lambda: copy.deepcopy(self.state), lambda: None
         )
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import distorch
-from distorch import _load, cli
+from distorch import _load
+from distorch.tools import cli
 
 
 def run(*code: str) -> str:

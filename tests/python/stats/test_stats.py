@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distorch.cli import main
-from distorch.stats import StatisticsReader, read_logs
+from distorch.tools.cli import main
+from distorch.tools.stats import StatisticsReader, read_logs
 
 MB = 2**20
 
@@ -235,7 +235,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_stats_needs_no_torch() -> None:
-    code = "import sys; from distorch.cli import main; main(['stats', '/dev/null']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from distorch.tools.cli import main; main(['stats', '/dev/null']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0
 
@@ -282,7 +282,7 @@ def test_a_million_samples_in_a_second_and_little_memory(tmp_path: Path) -> None
         for _ in range(100):
             out.write(block)
     code = (
-        "import sys, time\nfrom distorch.stats import read_logs\nread_logs([])\n"
+        "import sys, time\nfrom distorch.tools.stats import read_logs\nread_logs([])\n"
         "start = time.process_time()\nfound = read_logs([sys.argv[1]])\n"
         "took = time.process_time() - start\n"
         "peak = next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith('VmHWM'))\n"

@@ -21,13 +21,13 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from distorch._load import core
-from distorch.engine import attached, byte_streaming, pinning
+from distorch.run import attached, byte_streaming, pinning
 
 LIBRARY = str(Path(distorch_sim.__file__).parent / "libfake_cuda.so")
 
 
 class FakeDevice:
-    """What `distorch.engine.cuda.CudaDevice` is, of the double."""
+    """What `distorch.run.cuda.CudaDevice` is, of the double."""
 
     def __init__(self, fake: FakeCuda) -> None:
         self.router, self.index, self._fake = fake.router, 0, fake

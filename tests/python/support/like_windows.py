@@ -31,6 +31,6 @@ def hide() -> None:
 
 if __name__ == "__main__":
     hide()
-    from distorch.cli import main
+    from distorch.tools.cli import main
 
     sys.exit(main(sys.argv[1:]))

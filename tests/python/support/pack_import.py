@@ -14,7 +14,7 @@ NAME = "distorch_pack_under_test"
 
 
 class Pack:
-    """`pack.load("patches.blocks")` and so on. `forget` takes it out of memory."""
+    """`pack.load("patches.placing.blocks")` and so on. `forget` takes it out of memory."""
 
     def __init__(self) -> None:
         spec = importlib.util.spec_from_file_location(
@@ -27,7 +27,7 @@ class Pack:
         spec.loader.exec_module(self.module)
 
     def load(self, name: str) -> ModuleType:
-        """`load("patches.blocks")`."""
+        """`load("patches.placing.blocks")`."""
         return importlib.import_module(f"{NAME}.{name}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from distorch import scan
+from distorch import memory
 
 
 def block(width: int) -> nn.Module:
@@ -13,7 +13,7 @@ def block(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU())
 
 
-def own(rows: list[scan.Row], *models: nn.Module) -> list[scan.Row]:
+def own(rows: list[memory.Row], *models: nn.Module) -> list[memory.Row]:
     """The rows of `models`, in their order; each is the only one of its class."""
     by_class = {row.class_name: row for row in rows}
     return [by_class[type(m).__name__] for m in models]

@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from distorch import scan
+from distorch import memory
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 GB = 2**30
@@ -42,16 +42,18 @@ def load_patches(name: str) -> ModuleType:
 routes = load_patches("server_routes")
 
 
-def row(id: int, name: str, type: str, bytes: dict[str, int], layers: int, **more: Any) -> scan.Row:
+def row(
+    id: int, name: str, type: str, bytes: dict[str, int], layers: int, **more: Any
+) -> memory.Row:
     defaults: dict[str, Any] = {
         "class_name": "Module", "modules": layers + 5, "parameters": sum(bytes.values()) // 2,
         "dtype": "float16", "loaded_since": time.time() - 130 * id,
     }  # fmt: skip
-    return scan.Row(id=id, name=name, type=type, bytes=bytes, owned=bytes, layers=layers,
+    return memory.Row(id=id, name=name, type=type, bytes=bytes, owned=bytes, layers=layers,
                     **{**defaults, **more})  # fmt: skip
 
 
-def example_rows() -> list[scan.Row]:
+def example_rows() -> list[memory.Row]:
     """Five models on two GPUs and in RAM."""
     return [
         row(1, "Wan2_2-T2V-A14B-HIGH", "checkpoint",
@@ -158,7 +160,7 @@ class StandInBackend:
         )
 
     def profiler(self) -> dict[str, Any]:
-        return scan.profiler_form(self.rows)
+        return memory.profiler_form(self.rows)
 
     def report(self, ticket: int) -> dict[str, Any] | None:
         return self.reports.get(ticket)

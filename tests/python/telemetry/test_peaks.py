@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from distorch.peaks import Figures, Ledger
+from distorch.memory.peaks import Figures, Ledger
 
 
 class Counters:

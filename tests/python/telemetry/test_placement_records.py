@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import threading
 
-from distorch import placement_records
-from distorch.placement_records import Placement
+from distorch.memory import placements
+from distorch.memory.placements import Placement
 
 
 def test_a_block_is_used_as_the_group_around_it() -> None:
@@ -39,10 +39,10 @@ def test_a_model_may_die_while_another_is_looked_up() -> None:
 
     class Key(int):
         def __hash__(self) -> int:
-            placement_records.forget(3)
+            placements.forget(3)
             return super().__hash__()
 
-    asking = threading.Thread(target=placement_records.find, args=(Key(2),), daemon=True)
+    asking = threading.Thread(target=placements.find, args=(Key(2),), daemon=True)
     asking.start()
     asking.join(10)
     assert not asking.is_alive()

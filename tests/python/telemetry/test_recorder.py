@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distorch.recorder import Held, RunRecorder, arrivals
+from distorch.memory.recorder import Held, RunRecorder, arrivals
 
 SCHEMAS = json.loads(
     (pathlib.Path(__file__).resolve().parents[3] / "docs/openapi.json").read_text()

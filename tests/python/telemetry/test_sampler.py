@@ -10,7 +10,7 @@ import distorch_sim
 import pytest
 import torch
 
-from distorch import sampler as sampling
+from distorch.memory import sampler as sampling
 
 MB = 2**20
 
@@ -133,7 +133,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 def test_the_interpreter_ends_cleanly_while_it_samples() -> None:
     done = run_python("""
         import distorch_sim, time
-        from distorch import sampler
+        from distorch.memory import sampler
         distorch_sim.install([2**20])
         s = sampler.Sampler(interval=0.001)
         s.start()
@@ -146,7 +146,7 @@ def test_the_interpreter_ends_cleanly_while_it_samples() -> None:
 def test_a_forked_child_has_no_thread_and_may_start_its_own() -> None:
     done = run_python("""
         import distorch_sim, os, time
-        from distorch import sampler
+        from distorch.memory import sampler
         distorch_sim.install([2**20])
         s = sampler.Sampler(interval=0.001)
         s.start()

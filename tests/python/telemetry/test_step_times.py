@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from distorch.step_times import StepTimes
+from distorch.memory.step_times import StepTimes
 
 
 class Model:

@@ -17,9 +17,9 @@ import torch
 
 from distorch import allocation, devices, links, transfer
 from distorch._load import core
-from distorch.cli import main
 from distorch.device_table import device_table
 from distorch.links import cache, identity, measuring
+from distorch.tools.cli import main
 
 LIBRARY = str(Path(distorch_sim.__file__).parent / "libfake_cuda.so")
 GIB = 2**30
@@ -295,7 +295,7 @@ def test_progress_is_shown_after_a_second(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from distorch.cli import links as command
+    from distorch.tools.cli import links as command
 
     clock = iter([0.0] + [0.5] * 10 + [2.0] * 100)
     monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))

@@ -80,7 +80,7 @@ def pinned(case: Case) -> Finding:
     if "microsoft" in platform.release().lower():
         found = f"a part of {gigabytes(total)} that WSL decides on"
         return Finding(name, NOTE, found, "set memory= under [wsl2] in %UserProfile%\\.wslconfig")
-    from distorch.engine.pinning import default_cap
+    from distorch.run.pinning import default_cap
 
     return Finding(name, OK, f"up to {gigabytes(default_cap())}, three quarters of the memory")
 

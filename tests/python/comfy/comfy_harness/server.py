@@ -86,7 +86,7 @@ LET_GO = """
 def _let_go():
     import sys
     for name, module in list(sys.modules.items()):
-        if name.endswith("patches.keep"):
+        if name.endswith("patches.ejecting.keep"):
             for model in module.managed():
                 module.release(model)
 

@@ -11,7 +11,7 @@ from .server import ComfyServer
 _STATE = """
 import gc, os, psutil
 import comfy.model_management as mm
-import distorch.placement_records
+import distorch.memory.placements
 import distorch_sim
 gc.collect()
 _sims = [f"sim:{i}" for i in range(torch.sim.device_count())]
@@ -28,7 +28,7 @@ result = {
          "patched": p.patched, "spilled": p.spilled, "reasons": dict(p.reasons),
          "streaming": p.streaming, "streamed_bytes": p.streamed_bytes, "migrated": dict(p.migrated),
          "compute_step_s": p.compute_step_s}
-        for p in distorch.placement_records.placements()
+        for p in distorch.memory.placements.placements()
     ],
     "rss": psutil.Process(os.getpid()).memory_info().rss,
 }

@@ -1,7 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""`distorch demo`: the main job from end to end, on real weights."""
-
-from distorch.demo.model import DemoError, find_model
-from distorch.demo.run import Demo
-
-__all__ = ["Demo", "DemoError", "find_model"]
