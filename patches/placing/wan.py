@@ -33,9 +33,9 @@ from distorch.devices import name_of
 from distorch.model_blocks import inventory
 from distorch.placed import PlacedModel
 
-from .. import devices
-from ..request import Request
+from ..seams import devices
 from ..settings import reserve_bytes, settings
+from .request import Request
 
 log = logging.getLogger("DisTorch")
 

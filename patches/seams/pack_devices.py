@@ -17,7 +17,7 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 
-from .. import current_device, devices
+from . import current_device, devices
 
 DEVICE, OFFLOAD = "device", "offload_device"
 

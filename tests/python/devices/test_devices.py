@@ -113,7 +113,7 @@ def test_looking_allocates_nothing() -> None:
 
 def test_looking_in_a_fresh_process_initialises_no_cuda() -> None:
     code = (
-        "import torch; from distorch import devices, caches, snapshots;"
+        "import torch; from distorch import devices, caches; from distorch.memory import snapshots;"
         "devices.list_devices(); caches.clear_caches(); print(snapshots.snapshot_line('t'));"
         "assert not torch.cuda.is_initialized()"
     )
