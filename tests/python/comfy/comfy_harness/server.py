@@ -245,7 +245,7 @@ class ComfyServer:
             if "flags" in events and "get" in events[events.index("flags") :]:
                 return
             time.sleep(0.05)
-            self.evaluate(_WAKE_WORKER)
+            self.evaluate(_WAKE_WORKER.format(mark=mark))
         raise ComfyError("the worker did not finish with the flags of /free")
 
     def log(self) -> str:
@@ -289,7 +289,7 @@ result = len(_worker_events)
 
 # A flag that is set while the worker collects garbage wakes nobody: ComfyUI loses that notification.
 _WAKE_WORKER = """
-if "flags" not in _worker_events[-2:]:
+if "flags" not in _worker_events[{mark}:]:
     with _queue.mutex:
         _queue.not_empty.notify()
 """

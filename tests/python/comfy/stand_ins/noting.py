@@ -42,18 +42,27 @@ def note(node: str, inputs: dict[str, Any]) -> None:
         raise RuntimeError(f"{node} was told to fail")
 
 
+def _folders(kind: Any) -> list[str]:
+    return kind[1:].split("+") if str(kind).startswith("@") else []
+
+
 def _know(inputs: dict[str, Any]) -> None:
     """Folders that ComfyUI does not have, as packs add them."""
-    for kind, _ in inputs.values():
-        if str(kind).startswith("@") and kind[1:] not in folder_paths.folder_names_and_paths:
-            path = pathlib.Path(folder_paths.models_dir) / kind[1:]
-            folder_paths.folder_names_and_paths[kind[1:]] = ([str(path)], {".safetensors"})
+    for folder in (folder for kind, _ in inputs.values() for folder in _folders(kind)):
+        if folder not in folder_paths.folder_names_and_paths:
+            place, ending = (
+                ("diffusion_models", ".gguf") if folder == "unet_gguf" else (folder, ".safetensors")
+            )
+            path = pathlib.Path(folder_paths.models_dir) / place
+            folder_paths.folder_names_and_paths[folder] = ([str(path)], {ending})
 
 
 def _shown(inputs: dict[str, Any]) -> dict[str, Any]:
     return {
         name: (
-            folder_paths.get_filename_list(kind[1:]) if str(kind).startswith("@") else kind,
+            [file for f in _folders(kind) for file in folder_paths.get_filename_list(f)]
+            if _folders(kind)
+            else kind,
             json.loads(json.dumps(more)),
         )
         for name, (kind, more) in inputs.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 WANVIDEO = """
 WanVideoModelLoader: model=WANVIDEOMODEL
-model @diffusion_models
+model @unet_gguf+diffusion_models
 base_precision [fp32,bf16,fp16,fp16_fast] bf16
 quantization [disabled,fp8_e4m3fn,fp8_e4m3fn_fast,fp8_e4m3fn_scaled,fp8_e4m3fn_scaled_fast,fp8_e5m2] disabled
 load_device [main_device,offload_device] offload_device
