@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python bench lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
+.PHONY: help build package deps system demo test test-cpp test-python bench verification lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -58,6 +58,9 @@ test-python: build  ## Python tests (COMFYUI_PATH=<folder[:folder]> adds those i
 bench: build  ## Google Benchmark, and the byte counts on simulated devices
 	@cmake --preset release > /dev/null && cmake --build --preset release
 	@$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+verification: package  ## every way to free memory in each ComfyUI of COMFYUI_PATH -> docs/verification.md
+	@$(BIN)/python tools/verification.py
 
 lint: $(DEPS_STAMP)  ## formatting, linters, types, layering
 	@tools/lint.sh $(BIN)

@@ -16,7 +16,6 @@ import json
 import pathlib
 import sys
 import tempfile
-import time
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,14 +24,11 @@ sys.path[:0] = [
     str(ROOT / "tests" / "python" / "support"),
 ]
 
-from comfy_harness import (  # noqa: E402 - found by the line above
-    ComfyServer,
-    Workflow,
-    models,
-    versions,
-)
+from comfy_harness import ComfyServer, Workflow, models, versions  # noqa: E402
+from comfy_harness.server import Version  # noqa: E402
 
 PAGE = ROOT / "docs" / "verification.md"
+KEPT = ROOT / "build" / "verification"  # what each ComfyUI has shown: a run may be of one alone
 FILES = ("wan.safetensors", "wan_second.safetensors")
 STRING = "sim:0,5mb;sim:1,5mb;cpu,*"
 FLAGGED = {"none": (), "one": FILES[1:], "all": FILES}
@@ -55,7 +51,7 @@ def _verification_look():
             sizes[str(t.device)] = sizes.get(str(t.device), 0) + t.nbytes
         found[placed.request.file] = {
             "tensors": tensors, "bytes": sizes,
-            "host": sum(c.original.nbytes for b in placed.blocks for c in b.cells)}
+            "host": sum(t.original.nbytes for b in placed.blocks for t in b.tensors)}
     return {"devices": {f"sim:{i}": torch.sim.memory_allocated(i) for i in range(2)}, "models": found}
 """
 NOW = LOOK + "\nresult = _verification_look()\n"
@@ -164,28 +160,17 @@ def run(server: ComfyServer, flagged: str, way: str, when: str) -> Cell:
         code = "" if way == "unload node" else CLEANUP if way[0] == "f" else ""
         if way in BODY:
             code = ASK.format(port=server.port, body=BODY[way])
+        events = server.worker_events()
         server.run(workflow(flagged, way, code))
         noted = "result = torch.distorch_verification_{}"
         before = server.evaluate(noted.format("before"))
         if way == "unload node":
             after = server.evaluate(noted.format("after"))
         else:
-            after = settled(server, FILES if flagged == "all" else FLAGGED[flagged])
+            server.wait_for_flags(events)
+            after = server.evaluate(NOW)
     lines = [line for line in server.log()[mark:].splitlines() if is_about_it(line)]
     return Cell(flagged, way, when, before, after, lines)
-
-
-def settled(server: ComfyServer, leave: tuple[str, ...]) -> dict[str, Any]:
-    """What is there when the worker has acted on the flags that were set during the prompt; ten seconds at most."""
-    for _ in range(40):
-        found = server.evaluate(NOW)
-        on = [
-            f for f, row in found["models"].items() if f in leave and set(row["bytes"]) != {"cpu"}
-        ]
-        if not on and (leave or "free:" in server.log()[-2000:]):
-            return dict(found)
-        time.sleep(0.25)
-    return dict(found)
 
 
 def is_about_it(line: str) -> bool:
@@ -207,7 +192,9 @@ def host(look: dict[str, Any]) -> str:
 def row_of(cell: Cell) -> str:
     """A line of the page's table."""
     short = {FILES[0]: "A", FILES[1]: "B"}
-    names = ["".join(short[f] for f in files) or "none" for files in (cell.unloaded, cell.stayed)]
+    names = [
+        "".join(sorted(short[f] for f in files)) or "none" for files in (cell.unloaded, cell.stayed)
+    ]
     lines = list(dict.fromkeys(clean(line) for line in cell.log))
     return " | ".join(
         [
@@ -241,19 +228,39 @@ prompts and in the middle of one, in real ComfyUI on simulated devices; no real 
   `force_full_system_cleanup` act when the prompt has ended.
 - Devices and host in MB. Host: the models' host copies, one each, also of what lies on a device.
 - *stayed*: with the very same tensors on the same devices. A model that was unloaded and is kept, or held by the node
-  cache, has its host copy still.
+  cache, has its host copy still. A flagged one that the node cache alone holds goes when a prompt without it begins: that of
+  the unload node between prompts is one.
 
 {cells} cells, {faults} not as they should be.
 """
 COLUMNS = "| flagged | by | when | devices | host | unloaded | stayed | log |\n|---|---|---|---|---|---|---|---|"
 
 
+def verify(version: Version, base: pathlib.Path) -> dict[str, Any]:
+    """All cells of one ComfyUI: lines of the page's table, and what is not as it should be."""
+    server = ComfyServer(version, base)
+    lines, faults = [], []
+    try:
+        for flagged, way, when in itertools.product(FLAGGED, WAYS, WHEN):
+            cell = run(server, flagged, way, when)
+            lines.append(row_of(cell))
+            for fault in cell.faults():
+                faults.append(f"{flagged} flagged, {way}, {when}: {fault}")
+                print(f"FAIL  {version.name}: {faults[-1]}", *cell.log, sep="\n      ", flush=True)
+    finally:
+        server.stop()
+    number = ".".join(map(str, version.number))
+    title = f"## ComfyUI {number}, DynamicVRAM {'on' if version.dynamic else 'off'}"
+    today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
+    return {"title": title, "date": today, "lines": lines, "faults": faults}
+
+
 def main() -> int:
-    """Run all and write the page; returns the exit status."""
+    """Run all, keep what each ComfyUI showed, and write the page of all that is kept; returns the exit status."""
     if not versions():
         print("COMFYUI_PATH names no ComfyUI: see tests/python/comfy/README.md")
         return 2
-    parts, faults, cells = [], [], 0
+    KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         made = pathlib.Path(folder)
         models.write_all(made / "models")
@@ -261,27 +268,16 @@ def main() -> int:
             base = made / version.name
             base.mkdir()
             (base / "models").symlink_to(made / "models")
-            server = ComfyServer(version, base)
-            lines = []
-            try:
-                for flagged, way, when in itertools.product(FLAGGED, WAYS, WHEN):
-                    cell = run(server, flagged, way, when)
-                    lines.append(row_of(cell))
-                    cells += 1
-                    for fault in cell.faults():
-                        faults.append(f"{version.name}, {flagged} flagged, {way}, {when}: {fault}")
-                        print(f"FAIL  {faults[-1]}", json.dumps(cell.log), flush=True)
-            finally:
-                server.stop()
-            print(f"ok    {version.name}: {len(lines)} cells", flush=True)
-            mode = "on" if version.dynamic else "off"
-            number = ".".join(map(str, version.number))
-            parts.append(
-                "\n".join([f"## ComfyUI {number}, DynamicVRAM {mode}", "", COLUMNS, *lines])
-            )
-    today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
-    head = HEAD.format(date=today, string=STRING, cells=cells, faults=len(faults))
-    PAGE.write_text("\n\n".join([head.strip(), *parts, ""]).rstrip() + "\n", encoding="utf-8")
+            found = verify(version, base)
+            (KEPT / f"{version.name}.json").write_text(json.dumps(found))
+            print(f"{len(found['lines'])} cells of {version.name}", flush=True)
+    kept = [json.loads(path.read_text()) for path in KEPT.glob("*.json")]
+    kept.sort(key=lambda row: [-int(n) for n in row["title"].split()[2].strip(",").split(".")])
+    cells, faults = (sum(len(row[key]) for row in kept) for key in ("lines", "faults"))
+    parts = ["\n".join([row["title"], "", COLUMNS, *row["lines"]]) for row in kept]
+    dates = ", ".join(sorted({row["date"] for row in kept}))
+    head = HEAD.format(date=dates, string=STRING, cells=cells, faults=faults)
+    PAGE.write_text("\n\n".join([head.strip(), *parts]) + "\n", encoding="utf-8")
     return 1 if faults else 0
 
 

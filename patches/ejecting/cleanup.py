@@ -8,6 +8,7 @@ queue; the worker acts on them between prompts. `old_names.py` gives these funct
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from typing import Any
@@ -182,5 +183,10 @@ def _mgpu_mm_log(message: str, *args: Any) -> None:
     log.info("[memory] " + message, *args)
 
 
+#: Level of `logger.focus`, between INFO and WARNING.
+FOCUS = logging.INFO + 5
+
+logging.addLevelName(FOCUS, "FOCUS")
 for _logger in (log, logging.getLogger("MultiGPU")):
     _logger.mgpu_mm_log = _mgpu_mm_log  # type: ignore[attr-defined]
+    _logger.focus = functools.partial(_logger.log, FOCUS)  # type: ignore[attr-defined]

@@ -125,6 +125,16 @@ def test_a_plan_of_a_gguf_file_is_what_the_loader_then_does(comfy: ComfyServer) 
     assert sum(shown.values()) == pytest.approx(sum(sizes.values()) / 2**20, abs=0.1)
 
 
+def test_a_legacy_workflow_of_another_machine_opens_and_runs(comfy: ComfyServer) -> None:
+    expected = comfy.run(wan("UnetLoaderGGUF")).values["wan"]
+    inputs = {"device": "cuda:2", "virtual_vram_gb": 4.0, "use_other_vram": False}
+    for text in ("", "cuda:0,0.0207;cuda:1,0.1273;cpu,0.0808"):
+        w = wan("UnetLoaderGGUFDisTorchMultiGPU", **inputs, expert_mode_allocations=text)
+        assert torch.equal(comfy.run(w).values["wan"], expected)
+        comfy.free()
+    assert "asks for device cuda:2, which is not here: sim:0 is used" in comfy.log()
+
+
 def test_legacy_widgets_use_every_other_accelerator(comfy: ComfyServer) -> None:
     inputs = {"device": "sim:0", "virtual_vram_gb": 0.003, "use_other_vram": True}
     result = comfy.run(wan("UnetLoaderGGUFDisTorchMultiGPU", **inputs)).values["wan"]

@@ -45,7 +45,10 @@ def test_the_functions_have_their_names_and_work(
     with caplog.at_level(logging.INFO, "DisTorch"):
         management.logger.mgpu_mm_log("a line with % in it")
         logging.getLogger("MultiGPU").mgpu_mm_log("another")
-    assert caplog.messages == ["[memory] a line with % in it", "[memory] another"]
+        management.logger.focus("model %s", "a")
+    assert caplog.messages == ["[memory] a line with % in it", "[memory] another", "model a"]
+    assert caplog.records[-1].levelname == "FOCUS"
+    assert logging.INFO < caplog.records[-1].levelno < logging.WARNING
 
 
 def test_caches_are_cleared_by_the_old_names(old: Any, comfy: Any) -> None:
@@ -132,6 +135,18 @@ def test_a_cleanup_never_waits_for_itself(
     assert not report.done
     assert report["sim:1"]["used"] >= 8 * MB
     assert report["sim:1"]["freed"] == 0
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_without_force_a_running_prompt_is_left_alone(
+    pack: Any, comfy: Any, worker: Worker, force: bool
+) -> None:
+    worker.ended = True
+    worker.join()
+    comfy.queue.currently_running = {1: "prompt"}
+    pack.load("patches.ejecting.cleanup").force_full_system_cleanup("test", force)
+    asked = {"unload_models": True, "free_memory": True} if force else {}
+    assert {k: v for k, v in comfy.queue.flags.items() if k != "distorch"} == asked
 
 
 def test_a_worker_that_never_comes_is_not_waited_for_long(

@@ -238,15 +238,23 @@ class ComfyServer:
         """
         if let_go:
             self.evaluate(LET_GO)
-        mark = self.evaluate(_WATCH_WORKER)
+        mark = self.worker_events()
         self.request("/free", {"unload_models": unload_models, "free_memory": free_memory})
+        self.wait_for_flags(mark)
+
+    def worker_events(self) -> int:
+        """How often the worker has asked for flags and for work since this was asked first."""
+        return int(self.evaluate(_WATCH_WORKER))
+
+    def wait_for_flags(self, mark: int) -> None:
+        """Waits until the worker has acted on flags that were set since there were `mark` of its events."""
         for _ in range(400):
             events = self.evaluate("result = _worker_events")[mark:]
             if "flags" in events and "get" in events[events.index("flags") :]:
                 return
             time.sleep(0.05)
             self.evaluate(_WAKE_WORKER.format(mark=mark))
-        raise ComfyError("the worker did not finish with the flags of /free")
+        raise ComfyError("the worker did not act on its flags")
 
     def log(self) -> str:
         """All that the server printed."""
