@@ -7,6 +7,8 @@ or convert it, to copy or pickle it as a whole, or to hang other tensors into it
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -32,8 +34,19 @@ def close(model: nn.Module, modules: Iterable[nn.Module]) -> None:
             "Call unload() first"
         )
 
+    def convert(
+        reference: weakref.ref[nn.Module], change: Any, *_args: Any, **_kwargs: Any
+    ) -> nn.Module:
+        # A model's own code may bring a layer to the type that it has: that changes nothing.
+        module = reference()
+        assert module is not None, "somebody calls it"
+        if all(change(t) is t for t in (*module.parameters(), *module.buffers())):
+            return module
+        refuse()
+
     for module in (model, *modules):
         module.__dict__.update(dict.fromkeys(_CLOSED, refuse))
+        module.__dict__["_apply"] = functools.partial(convert, weakref.ref(module))
 
 
 def open_again(model: nn.Module, modules: Iterable[nn.Module]) -> None:

@@ -175,6 +175,21 @@ def stay_reason(name: str, module: nn.Module) -> str:
     return ""
 
 
+def _device_tellers(model: nn.Module) -> set[nn.Module]:
+    """Return the modules that hold the first parameter of one that says by it where it is (`model.device`).
+
+    The classes of transformers and diffusers do, and send their inputs there.
+    """
+    tellers = set()
+    for _, module in walk(model):
+        if isinstance(getattr(type(module), "device", None), property):
+            owners = (
+                m for _, m in walk(module) if any(p is not None for p in m._parameters.values())
+            )
+            tellers.add(next(owners, module))
+    return tellers
+
+
 class _Ties:
     """Unites blocks that share a tensor."""
 
@@ -230,6 +245,7 @@ def inventory(
             no module.
     """
     patched = set(patches or ())
+    tellers = _device_tellers(model) if pin else set()
     ties = _Ties()
     found: list[tuple[str, nn.Module, tuple[TensorRef, ...], int, str, bool]] = []
     keys: list[TensorKey] = []
@@ -255,6 +271,8 @@ def inventory(
             if ties.note(key, label):
                 size += tensor_bytes(tensor)
         reason = pin(label, module) if pin else ""
+        if not reason and module in tellers:
+            reason = "its first parameter is read to choose the device"
         hit = any(ref.qualified in patched for ref in refs)
         found.append((label, module, tuple(refs), size, reason, hit))
     tied_names = {ties.find(name) for name in ties.parent}

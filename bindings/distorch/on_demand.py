@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings the tensors of a module to the compute device on demand: when it is called, for as long as it runs.
 
-Which module brings which tensors: every one its own; and a module whose code reads weights below it without calling
-what holds them (a `ParameterList` cannot be called, a `MultiheadAttention` does not call its projection) those too.
+Which module brings which tensors: every one its own; and what code reads below it without calling what holds it: what
+cannot be called (a `ParameterList`), what some modules of torch do not call (the projection of `MultiheadAttention`), and
+inside of layer groups the tensors of its children, whose weights a state-space model or a gathered expert reads directly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from distorch.model_blocks import TensorRef, walk
-from distorch.parts import moved, tensor_bytes
+from distorch.parts import moved, tensor_bytes, version
 
 # Modules that read the weights of their children without calling them.
 _READS_CHILDREN: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -29,12 +30,18 @@ class OnDemandCopies:
     """
 
     def __init__(
-        self, model: nn.Module, compute_device: torch.device, owners: Iterable[nn.Module]
+        self,
+        model: nn.Module,
+        compute_device: torch.device,
+        owners: Iterable[nn.Module],
+        groups: Iterable[nn.Module] = (),
     ) -> None:
-        """`owners`: the modules that own tensors, with no hooks but their own."""
+        """`owners`: the modules that own tensors, with no hooks but their own; `groups`: the layer groups."""
         self.compute_device = compute_device
         self.bytes = 0
         self._model = model
+        # Outside of groups a parent may be the whole model, which is not to hold its children's weights all the time.
+        self._inside = {m for group in groups for _, m in walk(group)}
         self._modules: dict[nn.Module, OnDemandModule] = {}
         self._before = {m: list(m._forward_pre_hooks) for m in owners if m._forward_pre_hooks}
 
@@ -43,7 +50,7 @@ class OnDemandCopies:
 
         Hooks that are there and stay are not touched: torch may be walking them.
         """
-        wanted = readers(self._model, away) if away else {}
+        wanted = readers(self._model, away, self._inside) if away else {}
         for module in [m for m, known in self._modules.items() if wanted.get(m) != known.refs]:
             known = self._modules.pop(module)
             known.recover()
@@ -103,8 +110,7 @@ class OnDemandModule:
                 if stored.device == self._copies.compute_device:
                     continue
                 here = self._copies.bring(stored)
-                version = -1 if here.is_inference() else here._version
-                self._here.append((ref, stored, here, version))
+                self._here.append((ref, stored, here, version(here)))
                 ref.table[ref.name] = here
             self._refresh()
         except BaseException:
@@ -121,10 +127,10 @@ class OnDemandModule:
 
     def _return(self) -> None:
         while self._here:
-            ref, stored, here, version = self._here.pop()
+            ref, stored, here, before = self._here.pop()
             if ref.table.get(ref.name) is not here:
                 continue  # the module has put something else there
-            if ref.kind == "buffer" and was_written(ref.module, here, version):
+            if ref.kind == "buffer" and was_written(ref.module, here, before):
                 with torch.no_grad():
                     stored.copy_(here)
             ref.table[ref.name] = stored
@@ -146,12 +152,12 @@ class OnDemandModule:
             handle.remove()
 
 
-def was_written(module: nn.Module, buffer: torch.Tensor, version: int) -> bool:
-    """Return whether a buffer may have changed since its version (-1: not known) was `version`.
+def was_written(module: nn.Module, buffer: torch.Tensor, before: int) -> bool:
+    """Return whether a buffer may have changed since its version (-1: not known) was `before`.
 
     Some kernels write running statistics without counting it as a version: those are taken for changed in training.
     """
-    return module.training or (version >= 0 and buffer._version != version)
+    return module.training or (before >= 0 and buffer._version != before)
 
 
 def refresh_flat_weights(module: nn.Module) -> None:
@@ -161,15 +167,22 @@ def refresh_flat_weights(module: nn.Module) -> None:
 
 
 def readers(
-    model: nn.Module, refs: Mapping[nn.Module, list[TensorRef]]
+    model: nn.Module,
+    refs: Mapping[nn.Module, list[TensorRef]],
+    inside: Collection[nn.Module] = (),
 ) -> dict[nn.Module, list[TensorRef]]:
-    """Return which module of `model` reads which of these tensors, given by the module that owns them."""
+    """Return which module of `model` reads which of these tensors, given by the module that owns them.
+
+    `inside`: the modules of layer groups.
+    """
     reading = {module: list(own) for module, own in refs.items() if _can_be_called(module)}
     for _, module in walk(model):
         if isinstance(module, _READS_CHILDREN):
             below = [child for _, child in walk(module) if child is not module]
         elif _can_be_called(module):
             below = _held(module)
+            if module in inside:
+                below += [c for c in module._modules.values() if c is not None and c not in below]
         else:
             continue
         read = [ref for child in below for ref in refs.get(child, ())]

@@ -127,6 +127,11 @@ def moved(
     )
 
 
+def version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written to; -1 for one of inference mode, which does not count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors lie in the same memory, part by part."""
     return [_where(p) for p in parts_of(one)] == [_where(p) for p in parts_of(other)]
@@ -145,7 +150,9 @@ def _rebuilt(source: torch.Tensor, left: Iterator[torch.Tensor]) -> torch.Tensor
         return made
     names, context = source.__tensor_flatten__()
     inner = {name: _rebuilt(getattr(source, name), left) for name in names}
-    result: torch.Tensor = type(source).__tensor_unflatten__(
-        inner, context, source.size(), source.stride()
-    )
+    # Whoever made the source in inference mode works with it there, where one that was not cannot be detached.
+    with torch.inference_mode(source.is_inference()):
+        result: torch.Tensor = type(source).__tensor_unflatten__(
+            inner, context, source.size(), source.stride()
+        )
     return result

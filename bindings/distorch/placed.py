@@ -79,9 +79,9 @@ class PlacedModel:
         self._table = ModuleTable(inventory, compute, list(self.assignment.values()))
         self._core = self._table.placement(inventory, compute)
         self._core.assign([self._table.index_of(d) for d in self.assignment.values()])
-        self._on_demand = OnDemandCopies(
-            model, self.compute_device, [b.module for b in inventory.blocks]
-        )
+        owners = [block.module for block in inventory.blocks]
+        groups = inventory.groups.values()
+        self._on_demand = OnDemandCopies(model, self.compute_device, owners, groups)
         self._inputs = ModelInputs(model, self.compute_device, self._begin_run)
         self._on_unload: list[Callable[[PlacedModel], None]] = []
         self._on_repatch: list[Callable[[PlacedModel], None]] = []

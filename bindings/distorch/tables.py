@@ -27,6 +27,7 @@ from distorch.parts import (
     parts_of,
     plain_bytes,
     rebuilt,
+    version,
 )
 from distorch.patching import Patch, apply_patches
 from distorch.slabs import allocate, in_slab
@@ -175,7 +176,7 @@ class ModuleTable:
         """See TensorTable."""
         ref = self.refs[i]
         tensor = self._made[made][0] if made else self.found[i]
-        self._versions[i] = tensor._version if made else -1
+        self._versions[i] = version(tensor) if made else -1
         self._hung[i] = ref.table[ref.name] = tensor
         if isinstance(ref.module, nn.RNNBase):
             refresh_flat_weights(ref.module)
@@ -208,14 +209,14 @@ class ModuleTable:
 
     def written(self, i: int) -> bool:
         """See TensorTable."""
-        version, tensor, ref = self._versions[i], self._hung[i], self.refs[i]
-        if version < 0:
+        before, tensor, ref = self._versions[i], self._hung[i], self.refs[i]
+        if before < 0:
             return False  # it is what was found
         if any(entry is tensor and carried for entry, carried in self._made.values()):
             return True  # it came from where it had been written
         if ref.kind == "buffer":
-            return self.ran and was_written(ref.module, tensor, version)
-        return tensor._version != version
+            return self.ran and was_written(ref.module, tensor, before)
+        return tensor._version != before
 
     def keep_written(self, i: int) -> None:
         """See TensorTable."""
@@ -247,19 +248,19 @@ class ModuleTable:
             for made, (entry, carried) in self._made.items():
                 if entry is self._hung[i]:
                     self._made[made] = tensor, carried
-                    self._versions[i] = tensor._version
+                    self._versions[i] = version(tensor)
                     break
             else:
-                self._before.setdefault(i, (self.found[i], tensor._version))
+                self._before.setdefault(i, (self.found[i], version(tensor)))
                 self.found[i] = tensor
             self._hung[i] = place.table[place.name] = tensor
 
     def unpack(self) -> None:
         """Hang what was found before `replace`; only when what was found hangs."""
-        for i, (tensor, version) in self._before.items():
+        for i, (tensor, before) in self._before.items():
             if self._hung[i] is not self.found[i]:
                 continue
-            if self.found[i]._version != version:
+            if version(self.found[i]) != before:
                 with torch.no_grad():
                     tensor.copy_(self.found[i])
             self.found[i] = tensor

@@ -14,6 +14,8 @@ import pytest
 # Before torch is imported, here and in every process that a test starts. The models are tiny: threads that wait for
 # each other cost more than they bring, many times that where several tests run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else a matrix product of MKL has other last bits where the same weight begins at another address.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @pytest.fixture

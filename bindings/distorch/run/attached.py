@@ -16,6 +16,7 @@ from torch import nn
 
 from distorch._load import core
 from distorch.devices import name_of
+from distorch.parts import version
 from distorch.run.byte_streaming import ByteStreamer
 from distorch.run.choice import Decision
 from distorch.run.cuda import cuda_device
@@ -212,7 +213,7 @@ class AttachedGroups:
         """Return the versions of what is streamed, and of what migrated groups have copies of."""
         stored = [tensor for group in self._groups for _, _, tensor in group.refs]
         stored += [ref.get() for g in self._groups if g.group for ref in g.group.companions]
-        return [-1 if tensor.is_inference() else tensor._version for tensor in stored]
+        return [version(tensor) for tensor in stored]
 
     def _drop(self) -> None:
         for handle in self._handles:

@@ -17,12 +17,8 @@ import torch
 from distorch.devices import device_module
 from distorch.model_blocks import TensorPlace
 from distorch.nested import map_tensors, tensors_in
-from distorch.parts import moved, parts_of, tensor_bytes
+from distorch.parts import moved, parts_of, tensor_bytes, version
 from distorch.run.travelling import TravellingTensor, travelling
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 @dataclass
@@ -36,7 +32,7 @@ class _Sent:
     @property
     def fresh(self) -> bool:
         """Whether neither end was written since, as far as versions tell."""
-        return _version(self.source) == self.source_version and _version(self.there) == self.version
+        return version(self.source) == self.source_version and version(self.there) == self.version
 
 
 @dataclass
@@ -103,7 +99,7 @@ class Sender:
         with torch.inference_mode(False), torch.no_grad():
             there = tensor.detach().to(self.donor)
         self._count(tensor_bytes(there))
-        return _Sent(tensor, _version(tensor), there, _version(there), path)
+        return _Sent(tensor, version(tensor), there, version(there), path)
 
 
 @dataclass

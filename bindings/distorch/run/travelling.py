@@ -18,10 +18,6 @@ from torch.utils import _pytree as pytree
 class TravellingTensor(torch.Tensor):  # type: ignore[misc]
     """See the module. Made by `travelling`; for inference, no gradients."""
 
-    written = (
-        False  # into the data at home, by an operator on this tensor: their version does not tell
-    )
-
     _away: torch.Tensor | None
     _home: torch.Tensor | None
     _compute: torch.device
@@ -34,11 +30,19 @@ class TravellingTensor(torch.Tensor):  # type: ignore[misc]
         """Return the data on the compute device; the first call copies them there."""
         if self._home is None:
             assert self._away is not None
-            with torch.no_grad():
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):  # so that its views are views of this tensor
                 self._home = self._away.to(self._compute)
             self._arrived(self._home.nbytes)
             self._away = None  # what is written from now on is written at home
         return self._home
+
+    @property
+    def written(self) -> bool:
+        """Whether somebody wrote into it, or into a view of it."""
+        return self._version != 0
 
     def on(self, device: torch.device) -> torch.Tensor | None:
         """Return the data if they are on `device` and nowhere else."""
@@ -51,21 +55,10 @@ class TravellingTensor(torch.Tensor):  # type: ignore[misc]
     ) -> Any:
         """Run an operator on the compute device's data."""
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            _note_written(func, args, kwargs)
         args, kwargs = pytree.tree_map_only(
             TravellingTensor, lambda tensor: tensor.home(), (args, kwargs)
         )
         return func(*args, **kwargs)
-
-
-def _note_written(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[i] if i < len(args) else kwargs.get(argument.name)
-            for tensor in pytree.tree_leaves(given):
-                if type(tensor) is TravellingTensor:
-                    tensor.written = True
 
 
 def travelling(
@@ -73,16 +66,17 @@ def travelling(
 ) -> TravellingTensor:
     """Wrap a donor's tensor. `arrived(bytes)` is called when the data come to the compute device."""
     shape = torch.empty_like(away, device="meta")  # the strides that `.to` will give
-    tensor: TravellingTensor = torch.Tensor._make_wrapper_subclass(
-        TravellingTensor,
-        shape.size(),
-        strides=shape.stride(),
-        storage_offset=0,
-        dtype=away.dtype,
-        layout=away.layout,
-        device=compute,
-        requires_grad=False,
-    )
+    with torch.inference_mode(False):  # it counts what is written
+        tensor: TravellingTensor = torch.Tensor._make_wrapper_subclass(
+            TravellingTensor,
+            shape.size(),
+            strides=shape.stride(),
+            storage_offset=0,
+            dtype=away.dtype,
+            layout=away.layout,
+            device=compute,
+            requires_grad=False,
+        )
     tensor._away, tensor._home = away, None
     tensor._compute, tensor._arrived = compute, arrived
     return tensor

@@ -240,7 +240,7 @@ def test_a_merge_in_place_is_seen_whole_and_kept(streamed: bool) -> None:
     "move",
     [
         lambda m: m.to("sim:0"), lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.cpu(),
-        lambda m: m.layers[1].float(), lambda m: nn.Sequential(m).to(torch.float64),
+        lambda m: m.layers[1].double(), lambda m: nn.Sequential(m).to(torch.float64),
     ],
 )  # fmt: skip
 def test_a_placed_model_refuses_to_be_moved_or_converted(move: Any, streamed: bool) -> None:
@@ -321,3 +321,136 @@ def test_channels_last_weights_keep_their_layout(home: str, streamed: bool) -> N
         placed.unload()
         assert [layer.weight.stride() for layer in model.layers] == strides
         assert torch.equal(model(x), expected)
+
+
+class ReadsAChild(nn.Module):
+    """Computes with its child's weight and its gathered expert's bias, and calls neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(16, 16, 3, groups=16, padding=1)
+        self.experts = nn.ModuleList([nn.Linear(16, 16)])
+        self.gathered = RootOwned()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = nn.functional.conv1d(x.T[None], self.conv.weight, self.conv.bias, 1, 1, 1, 16)
+        return self.experts[0](mixed[0].T) + self.gathered.scale
+
+
+@pytest.mark.parametrize("home", ["cpu", "sim:1"])
+def test_a_weight_of_a_child_that_is_not_called_is_there_within_a_group(home: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Module(), torch.randn(5, 16)
+    model.layers = nn.ModuleList(ReadsAChild() for _ in range(3))
+    model.forward = lambda x: model.layers[2](model.layers[1](model.layers[0](x)))
+    with torch.inference_mode():
+        expected = model(x)
+        placed = spread_over(model, home)
+        for step in range(2):
+            assert torch.equal(model(x).cpu(), expected), step
+        placed.verify()
+        placed.unload()
+
+
+class SaysWhereItIs(nn.Module):
+    """Sends its inputs to the device of its first parameter, as the classes of transformers and diffusers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Linear(16, 16)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.device) + 1  # on a donor this would compute there, and go on there
+        for layer in self.layers:
+            x = layer(x * torch.ones(16, device=self.device))
+        return x
+
+
+def test_what_a_model_takes_for_its_device_is_the_compute_device() -> None:
+    torch.manual_seed(0)
+    model, x = SaysWhereItIs().eval(), torch.randn(5, 16)
+    reasons = {block.name: block.pinned for block in inventory(model).blocks}
+    assert reasons["tower"] == "its first parameter is read to choose the device"
+    assert [name for name, reason in reasons.items() if reason] == ["tower"]
+    assert not any(block.pinned for block in inventory(model, pin=None).blocks)
+    with torch.inference_mode():
+        expected = model(x)
+        placed = distorch.place(model, "sim:0,6kb;sim:1,*", compute="sim:0")
+        assert placed.placement()["tower"] == "sim:0"
+        for _ in range(2):
+            assert torch.equal(model(x).cpu(), expected)
+        placed.unload()
+
+
+class BringsToItsType(nn.Module):
+    """Brings a layer to the type that it is to have, before it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.type = torch.float32
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer.to(self.type)(x)
+        return x
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_layer_may_be_brought_to_the_type_that_it_has(streamed: bool) -> None:
+    torch.manual_seed(0)
+    model, x = BringsToItsType().eval(), torch.randn(5, 16)
+    with torch.no_grad():
+        expected = model(x)
+        placed = spread_over(model, "cpu", "sim:1")
+        if streamed:
+            distorch.StreamedExecutor(placed)
+        for _ in range(3):
+            assert torch.equal(model(x).cpu(), expected)
+        model.type = torch.float16
+        with pytest.raises(PlacementError, match=r"cannot be moved, converted"):
+            model(x)
+        placed.unload()
+
+
+class WritesSlices(nn.Module):
+    """Writes into slices of the tensors of a list that it is given, and returns the list."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.linear, self.index = nn.Linear(16, 16), index
+
+    def forward(self, x: torch.Tensor, states: list[torch.Tensor]) -> Any:
+        x = self.linear(x) + states[1][:, self.index]
+        states[0][:, self.index] = x[0]
+        states[1][:, self.index].copy_(x[1])
+        return x, states
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_slice_written_on_a_donor_comes_home(inference: bool) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Module(), torch.randn(2, 16)
+    model.layers = nn.ModuleList(WritesSlices(i) for i in range(4))
+
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        states = [torch.zeros(16, 4, device=x.device), torch.ones(16, 4, device=x.device)]
+        for layer in model.layers:
+            x, states = layer(x, states)
+        return x, *states
+
+    model.forward = forward
+    with torch.inference_mode(inference), torch.no_grad():
+        expected = model(x)
+        placed = spread_over(model, "sim:1", "sim:1", "cpu")
+        executor = distorch.StreamedExecutor(placed, modes={"sim:1": "migrate"})
+        for step in range(3):
+            got = model(x)
+            assert all(map(torch.equal, [t.cpu() for t in got], expected)), step
+        assert list(executor.migrated) == ["sim:1"]
+        placed.unload()

@@ -113,6 +113,18 @@ at::Tensor CopyFromAndResize(const at::Tensor& source,
   return CopyFrom(source, target, false);
 }
 
+// Integers as well, which GPUs count and the CPU does not.
+at::Tensor Histc(const at::Tensor& tensor, std::int64_t bins,
+                 const at::Scalar& least, const at::Scalar& most) {
+  at::Tensor numbers = CpuView(tensor);
+  if (!numbers.is_floating_point()) numbers = numbers.to(at::kDouble);
+  const at::Tensor counts = at::histc(numbers, bins, least, most);
+  at::Tensor result = EmptySim(counts.sizes(), counts.strides(),
+                               tensor.scalar_type(), tensor.device());
+  CpuView(result).copy_(counts);
+  return result;
+}
+
 at::Scalar LocalScalar(const at::Tensor& tensor) {
   return at::_local_scalar_dense(CpuView(tensor));
 }
@@ -409,6 +421,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", TORCH_FN(CopyFrom));
   m.impl("_copy_from_and_resize", TORCH_FN(CopyFromAndResize));
   m.impl("_local_scalar_dense", TORCH_FN(LocalScalar));
+  m.impl("histc", TORCH_FN(Histc));
   m.impl("as_strided", TORCH_FN(AsStrided));
   m.impl("view", TORCH_FN(View));
   m.impl("_reshape_alias", TORCH_FN(ReshapeAlias));
