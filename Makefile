@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python bench verification lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
+.PHONY: help build package deps system demo test test-cpp test-python models bench verification lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -54,6 +54,11 @@ test-cpp: build  ## C++ tests
 test-python: build  ## Python tests (COMFYUI_PATH=<folder[:folder]> adds those inside real ComfyUI)
 	@tools/system_packages.sh test
 	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+
+models: package  ## small models of transformers and diffusers, placed in every way (MODELS="…" for some of them)
+	@test -d build/models/diffusers || { echo "installing diffusers beside the build (90 MB)"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/models -r requirements/models.txt; }
+	@PYTHONPATH=$$PYTHONPATH:$(CURDIR)/build/models $(BIN)/python tools/model_sweep.py $(MODELS)
 
 bench: build  ## Google Benchmark, and the byte counts on simulated devices
 	@cmake --preset release > /dev/null && cmake --build --preset release
