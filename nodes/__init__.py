@@ -35,10 +35,11 @@ def named() -> tuple[dict[str, type], dict[str, str]]:
     import folder_paths
     import nodes as core
 
-    from . import table
+    from . import table, words
 
     folders = other_folders(map(pathlib.Path, folder_paths.get_folder_paths("custom_nodes")))
     classes = table.node_classes(core.NODE_CLASS_MAPPINGS, folders)
+    words.explain(classes)
     _when_all_are_loaded(lambda: drop_without_packs(classes))
     return classes, {node_id: title(node_id, cls) for node_id, cls in classes.items()}
 

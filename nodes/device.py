@@ -16,7 +16,6 @@ class DisTorchDevice(AnyDevice):
     RETURN_TYPES = (ANY,)
     RETURN_NAMES = ("device",)
     TITLE = "DisTorch Device"
-    DESCRIPTION = "A device to connect to the device inputs of several loaders."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

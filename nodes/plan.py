@@ -21,7 +21,6 @@ class DisTorchPlan(AnyDevice):
     RETURN_NAMES = ("plan",)
     OUTPUT_NODE = True
     TITLE = "DisTorch Plan"
-    DESCRIPTION = "Shows which block of a model would lie on which device, without loading it."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -36,6 +35,7 @@ class DisTorchPlan(AnyDevice):
             "optional": {
                 "part": (list(preview.PARTS), {"default": "model"}),
                 "memory": ([ALL, NOW], {"default": ALL}),
+                "compare_with": text(),
             },
         }
 
@@ -53,9 +53,12 @@ class DisTorchPlan(AnyDevice):
         expert_mode_allocations: str,
         part: str = "model",
         memory: str = ALL,
+        compare_with: str = "",
     ) -> dict[str, Any]:
         compute = available(compute_device)
         donors = [available(donor_device, default="cpu")]
-        spec = spec_for(compute, expert_mode_allocations, virtual_vram_gb, donors)
-        shown = preview.describe(file, part, spec, compute, free_now=memory == NOW)
+        specs = [spec_for(compute, expert_mode_allocations, virtual_vram_gb, donors)]
+        if compare_with.strip():
+            specs.append(spec_for(compute, compare_with, 0.0, donors))
+        shown = preview.describe(file, part, specs, compute, free_now=memory == NOW)
         return {"ui": {"text": [shown]}, "result": (shown,)}

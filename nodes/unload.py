@@ -17,7 +17,6 @@ class DisTorchUnload:
     RETURN_TYPES = (ANY, "STRING")
     RETURN_NAMES = ("value", "freed")
     TITLE = "DisTorch Unload"
-    DESCRIPTION = "Unloads models when the workflow comes to this place, and reports what each device gave back."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import nodes as core
 
 from ..patches.placing import loading
-from ..patches.placing.request import Request, available, spec_for
+from ..patches.placing.request import Request, available, spec_for, what_is_wrong
 from ..patches.seams import devices
 
 
@@ -47,7 +47,7 @@ def gigabytes(default: float, most: float = 128.0) -> tuple[str, dict[str, Any]]
 
 def text() -> tuple[str, dict[str, Any]]:
     """An allocation string."""
-    return ("STRING", {"multiline": False, "default": ""})
+    return ("STRING", {"multiline": False, "default": "", "placeholder": "cuda:0,8gb;cpu,*"})
 
 
 def switch(default: bool) -> tuple[str, dict[str, Any]]:
@@ -88,9 +88,20 @@ class AnyDevice:
         unet_donor_device: str | None = None,
         clip_compute_device: str | None = None,
         clip_donor_device: str | None = None,
-    ) -> bool:
-        """ComfyUI leaves out its own check of each input that is named here."""
-        return True
+        expert_mode_allocations: str | None = None,
+        unet_expert_mode_allocations: str | None = None,
+        clip_expert_mode_allocations: str | None = None,
+        compare_with: str | None = None,
+    ) -> bool | str:
+        """ComfyUI leaves out its own check of each input that is named here. A wrong string is told before anything is queued."""
+        strings = {
+            "expert_mode_allocations": expert_mode_allocations,
+            "unet_expert_mode_allocations": unet_expert_mode_allocations,
+            "clip_expert_mode_allocations": clip_expert_mode_allocations,
+            "compare_with": compare_with,
+        }
+        wrong = [f"{k}: {refused}" for k, v in strings.items() if (refused := what_is_wrong(v))]
+        return "\n".join(wrong) or True
 
 
 class Later:
@@ -152,7 +163,6 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
         FUNCTION = "override"
         RETURN_TYPES = node.RETURN_TYPES
         RETURN_NAMES = _names(node)
-        DESCRIPTION = "Loads the model and places its blocks on several devices."
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:

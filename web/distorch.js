@@ -1,23 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// Registers the memory view with ComfyUI's front end: sidebar tab, badges, settings.
+// Registers the memory view with ComfyUI's front end: sidebar tab, badges, settings, the jump from a node.
 
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 import { Badges, mountBadges } from './lib/badges.js'
 import { debugLog, useDebugSetting } from './lib/debug.js'
+import { Graph } from './lib/graph.js'
 import { Panel } from './lib/panel.js'
-import { serverSettings } from './lib/settings.js'
+import { pageSettings, serverSettings } from './lib/settings.js'
 import { Store } from './lib/store.js'
+import { t, useLocale } from './lib/text.js'
 
 const TAB = 'distorch'
 
 // Made when this file is read, not in setup(): the front end opens its websocket in between, and
 // complains of messages that nobody listens to yet.
 const store = new Store(api)
+const graph = new Graph(app)
+let panel = null
 
 function setting(id, fallback) {
   return app.extensionManager?.setting?.get?.(id) ?? fallback
 }
+
+useLocale(() => setting('Comfy.Locale', document.documentElement.lang || navigator.language))
 
 function addStyle() {
   const link = document.createElement('link')
@@ -26,17 +32,16 @@ function addStyle() {
   document.head.append(link)
 }
 
-function addTab(store) {
-  let panel = null
+function addTab() {
   app.extensionManager.registerSidebarTab({
     id: TAB,
     icon: 'pi pi-microchip',
     title: 'DisTorch',
-    tooltip: 'DisTorch: who holds the memory',
+    tooltip: t('tab'),
     type: 'custom',
     render(container) {
       panel?.unmount()
-      panel = new Panel(store)
+      panel = new Panel(store, graph)
       panel.mount(container)
     },
     destroy() {
@@ -46,7 +51,7 @@ function addTab(store) {
   })
 }
 
-function addBadges(store) {
+function addBadges() {
   const badges = new Badges(store)
   let unwatch = null
   const show = (visible) => {
@@ -54,38 +59,38 @@ function addBadges(store) {
     if (visible && !unwatch) unwatch = store.watch()
     if (!visible && unwatch) unwatch = void unwatch()
   }
-  debugLog('[setup] badges are in the', mountBadges(app, badges.element))
+  mountBadges(app, badges.element)
   show(setting('DisTorch.badges', true))
   store.addEventListener('open', () => app.extensionManager.sidebarTab?.toggleSidebarTab?.(TAB))
   return show
+}
+
+/** Opens the tab at the model of a node. */
+function reveal(node) {
+  if (!panel) app.extensionManager.sidebarTab?.toggleSidebarTab?.(TAB)
+  const look = () => {
+    if (!panel?.reveal(node.id)) return
+    store.removeEventListener('change', look)
+  }
+  store.addEventListener('change', look)
+  requestAnimationFrame(look)
+  setTimeout(() => store.removeEventListener('change', look), 5000)
 }
 
 let showBadges = () => {}
 
 app.registerExtension({
   name: 'DisTorch.MemoryView',
-  settings: [
-    {
-      id: 'DisTorch.debug_mode',
-      name: 'Write more: to the browser\'s console, and to the log the memory at each load',
-      category: ['DisTorch', 'Memory view', 'Debug mode'],
-      type: 'boolean',
-      defaultValue: false
-    },
-    {
-      id: 'DisTorch.badges',
-      name: 'Show a badge for each GPU in the top bar',
-      category: ['DisTorch', 'Memory view', 'Badges'],
-      type: 'boolean',
-      defaultValue: true,
-      onChange: (value) => showBadges(value)
-    },
-    ...serverSettings
-  ],
+  settings: [...pageSettings((value) => showBadges(value)), ...serverSettings()],
+  getNodeMenuItems(node) {
+    const known = store.models.some((model) => model.node === String(node.id))
+    return known ? [{ content: t('show_model'), callback: () => reveal(node) }] : []
+  },
   async setup() {
     useDebugSetting(() => setting('DisTorch.debug_mode', false))
     addStyle()
-    addTab(store)
-    showBadges = addBadges(store)
+    addTab()
+    showBadges = addBadges()
+    debugLog('[setup] done')
   }
 })

@@ -16,17 +16,20 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from distorch import memory
+from distorch import allocation, memory
 from distorch.allocation import Spec
 from distorch.devices import name_of
 from distorch.memory import placements
 
+from ..settings import settings
 from . import donors
 from .donors import tell
 from .model_placement import ModelPlacement
 from .request import Request
 
 log = logging.getLogger("DisTorch")
+
+_LOGGED_DEVICES = 8
 
 ATTRIBUTE = "_distorch_placed"
 
@@ -231,10 +234,25 @@ def check_class(patcher: Any, *_args: Any) -> None:
 
 
 def _announce(patcher: Any, placed: ModelPlacement) -> None:
-    log.info("%s", placed.plan.tables())
-    sizes = placed.bytes_per_device()
-    text = ", ".join(f"{size / 2**20:.2f} MB on {device}" for device, size in sorted(sizes.items()))
-    log.info("%s: %s; %d weights patched", placed.name, text, len(placed.weights.patched))
+    """At most twelve lines, and what the plan noted as warnings; the tables at DEBUG, or where they are asked for."""
+    log.log(logging.INFO if settings["debug_mode"] else logging.DEBUG, "%s", placed.plan.tables())
+    sizes, here = placed.bytes_per_device(), name_of(placed.compute)
+    devices = sorted(sizes, key=lambda d: (d != here, d))
+    lines = [
+        f"{placed.name}: {allocation.format_bytes(sum(sizes.values()))} in {len(placed.blocks)} blocks by "
+        f"{placed.request.spec}, {len(placed.weights.patched)} weights patched"
+    ]
+    for device in devices[:_LOGGED_DEVICES]:
+        cap, slots = placed.plan.caps.get(device), placed.held_bytes() if device == here else 0
+        parts = [f"  {device}: {allocation.format_bytes(sizes[device])}"]
+        parts += [f"slots {allocation.format_bytes(slots)}"] if slots else []
+        parts += [f"cap {allocation.format_bytes(cap)}"] if cap is not None else []
+        lines.append(", ".join(parts))
+    if len(devices) > _LOGGED_DEVICES:
+        lines.append(f"  and {len(devices) - _LOGGED_DEVICES} devices more")
     if placed.runner is not None:
-        log.info("%s: %s", placed.name, placed.runner.describe())
+        lines.append(f"  {placed.runner.describe()}")
+    log.info("%s", "\n".join(lines))
+    for note in placed.plan.notes:
+        log.warning("%s: %s", placed.name, note)
     tell(patcher.model, placed, "placed")

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import collections
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import folder_paths
 
-from distorch import allocation, model_files
+from distorch import allocation, model_files, plan_drawing, plan_view
 from distorch.device_table import device_table
 
 from ..seams import devices
@@ -99,8 +99,10 @@ def _with_reason(block: allocation.Block) -> allocation.Block:
     return allocation.Block(block.name, block.bytes, block.group, reason)
 
 
-def describe(file: str, part: str, spec: allocation.Spec, compute: str, *, free_now: bool) -> str:
-    """The plan as the log would show it.
+def plan_of(
+    file: str, part: str, spec: allocation.Spec, compute: str, *, free_now: bool
+) -> tuple[allocation.Plan, list[allocation.Device]]:
+    """What a loader would plan for a file, and the table it would plan with.
 
     Args:
         file: one of `files()`.
@@ -114,17 +116,37 @@ def describe(file: str, part: str, spec: allocation.Spec, compute: str, *, free_
     there = device_table(
         compute, spec, reserve=reserve_bytes(), empty=() if free_now else devices.names()
     )
-    blocks = blocks_of(path_of(file), part)
-    options = allocation.Options(strict=settings["strict"])
-    plan = allocation.make_plan(spec, blocks, there, compute, options)
-    total = allocation.format_bytes(sum(block.bytes for block in blocks))
+    options = allocation.Options(strict=settings["strict"], slots=None)
+    return allocation.make_plan(
+        spec, blocks_of(path_of(file), part), there, compute, options
+    ), there
+
+
+def describe(
+    file: str,
+    part: str,
+    specs: Sequence[allocation.Spec],
+    compute: str,
+    *,
+    free_now: bool,
+) -> str:
+    """The plan as the log would show it, with its strip; of several, the comparison. Raises as `plan_of`."""
+    found = [plan_of(file, part, spec, compute, free_now=free_now) for spec in specs]
+    plan = found[0][0]
+    views = [plan_view.view(*one) for one in found]
+    total = allocation.format_bytes(plan.model_bytes)
+    head = f"{file}: {total} in {len(plan.blocks)} blocks, computed on {compute}"
+    if len(views) > 1:
+        return f"{head}\n\n{plan_drawing.comparison(views)}"
     lines = [
-        f"{file}: {total} in {len(blocks)} blocks, computed on {compute}",
-        f"allocation: {spec}",
+        head,
+        f"allocation: {specs[0]}",
+        f"resolved: {views[0].resolved}",
+        "",
+        plan_drawing.text(views[0]),
         "",
         plan.tables(),
-        *(f"note: {note}" for note in plan.notes),
-        *_staying(blocks, compute),
+        *_staying(plan.blocks, compute),
     ]
     return "\n".join(lines)
 

@@ -88,6 +88,17 @@ def spec_for(compute: str, expert: str, virtual_vram_gb: float, donors: list[str
     return Spec.whole(compute)
 
 
+def what_is_wrong(text: str | None) -> str:
+    """Why a widget's allocation string is refused; "" where it is not, and for one that comes from another node."""
+    if not isinstance(text, str) or not text.strip():
+        return ""
+    try:
+        allocation.parse(text, kinds=_kinds())
+    except allocation.AllocationError as error:
+        return error.message
+    return ""
+
+
 def _here(spec: Spec) -> Spec:
     there = devices.names()
     lost = [name for name in spec.devices if name not in there]

@@ -32,7 +32,7 @@ Measure = Callable[[], "dict[str, int]"]
 
 @dataclasses.dataclass
 class Job:
-    """One request. `before` and `freed` in bytes a device; `state` as docs/openapi.json has it.
+    """One request. `before` and `after` are the bytes in use on each device, `freed` of accelerators what was given back; `state` as docs/openapi.json has it.
 
     `before` is None until it was measured.
     """
@@ -43,6 +43,7 @@ class Job:
     asked: float = dataclasses.field(default_factory=time.time)
     state: str = "queued"
     before: dict[str, int] | None = None
+    after: dict[str, int] | None = None
     freed: dict[str, int] = dataclasses.field(default_factory=dict)
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
@@ -54,6 +55,8 @@ class Job:
             "kind": self.kind,
             "state": self.state,
             "asked": self.asked,
+            "before": self.before or {},
+            "after": self.after or {},
             "freed": self.freed,
             "freed_total": sum(self.freed.values()),
             "details": self.details,
@@ -145,7 +148,7 @@ class BetweenPrompts:
                 if len(self._unfinished) > 1:  # what the one before has freed is not this one's
                     self._settle()
                 job.before = self._measure()
-                job.details = job.action() or {}
+                job.details.update(job.action() or {})
 
     def _finish(self) -> None:
         if not self._unfinished:
@@ -156,6 +159,7 @@ class BetweenPrompts:
             self._settle()
             after = self._measure()
         for job in reversed(jobs):
+            job.after = after
             job.freed = _given_back(job.before, after)
             after = after if job.before is None else job.before
         for job in jobs:
@@ -176,6 +180,7 @@ def _given_back(before: dict[str, int] | None, after: dict[str, int] | None) -> 
     if before is None or after is None:
         return {}
     freed: dict[str, int] = _load.core().freed_bytes(before, after)
+    freed.pop("cpu", None)  # the machine's: others take and give of it too
     return freed
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from distorch import caches, memory
+from distorch import caches, hostmemory, links, memory
 
 from ..ejecting import keep, managed
 from ..seams.between_prompts import BetweenPrompts, Job
-from .server_routes import UnknownModelError
+from .request_checks import UnknownModelError
 
 NOTHING = {"ticket": 0, "when": "never", "models": []}
 
@@ -63,6 +63,7 @@ class Actions:
         names = [row.name for row in self._scanner.rows() if row.id in chosen]
         job = self.jobs.post("eject", lambda: self._eject_now(chosen, let_go))
         verb = "let go of" if let_go and ids is not None else "unload"
+        job.details["names"] = names
         return self._accepted(job, f"{verb} {', '.join(names)}", chosen)
 
     def free(self, unload_models: bool, free_memory: bool) -> dict[str, Any]:
@@ -91,10 +92,16 @@ class Actions:
             job, "clear the caches of " + ", ".join(devices or ["every device"]), []
         )
 
+    def measure_links(self) -> dict[str, Any]:
+        """Measure the links between the devices when no prompt runs; nothing is unloaded."""
+        job = self.jobs.post("links", _measure_links)
+        return self._accepted(job, "measure the links", [])
+
     def _accepted(self, job: Job, will: str, models: list[int]) -> dict[str, Any]:
         running = self._server.prompt_queue.get_tasks_remaining() > 0
         when = "after the running prompt" if running else "now"
-        return {"ticket": job.ticket, "when": when, "will": will, "models": models}
+        return {"ticket": job.ticket, "kind": job.kind, "asked": job.asked, "when": when, "will": will,
+                "models": models}  # fmt: skip
 
     # What is known of a model
 
@@ -155,7 +162,8 @@ class Actions:
         return {"unloaded": [model.name for model in report.unloaded]}
 
     def _measure(self) -> dict[str, int]:
-        return caches.taken_bytes()
+        used = hostmemory.total_bytes() - hostmemory.available_bytes()
+        return {**caches.taken_bytes(), "cpu": used}
 
     def _settle(self) -> None:
         gc.collect()
@@ -165,6 +173,15 @@ class Actions:
     def _count(self, job: Job) -> None:
         self.done[job.kind, job.state] += 1
         self.freed.update(job.freed)
+
+
+def _measure_links() -> dict[str, Any]:
+    report = links.report(refresh=True)
+    found = [
+        {"source": link.source, "target": link.target, "gbps": link.gbps, "error": link.error}
+        for link in report.links
+    ]
+    return {"links": found}
 
 
 def _clear_now(devices: list[str] | None) -> dict[str, Any]:

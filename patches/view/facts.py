@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from distorch import devices, memory
-from distorch.memory import placements
+from distorch.memory import names, placements
 from distorch.memory.recorder import Held
 from distorch.memory.step_times import StepTimes
 
@@ -29,17 +30,46 @@ def placement_json(placement: placements.Placement, steps: StepTimes) -> dict[st
         "requested": placement.requested,
         "state": placement.state,
         "blocks": [
-            {"name": name, "device": device, "how": modes[name]}
+            {
+                "name": name,
+                "device": device,
+                "how": modes[name],
+                "bytes": placement.sizes.get(name, 0),
+                "reason": placement.reasons.get(name, ""),
+                "waits": placement.waiting.get(name, ""),
+            }
             for name, device in placement.blocks.items()
         ],
         "bytes": dict(placement.bytes_per_device),
         "streaming": placement.streaming,
         "streamed_bytes": placement.streamed_bytes,
         "staging_bytes": placement.staging_bytes,
+        "slots": placement.slots,
+        "pinned_bytes": placement.pinned,
+        "caps": dict(placement.caps),
         "notes": list(placement.notes),
         "predicted_step_ms": None if predicted is None else round(predicted * 1000, 3),
         "measured_step_ms": None if measured is None else round(measured * 1000, 3),
     }
+
+
+class Loaders:
+    """Which node gave a model last, the first of its prompt: others pass it on. Holds no model alive."""
+
+    def __init__(self) -> None:
+        self._nodes: weakref.WeakKeyDictionary[nn.Module, tuple[str, str]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def returned(self, prompt: str, node: str, outputs: object) -> None:
+        """A node has returned `outputs`."""
+        for module in names.modules_in(outputs):
+            if self._nodes.get(module, ("", ""))[0] != prompt:
+                self._nodes[module] = (prompt, node)
+
+    def of(self, module: nn.Module | None) -> str:
+        """The id of the node; "" where it is not known."""
+        return "" if module is None else self._nodes.get(module, ("", ""))[1]
 
 
 def management_of(module: nn.Module) -> memory.Management | None:
@@ -97,13 +127,14 @@ def inventory(rows: Iterable[memory.Row]) -> dict[int, Held]:
 
 
 def resolve(folder: str, name: str) -> str | None:
-    """Return the path of `name` in a model folder of ComfyUI, None where there is none."""
+    """Return the path of `name` in a model folder of ComfyUI; with "" the folder that has it. None where there is none."""
     import folder_paths
 
-    if folder not in folder_paths.folder_names_and_paths:
-        return None
-    found: str | None = folder_paths.get_full_path(folder, name)
-    return found
+    known = folder_paths.folder_names_and_paths
+    if folder:
+        found: str | None = folder_paths.get_full_path(folder, name) if folder in known else None
+        return found
+    return next((one for one in known if folder_paths.get_full_path(one, name)), None)
 
 
 def differs(old: dict[str, Any], new: dict[str, Any], least: int) -> bool:

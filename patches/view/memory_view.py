@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from distorch import allocation, memory
+from distorch import memory
 from distorch.memory import placements, sampler
 from distorch.memory.peaks import Ledger
 from distorch.memory.recorder import Held, RunRecorder
@@ -29,6 +29,7 @@ from ..seams.seam import FunctionSeam
 from . import metrics
 from .actions import Actions
 from .facts import (
+    Loaders,
     dynamic_bytes,
     inventory,
     management_of,
@@ -36,6 +37,7 @@ from .facts import (
     resolve,
     staging_bytes,
 )
+from .plans import Plans
 from .server_routes import Gate, add_profiler_route, add_to_table
 from .updates import Updates
 
@@ -62,7 +64,11 @@ class MemoryView:
         self.recorder.listeners.append(self.updates.note_run)
         self.flag, self.eject = self.actions.flag, self.actions.eject
         self.free, self.clear_cache = self.actions.free, self.actions.clear_cache
+        self.measure_links = self.actions.measure_links
         self.report = self.actions.jobs.report
+        self._plans = Plans(self._scanner.module)
+        self.parse, self.plan = self._plans.parse, self._plans.plan
+        self._loaders = Loaders()
 
     def models(self) -> dict[str, Any]:
         """Return every model that holds memory, largest first."""
@@ -78,7 +84,13 @@ class MemoryView:
 
     def placements(self) -> dict[str, Any]:
         """Return where the blocks of each model of ours lie, in the model's order."""
-        return {"placements": [placement_json(p, self._steps) for p in placements.placements()]}
+        ids = {id(self._scanner.module(row.id)): row.id for row in self._scanner.rows()}
+        found = placements.placements()
+        return {
+            "placements": [
+                {**placement_json(p, self._steps), "model": ids.get(p.key)} for p in found
+            ]
+        }
 
     def history(self, seconds: int, prompt: str | None = None) -> dict[str, Any]:
         """Return the samples of the last `seconds` and what runs needed then (or one prompt's)."""
@@ -114,25 +126,11 @@ class MemoryView:
         """Return the models in the form of the profiler's route."""
         return memory.profiler_form(self._scanner.rows())
 
-    def parse(self, text: str) -> dict[str, Any]:
-        """Check an allocation string as the node's widget does while it is typed."""
-        try:
-            spec = allocation.parse(text)
-        except allocation.AllocationError as error:
-            return {
-                "ok": False,
-                "message": error.message,
-                "offset": error.offset,
-                "fragment": error.fragment,
-                "expected": error.expected,
-                "caret": error.caret,
-            }
-        return {"ok": True, "normal": allocation.format_spec(spec)}
-
     def _model(self, row: memory.Row) -> dict[str, Any]:
         flag, reason = self.actions.flag_of(row), self.actions.why_not(row)
         kept = self.actions.is_kept(row)
         told = {"eject": flag, "ejectable": not reason, "why_not": reason, "kept": kept}
+        told["node"] = self._loaders.of(self._scanner.module(row.id))
         return {**row.as_json(), **told}
 
     def _state(self) -> dict[str, Any]:
@@ -161,6 +159,7 @@ class MemoryView:
     def node_ended(self, prompt: str, node: str, outputs: object) -> None:
         """See NodeListener."""
         self._scanner.node_ended((prompt, node), outputs)
+        self._loaders.returned(prompt, node, outputs)
         self.recorder.node_ended(prompt, node)
         self.updates.wake()
 

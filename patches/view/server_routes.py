@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The REST interface: who holds the memory, and giving it back. Described in docs/openapi.json.
 
-Only HTTP is dealt with here: origin, size and types of a request, status and form of the
-answer. What the routes do is the `Backend`'s. No route takes a path of a file.
+Only HTTP is dealt with here; what a request may be is checked by `request_checks`. What the routes do is the `Backend`'s.
+No route takes a path of a file: `plan` takes the name of one in ComfyUI's model folders.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
-BODY_LIMIT = 1024 * 1024
-TEXT_LIMIT = 16000  # characters of an allocation string
-NAME_LIMIT = 100  # characters of a device's name
+from .request_checks import (
+    BODY_LIMIT,
+    PLAN_FIELDS,
+    RequestError,
+    UnknownModelError,
+    check_fields,
+    check_query,
+    query_integer,
+    query_text,
+    read_body,
+)
+
 PROFILER_PATH = "/swissarmyknife/profiler/loaded_models"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -38,23 +45,8 @@ class Backend(Protocol):
     def free(self, unload_models: bool, free_memory: bool) -> dict[str, Any]: ...
     def clear_cache(self, devices: list[str] | None) -> dict[str, Any]: ...
     def parse(self, text: str) -> dict[str, Any]: ...
-
-
-class RequestError(Exception):
-    """A request that is refused: status, what is wrong, and the field that is."""
-
-    def __init__(self, status: int, message: str, field: str = "") -> None:
-        super().__init__(message)
-        self.status, self.message, self.field = status, message, field
-
-    def response(self) -> web.Response:
-        """Return the answer that says so."""
-        body = {"error": self.message, **({"field": self.field} if self.field else {})}
-        return web.json_response(body, status=self.status)
-
-
-class UnknownModelError(Exception):
-    """An id that no live model has, or a model that cannot do what is asked."""
+    def plan(self, asked: dict[str, Any]) -> dict[str, Any]: ...
+    def measure_links(self) -> dict[str, Any]: ...
 
 
 class Gate:
@@ -76,104 +68,6 @@ class Gate:
         return ask
 
 
-def is_same_origin(headers: Mapping[str, str]) -> bool:
-    """Whether a request comes from a page of this server, or from no page at all.
-
-    A browser says it in Sec-Fetch-Site; older ones send an Origin, which must then be the
-    host that was asked. Programs send neither.
-    """
-    site = headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site in ("same-origin", "none")
-    origin = headers.get("Origin")
-    if origin is None:
-        return True
-    return urlsplit(origin).netloc.lower() == headers.get("Host", "").lower() != ""
-
-
-async def read_body(request: web.Request) -> dict[str, Any]:
-    """Return the JSON object of a POST. Raises RequestError: 403, 413, 415 or 400."""
-    if not is_same_origin(request.headers):
-        raise RequestError(403, "this request comes from another site")
-    if (request.content_length or 0) > BODY_LIMIT:
-        raise RequestError(413, f"the body is larger than {BODY_LIMIT} bytes")
-    if request.content_type != "application/json":
-        raise RequestError(415, "the body must be application/json")
-    body = bytearray()
-    async for chunk in request.content.iter_chunked(64 * 1024):
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise RequestError(413, f"the body is larger than {BODY_LIMIT} bytes")
-    try:
-        value = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise RequestError(400, "the body is not JSON") from None
-    if not isinstance(value, dict):
-        raise RequestError(400, "the body must be a JSON object")
-    return value
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-
-
-def _text_of(most: int) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, str) and len(value) <= most
-
-
-def _list_of(check: Callable[[object], bool], most: int) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and len(value) <= most and all(map(check, value))
-
-
-# kind -> (check, how it is called in a message)
-KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
-    "boolean": (lambda value: isinstance(value, bool), "true or false"),
-    "integer": (_is_integer, "a whole number from 0 to 2^53 - 1"),
-    "text": (_text_of(TEXT_LIMIT), f"text of at most {TEXT_LIMIT} characters"),
-    "integers": (_list_of(_is_integer, 1000), "a list of at most 1000 whole numbers"),
-    "names": (_list_of(_text_of(NAME_LIMIT), 64), "a list of at most 64 device names"),
-}
-
-
-def check_fields(
-    body: Mapping[str, Any], fields: Mapping[str, str], required: tuple[str, ...] = ()
-) -> None:
-    """Raise RequestError 400, which names the field, unless `body` has `fields` (name: kind) only."""
-    for name, value in body.items():
-        if name not in fields:
-            known = ", ".join(fields) or "none"
-            raise RequestError(400, f"unknown field; known are: {known}", name)
-        check, description = KINDS[fields[name]]
-        if not check(value):
-            raise RequestError(400, f"{name} must be {description}", name)
-    for name in required:
-        if name not in body:
-            raise RequestError(400, f"{name} is missing", name)
-
-
-def _check_query(request: web.Request, *names: str) -> None:
-    for given in request.query:
-        if given not in names:
-            raise RequestError(400, f"unknown parameter; known are: {', '.join(names)}", given)
-
-
-def _query_text(request: web.Request, name: str) -> str | None:
-    text = request.query.get(name)
-    if text is not None and len(text) > NAME_LIMIT:
-        raise RequestError(400, f"{name} must be text of at most {NAME_LIMIT} characters", name)
-    return text
-
-
-def _query_integer(request: web.Request, name: str, default: int | None, most: int) -> int:
-    text = request.query.get(name)
-    if text is None and default is not None:
-        return default
-    whole = text is not None and text.isascii() and text.isdigit() and len(text) < 17
-    if text is None or not whole or int(text) > most:
-        raise RequestError(400, f"{name} must be a whole number from 0 to {most}", name)
-    return int(text)
-
-
 def make_routes(backend: Backend) -> dict[tuple[str, str], Handler]:
     """Return the handlers by (method, path)."""
     return {**_reading_routes(backend), **_changing_routes(backend)}
@@ -187,14 +81,14 @@ def _reading_routes(backend: Backend) -> dict[tuple[str, str], Handler]:
         return _guarded(handle)
 
     async def history(request: web.Request) -> web.Response:
-        _check_query(request, "seconds", "prompt")
-        seconds = _query_integer(request, "seconds", 600, 7 * 24 * 3600)
-        prompt = _query_text(request, "prompt")
+        check_query(request, "seconds", "prompt")
+        seconds = query_integer(request, "seconds", 600, 7 * 24 * 3600)
+        prompt = query_text(request, "prompt")
         return web.json_response(await _in_thread(backend.history, seconds, prompt))
 
     async def report(request: web.Request) -> web.Response:
-        _check_query(request, "ticket")
-        ticket = _query_integer(request, "ticket", None, 2**53 - 1)
+        check_query(request, "ticket")
+        ticket = query_integer(request, "ticket", None, 2**53 - 1)
         found = await _in_thread(backend.report, ticket)
         if found is None:
             raise RequestError(404, "there is no such ticket", "ticket")
@@ -244,8 +138,19 @@ def _changing_routes(backend: Backend) -> dict[tuple[str, str], Handler]:
         check_fields(body, {"text": "text"}, ("text",))
         return web.json_response(await _in_thread(backend.parse, body["text"]))
 
+    async def plan(request: web.Request) -> web.Response:
+        body = await read_body(request)
+        check_fields(body, PLAN_FIELDS)
+        if ("id" in body) == ("model" in body):
+            raise RequestError(400, "give either id or model", "id")
+        return web.json_response(await _in_thread(backend.plan, body))
+
+    async def links(request: web.Request) -> web.Response:
+        check_fields(await read_body(request), {})
+        return web.json_response(await _in_thread(backend.measure_links), status=202)
+
     handlers = {"flag": flag, "eject": eject, "free": free, "clear_cache": clear_cache,
-                "parse": parse}  # fmt: skip
+                "parse": parse, "plan": plan, "links": links}  # fmt: skip
     return {("POST", f"/distorch/{name}"): _guarded(h) for name, h in handlers.items()}
 
 

@@ -1,27 +1,70 @@
 // SPDX-License-Identifier: Apache-2.0
 // A badge for each accelerator in the top bar, with a tooltip of its own: its ten largest models.
 
+import { deviceColour } from './colours.js'
 import { el, scheduled, update } from './dom.js'
 import { debugLog } from './debug.js'
 import { deviceTitle, formatBytes, modelsOn, tooltipLines } from './format.js'
+import { t } from './text.js'
+
+const LIST = 'list'
+const MOST_BADGES = 3 // more fold into one that opens a list
 
 export class Badges {
   constructor(store) {
     this.store = store
-    this.element = el('div', { class: 'dt-badges', role: 'group', 'aria-label': 'DisTorch: GPU memory' })
-    this.open = null // the device whose tooltip shows
+    this.element = el('div', { class: 'dt-badges', role: 'group', 'aria-label': t('badges') })
+    this.open = null // the device whose tooltip shows, or LIST
     store.addEventListener('change', scheduled(this.element, () => this.render()))
+    document.addEventListener('pointerdown', (event) => {
+      if (this.open === LIST && !this.element.contains(event.target)) this.hide(LIST)
+    })
     this.render()
   }
 
   render() {
     const devices = this.store.devices.filter((device) => device.device !== 'cpu')
-    update(this.element, ...devices.map((device) => this.badge(device)))
+    const boxes = devices.length > MOST_BADGES ? [this.folded(devices)] : devices.map((device) => this.badge(device))
+    update(this.element, ...boxes)
+  }
+
+  /** One for all: the fullest device, and how many there are. */
+  folded(devices) {
+    const fullest = devices.reduce((most, device) => (share(device) > share(most) ? device : most))
+    const open = this.open === LIST
+    const button = el(
+      'button',
+      {
+        type: 'button',
+        class: 'dt-badge',
+        'data-key': 'badge-all',
+        'aria-expanded': String(open),
+        'aria-controls': 'dt-badge-list',
+        'aria-label': t('badge.all', { count: devices.length, device: deviceTitle(fullest.device), share: share(fullest) }),
+        onkeydown: (event) => event.key === 'Escape' && this.hide(LIST),
+        onclick: () => (open ? this.hide(LIST) : this.show(LIST))
+      },
+      el('span', { class: 'dt-badge-name' }, `${devices.length} GPU`),
+      ...meter(fullest)
+    )
+    const rows = devices.map((device) =>
+      el(
+        'li',
+        { 'data-device': device.device },
+        el(
+          'button',
+          { type: 'button', class: 'dt-badge dt-badge-row', 'data-key': `row-${device.device}`, title: tooltipLines(this.store.models, device.device).join('\n'), onclick: () => this.store.dispatchEvent(new Event('open')) },
+          el('span', { class: 'dt-badge-name' }, deviceTitle(device.device)),
+          ...meter(device),
+          el('span', { class: 'dt-small' }, t('device.used', { used: formatBytes(device.total - device.free), total: formatBytes(device.total) }))
+        )
+      )
+    )
+    return el('div', { class: 'dt-badge-box', 'data-device': LIST }, button, el('ul', { id: 'dt-badge-list', class: 'dt-tip dt-badge-list', hidden: !open }, ...rows))
   }
 
   badge(device) {
     const id = `dt-tip-${device.device.replace(':', '-')}`
-    const share = Math.min(100, Math.round(((device.total - device.free) / device.total) * 100))
     const title = deviceTitle(device.device)
     const show = () => this.show(device.device)
     const hide = () => this.hide(device.device)
@@ -33,7 +76,7 @@ export class Badges {
         'data-key': `badge-${device.device}`,
         'data-device': device.device,
         'aria-describedby': id,
-        'aria-label': `${title}: ${share} % of ${formatBytes(device.total)} in use`,
+        'aria-label': t('badge.one', { device: title, share: share(device), total: formatBytes(device.total) }),
         onmouseenter: show,
         onmouseleave: hide,
         onfocus: show,
@@ -42,31 +85,26 @@ export class Badges {
         onclick: () => this.store.dispatchEvent(new Event('open'))
       },
       el('span', { class: 'dt-badge-name' }, title),
-      el(
-        'span',
-        { class: 'dt-badge-track', 'aria-hidden': 'true' },
-        el('span', { class: share >= 90 ? 'dt-badge-fill dt-full' : 'dt-badge-fill', style: `width:${share}%` })
-      ),
-      el('span', { class: 'dt-badge-value' }, `${share} %`)
+      ...meter(device)
     )
     return el('div', { class: 'dt-badge-box', 'data-device': device.device }, button, this.tooltip(device, id))
   }
 
   tooltip(device, id) {
     const lines = tooltipLines(this.store.models, device.device)
-    const used = `${device.name}: ${formatBytes(device.total - device.free)} of ${formatBytes(device.total)} in use`
+    const used = t('device.used', { used: formatBytes(device.total - device.free), total: formatBytes(device.total) })
     return el(
       'div',
       { id, role: 'tooltip', class: 'dt-tip', hidden: this.open !== device.device },
-      el('div', { class: 'dt-tip-head' }, used),
-      lines.length ? el('ul', {}, ...lines.map((line) => el('li', {}, line))) : el('div', {}, 'No models')
+      el('div', { class: 'dt-tip-head' }, `${device.name}: ${used}`),
+      lines.length ? el('ul', {}, ...lines.map((line) => el('li', {}, line))) : el('div', {}, t('models.none'))
     )
   }
 
   show(device) {
     this.open = device
     this.render()
-    this.log(device)
+    if (device !== LIST) this.log(device)
   }
 
   hide(device) {
@@ -97,14 +135,37 @@ export class Badges {
   }
 }
 
-/** Puts the badges into the top bar; where this front end has none, into a corner of the page. */
-export function mountBadges(app, element) {
-  const group = app.menu?.settingsGroup?.element
-  if (group?.isConnected) {
+function share(device) {
+  return Math.min(100, Math.round(((device.total - device.free) / device.total) * 100))
+}
+
+function meter(device) {
+  const used = share(device)
+  const fill = el('span', { class: used >= 90 ? 'dt-badge-fill dt-full' : 'dt-badge-fill', style: `width:${used}%;background:${used >= 90 ? '' : deviceColour(device.device)}` })
+  return [el('span', { class: 'dt-badge-track', 'aria-hidden': 'true' }, fill), el('span', { class: 'dt-badge-value' }, `${used} %`)]
+}
+
+/**
+ * Puts the badges into the menu beside ComfyUI's own buttons, when that is in the page: the front end may build it after
+ * the extensions. Without one they lie in a corner where nothing of ComfyUI's is.
+ */
+export function mountBadges(app, element, seconds = 10) {
+  const place = () => {
+    const group = app.menu?.settingsGroup?.element
+    if (!group?.isConnected) return false
     group.before(element)
-    return 'menu'
+    return true
   }
-  element.classList.add('dt-floating')
-  document.body.append(element)
-  return 'floating'
+  if (place()) return
+  const observer = new MutationObserver(() => {
+    if (!place()) return
+    observer.disconnect()
+    clearTimeout(late)
+  })
+  const late = setTimeout(() => {
+    observer.disconnect()
+    element.classList.add('dt-floating')
+    document.body.append(element)
+  }, seconds * 1000)
+  observer.observe(document.body, { childList: true, subtree: true })
 }

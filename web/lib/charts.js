@@ -2,8 +2,9 @@
 // The charts, as SVG that stretches to its box. Each says its content in words as well.
 
 import { deviceColour, modelColour } from './colours.js'
-import { lazy, svg } from './dom.js'
+import { svg } from './dom.js'
 import { deviceTitle, formatBytes, modelsOn } from './format.js'
+import { t } from './text.js'
 
 /** What a device's bar consists of: {key, label, bytes, colour | className}. */
 export function barParts(device, models) {
@@ -15,12 +16,12 @@ export function barParts(device, models) {
     colour: modelColour(model.id)
   }))
   const rest = device.models - parts.reduce((sum, part) => sum + part.bytes, 0)
-  if (rest > 0 && !there.length) parts.push({ key: 'weights', label: 'models', bytes: rest, className: 'dt-other' })
+  if (rest > 0 && !there.length) parts.push({ key: 'weights', label: t('part.models'), bytes: rest, className: 'dt-other' })
   parts.push(
-    { key: 'tensors', label: 'other tensors', bytes: device.tensors, className: 'dt-tensors' },
-    { key: 'unused', label: 'reserved by torch, unused', bytes: device.unused, className: 'dt-unused' },
-    { key: 'other', label: device.device === 'cpu' ? 'other' : 'other processes', bytes: device.other, className: 'dt-other' },
-    { key: 'free', label: 'free', bytes: device.free, className: 'dt-free' }
+    { key: 'tensors', label: t('part.tensors'), bytes: device.tensors, className: 'dt-tensors' },
+    { key: 'unused', label: t('part.unused_long'), bytes: device.unused, className: 'dt-unused' },
+    { key: 'other', label: device.device === 'cpu' ? t('part.other_ram') : t('part.other'), bytes: device.other, className: 'dt-other' },
+    { key: 'free', label: t('part.free'), bytes: device.free, className: 'dt-free' }
   )
   return parts.filter((part) => part.bytes > 0)
 }
@@ -51,45 +52,6 @@ export function memoryBar(device, models) {
   return node
 }
 
-/** "resident", "streamed" or "migrated". */
-export function blockMode(block, placement) {
-  return block.how ?? (block.device === placement.compute ? 'resident' : 'streamed')
-}
-
-/** The blocks of a placed model in its order, coloured by device; streamed ones hatched. */
-export function placementStrip(placement) {
-  const counts = new Map()
-  for (const block of placement.blocks) counts.set(block.device, (counts.get(block.device) ?? 0) + 1)
-  const words = [...counts].map(([device, count]) => `${count} blocks on ${deviceTitle(device)}`)
-  const node = svg('svg', {
-    class: 'dt-strip',
-    viewBox: '0 0 1000 18',
-    preserveAspectRatio: 'none',
-    role: 'img',
-    'aria-label': `Placement of ${placement.name}: ${words.join(', ')}`
-  })
-  const same = placement.blocks.map((block) => `${block.name} ${block.device} ${blockMode(block, placement)}`)
-  return lazy(node, [placement.key, ...same].join('\n'), () => stripParts(placement))
-}
-
-function stripParts(placement) {
-  const id = `dt-hatch-${placement.key}`
-  const hatch = svg(
-    'pattern',
-    { id, width: 8, height: 8, patternUnits: 'userSpaceOnUse', patternTransform: 'rotate(45)' },
-    svg('rect', { width: 3, height: 8, class: 'dt-hatch' })
-  )
-  const step = 1000 / Math.max(1, placement.blocks.length)
-  const parts = placement.blocks.map((block, index) => {
-    const how = blockMode(block, placement)
-    const title = svg('title', {}, `${block.name}: ${deviceTitle(block.device)}, ${how}`)
-    const place = { x: index * step, y: 0, width: step + 1, height: 18 }
-    const rect = svg('rect', { ...place, fill: deviceColour(block.device), 'data-block': block.name, 'data-how': how }, title)
-    return how === 'streamed' ? [rect, svg('rect', { ...place, fill: `url(#${id})`, class: 'dt-hatched' })] : [rect]
-  })
-  return [svg('defs', {}, hatch), ...parts.flat()]
-}
-
 /** Used memory of a device over time, with its peak and average. */
 export function timeline(device, samples, now) {
   const points = samples.filter((sample) => sample.used[device.device] !== undefined)
@@ -106,7 +68,7 @@ export function timeline(device, samples, now) {
     viewBox: '0 0 1000 48',
     preserveAspectRatio: 'none',
     role: 'img',
-    'aria-label': `${deviceTitle(device.device)}: peak ${formatBytes(peak)}, average ${formatBytes(average)}`
+    'aria-label': `${deviceTitle(device.device)}: ${t('device.peak', { peak: formatBytes(peak), average: formatBytes(average) })}`
   })
   if (!points.length) return { node, peak, average }
   // A value holds until the next one: messages come only when something changed.

@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// One colour a model and one a device, the same in every chart; readable on light and dark, and
-// told apart by people who do not see red and green alike (after Okabe and Ito).
+// Devices are cool, models are warm, the host is grey: a colour never means both. Each palette is told apart by
+// lightness too, for people who do not see all hues; bindings/distorch/plan_drawing.py has the devices' as well.
 
-const PALETTE = ['#0072b2', '#e69f00', '#009e73', '#cc79a7', '#56b4e9', '#d55e00', '#8a6fd1', '#a08a00']
+const DEVICES = ['#2f80ed', '#12a594', '#8b5cf6', '#4caf50', '#56c2f0', '#4656c9', '#7fd6b5', '#b9a5f5']
+const MODELS = ['#e8743b', '#e6a700', '#d6508a', '#b5532a', '#f0a878', '#a8880f', '#f08fb4', '#8f4a5e', '#f5cf6b', '#c0392b']
 const HOST = '#8c8c8c'
 
-/** The colour of a model: by its id, so that it stays while others come and go. */
+const given = new Map() // model id -> place in the palette
+
+/** The colour of a model: it stays while others come and go; the first ten in memory differ. */
 export function modelColour(id) {
-  return PALETTE[(id * 5) % PALETTE.length]
+  if (!given.has(id)) given.set(id, given.size % MODELS.length)
+  return MODELS[given.get(id)]
 }
 
 /** The colour of a device: accelerators by index, RAM grey. */
 export function deviceColour(device) {
   if (device === 'cpu') return HOST
-  return PALETTE[Number(device.split(':')[1] ?? 0) % PALETTE.length]
+  return DEVICES[Number(device.split(':')[1] ?? 0) % DEVICES.length]
 }

@@ -137,7 +137,10 @@ function updateOne(node, fresh) {
   for (const { name, value } of fresh.attributes) if (node.getAttribute(name) !== value) node.setAttribute(name, value)
   for (const name of handlers.get(node) ?? []) node[name] = null
   for (const name of handlers.get(fresh) ?? []) setHandler(node, name, fresh[name])
-  if (node.nodeName === 'INPUT') node.checked = fresh.checked
+  if (node.nodeName === 'INPUT') {
+    node.checked = fresh.checked
+    if (node.type === 'range' && document.activeElement !== node) node.value = fresh.value
+  }
   const content = contents.get(fresh)
   if (content) {
     const same = contents.get(node)?.same === content.same

@@ -1,27 +1,82 @@
 // SPDX-License-Identifier: Apache-2.0
-// What became of the last thing that was asked for: what it freed, and what it left and why.
+// What became of what was asked for: each device before and after, what stayed and why. Goes with the next run.
 
 import { el } from './dom.js'
-import { deviceTitle, formatBytes } from './format.js'
+import { deviceTitle, formatBytes, formatClock } from './format.js'
+import { t } from './text.js'
 
 const MOST_KEPT = 3
+const NOTICED = 2 ** 20
+const NOTICED_RAM = 32 * 2 ** 20 // others take and give of it as well
 
-/** Paragraphs for the tab's status; none without a report. */
-export function lastReport(report) {
-  if (!report) return []
-  if (report.state === 'failed') return [el('p', { class: 'dt-error' }, `Not done: ${report.error}`)]
-  if (report.state === 'queued') {
-    const when = report.when === 'now' ? '' : `, ${report.when}`
-    return [el('p', {}, report.ticket ? `Will ${report.will}${when}` : `${report.will}.`)]
-  }
-  const freed = Object.entries(report.freed).map(([device, bytes]) => `${formatBytes(bytes)} on ${deviceTitle(device)}`)
-  const text = freed.length ? `Freed ${freed.join(', ')}` : 'Done: there was nothing to free'
-  return [el('p', { 'data-freed': report.freed_total }, text), ...kept(report.details?.kept ?? [])]
+/** The section; null without reports. */
+export function reportSection(reports, clear) {
+  if (!reports.length) return null
+  return el(
+    'div',
+    { class: 'dt-reports' },
+    el('div', { class: 'dt-line' }, el('h3', {}, t('reports')), el('button', { type: 'button', class: 'dt-link dt-small', 'data-key': 'clear-reports', onclick: clear }, t('reports.clear'))),
+    ...reports.map((report) => one(report))
+  )
+}
+
+/** The newest in a sentence, for a screen reader. */
+export function spoken(report) {
+  return report ? headline(report) : ''
+}
+
+function one(report) {
+  const failed = report.state === 'failed'
+  return el(
+    'div',
+    { class: failed ? 'dt-report dt-error' : 'dt-report', 'data-key': `report-${report.ticket}`, 'data-freed': report.state === 'done' ? report.freed_total : null, 'data-state': report.state },
+    el('div', { class: 'dt-line' }, el('span', {}, headline(report)), el('time', { class: 'dt-small' }, report.asked ? formatClock(report.asked) : '')),
+    changes(report),
+    ...kept(report.details?.kept ?? []),
+    ...links(report.details?.links)
+  )
+}
+
+function headline(report) {
+  const names = (report.details?.names ?? report.names ?? []).join(', ')
+  const what = report.kind === 'eject' && !names ? t('eject_flagged') : t(`job.${report.kind}`, { names })
+  if (report.state === 'failed') return t('report.failed', { what, error: report.error })
+  if (report.state !== 'done') return report.ticket ? t(report.when === 'now' ? 'report.queued' : 'report.queued_run', { what }) : t('report.nothing')
+  const freed = Object.entries(report.freed).map(([device, bytes]) => t('strip.part', { size: formatBytes(bytes), device: deviceTitle(device) }))
+  if (freed.length) return t('report.freed', { what, freed: freed.join(', ') })
+  const ram = (report.before?.cpu ?? 0) - (report.after?.cpu ?? 0)
+  if (report.kind === 'links') return t('report.done', { what })
+  return ram >= NOTICED_RAM ? t('report.freed', { what, freed: t('strip.part', { size: formatBytes(ram), device: t('ram') }) }) : t('report.none', { what })
+}
+
+/** A line for each device whose memory changed: before → after. */
+function changes(report) {
+  const { before, after } = report
+  if (report.state !== 'done' || report.kind === 'links' || !before || !after) return null
+  const rows = Object.keys(before).filter((d) => d === 'cpu' || Math.abs(before[d] - (after[d] ?? before[d])) >= NOTICED)
+  if (!rows.length) return null
+  return el(
+    'ul',
+    { class: 'dt-changes' },
+    ...rows.map((d) => el('li', { 'data-device': d }, el('span', {}, deviceTitle(d)), el('span', { class: 'dt-number' }, `${formatBytes(before[d])} → ${formatBytes(after[d] ?? before[d])}`)))
+  )
 }
 
 /** Models that a "free" left where they are: what the user must do to have them freed. */
 function kept(models) {
-  const lines = models.slice(0, MOST_KEPT).map((model) => el('p', { class: 'dt-kept' }, `${model.name} stays: ${model.why}. To let go of it, ${model.let_go}.`))
-  if (models.length > MOST_KEPT) lines.push(el('p', { class: 'dt-kept' }, `${models.length - MOST_KEPT} more stay.`))
+  const lines = models.slice(0, MOST_KEPT).map((model) => el('p', { class: 'dt-kept dt-small' }, t('report.stays', { name: model.name })))
+  if (models.length > MOST_KEPT) lines.push(el('p', { class: 'dt-kept dt-small' }, t('more', { count: models.length - MOST_KEPT })))
   return lines
+}
+
+function links(found) {
+  if (!found) return []
+  if (!found.length) return [el('p', { class: 'dt-small' }, t('links.none'))]
+  return [
+    el(
+      'ul',
+      { class: 'dt-changes' },
+      ...found.map((link) => el('li', {}, el('span', {}, `${deviceTitle(link.source)} → ${deviceTitle(link.target)}`), el('span', { class: 'dt-number' }, link.gbps ? `${link.gbps.toFixed(1)} GB/s` : link.error || t('unknown'))))
+    )
+  ]
 }

@@ -3,6 +3,7 @@
 // when something begins to show it, and after the page was hidden. Nothing is ever polled.
 
 import { debugLog } from './debug.js'
+import { t } from './text.js'
 
 const HISTORY_SECONDS = 600
 const MOST_SAMPLES = 2000
@@ -100,12 +101,19 @@ export class Store extends EventTarget {
   }
 
   run(run) {
+    // Reports are of what was asked for before this run: they go with it.
+    if (!this.runs.some((other) => other.prompt === run.prompt)) this.reports = this.reports.filter((report) => !isOver(report) || report.asked > run.started)
     this.runs = [run, ...this.runs.filter((other) => other.prompt !== run.prompt)].slice(0, MOST_RUNS)
     if (this.awake) this.changed()
   }
 
   report(report) {
     this.reports = [report, ...this.reports.filter((r) => r.ticket !== report.ticket)].slice(0, 5)
+    this.changed()
+  }
+
+  clearReports() {
+    this.reports = this.reports.filter((report) => !isOver(report))
     this.changed()
   }
 
@@ -129,7 +137,7 @@ export class Store extends EventTarget {
       this.apply({ ...models, ...devices, ...placements, ...this.told }, placements.placements)
     } catch (error) {
       this.stale = true
-      this.error = `The server did not answer: ${error.message}`
+      this.error = t('no_answer', { error: error.message })
       debugLog('[refresh] Error:', error)
       debugLog('[refresh] Error stack:', error.stack)
       this.changed()
@@ -159,10 +167,25 @@ export class Store extends EventTarget {
     return data
   }
 
+  namesOf(ids = []) {
+    return this.models.filter((model) => ids.includes(model.id)).map((model) => model.name)
+  }
+
+  /** Asks for what changes nothing; the answer, or {ok: false, message}. */
+  async ask(path, body) {
+    try {
+      const response = await this.api.fetchApi(path, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
+      const data = await response.json()
+      return response.ok ? data : { ok: false, message: data.error }
+    } catch (error) {
+      return { ok: false, message: t('no_answer', { error: error.message }) }
+    }
+  }
+
   /** Sends a request; the answer, or null and a report of what went wrong. */
   async post(path, body) {
     const failed = (error) => {
-      this.report({ ticket: -Date.now(), state: 'failed', kind: path, error, freed: {} })
+      this.report({ ticket: -Date.now(), asked: this.now, state: 'failed', kind: path.split('/').at(-1), names: this.namesOf(body.ids), error, freed: {} })
       return null
     }
     let response
@@ -175,7 +198,7 @@ export class Store extends EventTarget {
     } catch (error) {
       debugLog(`[POST ${path}] Error:`, error)
       debugLog(`[POST ${path}] Error stack:`, error.stack)
-      return failed(`the server did not answer: ${error.message}`)
+      return failed(t('no_answer', { error: error.message }))
     }
     const data = await response.json().catch(() => ({}))
     debugLog(`[POST ${path}] Response status: ${response.status}`, data)
@@ -183,7 +206,7 @@ export class Store extends EventTarget {
     // Its report may have come before this answer; ticket 0 is given to all that has nothing to do.
     const reported = data.ticket && this.reports.some((report) => report.ticket === data.ticket)
     if (data.will && !reported) {
-      this.report({ ticket: data.ticket, state: 'queued', kind: path, will: data.will, when: data.when, freed: {}, error: '' })
+      this.report({ ...data, asked: data.asked ?? this.now, kind: data.kind ?? path.split('/').at(-1), names: this.namesOf(data.models), state: 'queued', freed: {}, error: '' })
     }
     return data
   }
@@ -196,4 +219,8 @@ function readSample(sample) {
     used: Object.fromEntries(devices.map(([device, value]) => [device, value.used])),
     peak: Object.fromEntries(devices.map(([device, value]) => [device, value.peak]))
   }
+}
+
+function isOver(report) {
+  return report.state === 'done' || report.state === 'failed' || !report.ticket
 }

@@ -21,7 +21,8 @@ from distorch import safetensors_header
 
 logger = logging.getLogger(__name__)
 
-# (folder of ComfyUI's model folders, name) -> path of the file, or None where there is none.
+# (folder of ComfyUI's model folders, name) -> path of the file, or None where there is none. With "" for the folder: the
+# folder that has a file of that name.
 Resolver = Callable[[str, str], "str | None"]
 
 PENDING_SECONDS = 5.0
@@ -48,7 +49,17 @@ FILE_INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "upscale_model": ("upscaler", ("upscale_models",)),
     "model_name": ("", ("upscale_models", *_DIFFUSION, "model_patches", "latent_upscale_models")),
     "name": ("", ("model_patches",)),
+    "text_encoders": ("clip", ("text_encoders", "clip")),
+    "t5": ("clip", ("text_encoders", "clip")),
+    "clip_vision": ("clip", ("clip_vision",)),
+    "vace_model": ("checkpoint", _DIFFUSION),
+    "wav2vec2": ("", ("wav2vec2", "audio_encoders")),
 }
+# The kind of what lies in a folder, for inputs of other names.
+_KIND_OF_FOLDER = {
+    folder: kind for kind, folders in FILE_INPUTS.values() if kind for folder in folders
+} | {"checkpoints": ""}
+_FILE_ENDINGS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 # Attributes behind which loaders' objects keep their modules, and a module its own name.
 _HOLDERS = (
     "model", "patcher", "cond_stage_model", "first_stage_model", "control_model", "upscale_model",
@@ -179,13 +190,19 @@ def files_named_by(inputs: Mapping[str, Any], resolver: Resolver) -> list[FileNa
         if not folders and key.rstrip("0123456789") != key:
             kind, folders = FILE_INPUTS.get(key.rstrip("0123456789"), ("", ()))
         name = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if not folders or not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name:
             continue
+        path = None
         for folder in folders:
             path = resolver(folder, name)
             if path:
-                found.append(_read_file_name(f"{folder}/{name}".replace("\\", "/"), kind, path))
                 break
+        if not path and name.lower().endswith(_FILE_ENDINGS):
+            folder = resolver("", name) or ""
+            path = resolver(folder, name) if folder else None
+            kind = _KIND_OF_FOLDER.get(folder, "")
+        if path:
+            found.append(_read_file_name(f"{folder}/{name}".replace("\\", "/"), kind, path))
     return found
 
 

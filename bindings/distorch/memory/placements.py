@@ -24,6 +24,10 @@ class Placement:
     `blocks` gives each block's device, read back from its tensors. `spilled` are the bytes that the
     plan wants elsewhere and that had to go to the host, because the memory was needed.
 
+    `sizes` are the bytes of each block, `waiting` the blocks among the spilled ones with the device that the plan gives
+    them. `caps` are the plan's, `slots` counts those through which groups are streamed, `pinned` are the
+    bytes of host memory that are page-locked for it.
+
     `streaming` says in a line how it runs. `streamed_bytes` are copied to the compute device in
     every step, through `staging_bytes` of memory there; `migrated` counts the layer groups that run
     on a donor, by donor, `groups` says of each group "streamed" or "migrated". `compute_step_s`
@@ -41,6 +45,11 @@ class Placement:
     bytes_per_device: Mapping[str, int]
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    waiting: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    caps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    slots: int = 0
+    pinned: int = 0
     plan: str = ""
     patched: int = 0
     spilled: int = 0

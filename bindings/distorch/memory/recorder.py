@@ -54,6 +54,7 @@ class NodeRun:
     started: float
     ended: float | None = None
     peak: dict[str, int] = field(default_factory=dict)
+    before: dict[str, int] = field(default_factory=dict)  # in use when it began
     loaded: list[Held] = field(default_factory=list)
     window: int = 0
 
@@ -66,6 +67,7 @@ class NodeRun:
             "started": self.started,
             "ended": self.ended,
             "peak": dict(self.peak),
+            "growth": {d: max(0, n - self.before.get(d, n)) for d, n in self.peak.items()},
             "loaded": loads,
         }
 
@@ -161,12 +163,13 @@ class RunRecorder:
         with self._lock:
             if prompt not in self._open:
                 self.prompt_started(prompt)
-            self._nodes[prompt, node] = NodeRun(
-                node, kind, self._clock(), window=self._windows.open_window()
-            )
+            window = self._windows.open_window()
+            before = self._windows.window_peaks(window)
+            started = NodeRun(node, kind, self._clock(), before=before, window=window)
+            self._nodes[prompt, node] = started
             run = self._open[prompt]
             if len(run.nodes) < self._kept_nodes:
-                run.nodes.append(self._nodes[prompt, node])
+                run.nodes.append(started)
 
     def node_ended(self, prompt: str, node: str) -> None:
         """It is over, however it ended."""

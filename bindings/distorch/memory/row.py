@@ -10,6 +10,7 @@ from typing import Any
 from distorch import _C
 
 MEGABYTE = 1024 * 1024
+TOP = 10  # models of a device that are listed
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def largest_on(rows: Iterable[Row], device: str) -> list[Row]:
     return sorted(there, key=lambda row: (-row.bytes[device], row.name, row.id))
 
 
-def lines_of(rows: Iterable[Row], device: str, top: int = 10) -> list[str]:
+def lines_of(rows: Iterable[Row], device: str, top: int = TOP) -> list[str]:
     """Return the display lines of the `top` largest models on `device`, then "and N more"."""
     there = largest_on(rows, device)
     lines = [row.display_on(device) for row in there[:top]]
@@ -82,7 +83,7 @@ def lines_of(rows: Iterable[Row], device: str, top: int = 10) -> list[str]:
 def profiler_form(rows: Iterable[Row]) -> dict[str, Any]:
     """Return the rows in the form of `GET /swissarmyknife/profiler/loaded_models`.
 
-    Accelerators only, keyed by their index as text. Where several kinds of accelerator
+    Accelerators only, keyed by their index as text: the ten largest models of each, and how many `more` there are. Where several kinds of accelerator
     are present, an index names the one of the kind that comes first by name.
     """
     known = list(rows)
@@ -92,9 +93,14 @@ def profiler_form(rows: Iterable[Row]) -> dict[str, Any]:
         index = device.rsplit(":", 1)[1]
         if index in data:
             continue
-        models = [_profiler_model(row, device) for row in largest_on(known, device)]
+        there = largest_on(known, device)
+        models = [_profiler_model(row, device) for row in there[:TOP]]
         total = sum(row.bytes.get(device, 0) for row in known)
-        data[index] = {"models": models, "total_vram_mb": round(total / MEGABYTE, 2)}
+        data[index] = {
+            "models": models,
+            "total_vram_mb": round(total / MEGABYTE, 2),
+            "more": len(there) - len(models),
+        }
     return {"success": True, "data": data}
 
 

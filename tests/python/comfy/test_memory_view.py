@@ -192,13 +192,11 @@ def test_a_click_in_the_real_front_end_ejects_one_model(server: ComfyServer) -> 
                 "window.app?.extensionManager && document.querySelector('.dt-badge')", 240
             )
             await page.evaluate("app.extensionManager.sidebarTab.toggleSidebarTab('distorch')")
-            await page.wait_for(
-                "document.querySelectorAll('.dt-models tbody tr').length === 5", 120
-            )
+            await page.wait_for("document.querySelectorAll('.dt-model').length === 5", 120)
             await page.wait_for("document.querySelectorAll('.dt-nodes tbody tr').length > 0", 120)
             await picture(page, "memory-view-comfyui-THEME.png")
             shown = await page.evaluate(
-                "JSON.stringify([...document.querySelectorAll('.dt-models .dt-name')].map(e => e.textContent))"
+                "JSON.stringify([...document.querySelectorAll('.dt-model .dt-name')].map(e => e.textContent))"
             )
             assert set(json.loads(shown)) == set(before)
             button = f'[data-key="eject-{before["wan"]["id"]}"]'

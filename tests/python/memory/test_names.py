@@ -178,6 +178,20 @@ def test_what_the_model_folders_do_not_hold_is_not_read(folder, inputs, monkeypa
     assert names.files_named_by(inputs, resolver_of(folder)) == []
 
 
+@pytest.mark.parametrize("widget", ["vae", "vae_file", "my_favourite"])
+def test_a_file_is_found_whatever_the_input_is_called(folder, widget):
+    (folder / "vae/mine.safetensors").write_bytes(b"")
+    resolver = resolver_of(folder)
+
+    def resolve(kind: str, name: str) -> str | None:
+        if kind:
+            return resolver(kind, name)
+        return next((k for k in ("loras", "vae") if resolver(k, name)), None)
+
+    (found,) = names.files_named_by({widget: "mine.safetensors", "text": "a cat"}, resolve)
+    assert (found.file, found.kind) == ("vae/mine.safetensors", "vae")
+
+
 def test_a_file_of_another_format_leaves_the_class_name(scanner, folder):
     scanner.node_started("n", {"ckpt_name": "old.ckpt"}, resolver_of(folder))
     model = nn.Linear(3, 3)

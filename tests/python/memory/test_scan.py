@@ -277,9 +277,12 @@ def test_top_ten_and_more():
                      "display_name": "m1 (model, 1 MB, 1 layer)"},
                 ],
                 "total_vram_mb": 3.0,
+                "more": 0,
             }
         },
     }  # fmt: skip
+    many = memory.profiler_form(rows)["data"]["0"]
+    assert (len(many["models"]), many["more"], many["total_vram_mb"]) == (10, 2, 78.0)
     assert memory.profiler_form([]) == {"success": True, "data": {}}
 
 

@@ -61,7 +61,7 @@ def preview(pack: Any, comfy: comfy_standin.StandIn, tmp_path: pathlib.Path) -> 
 
 def test_a_file_of_pytorch_is_planned(preview: Any) -> None:
     text = preview.describe(
-        "checkpoints/old.ckpt", "model", of("sim:1,3mb;sim:0,*#sim:0"), "sim:0", free_now=False
+        "checkpoints/old.ckpt", "model", [of("sim:1,3mb;sim:0,*#sim:0")], "sim:0", free_now=False
     )
     assert text.startswith("checkpoints/old.ckpt: 8 MB in 8 blocks, computed on sim:0")
 
@@ -106,7 +106,7 @@ def test_the_text_shows_sizes_devices_and_the_string(preview: Any) -> None:
     text = preview.describe(
         "diffusion_models/dit.safetensors",
         "model",
-        of("sim:1,9mb;sim:0,*#sim:0"),
+        [of("sim:1,9mb;sim:0,*#sim:0")],
         "sim:0",
         free_now=False,
     )
@@ -123,7 +123,7 @@ def test_the_text_shows_sizes_devices_and_the_string(preview: Any) -> None:
 
 def test_notes_of_the_plan_are_shown(preview: Any) -> None:
     file = "diffusion_models/dit.safetensors"
-    text = preview.describe(file, "model", of("sim:1,9mb"), "sim:0", free_now=False)
+    text = preview.describe(file, "model", [of("sim:1,9mb")], "sim:0", free_now=False)
     assert "note: " in text
     assert "cpu" in text[text.index("note: ") :]
 
@@ -131,8 +131,8 @@ def test_notes_of_the_plan_are_shown(preview: Any) -> None:
 def test_errors_are_the_planners(preview: Any) -> None:
     file = "diffusion_models/dit.safetensors"
     with pytest.raises(PlanError, match="sim:1"):
-        preview.describe(file, "model", of("sim:1,9mb;cpu,1mb"), "sim:0", free_now=False)
+        preview.describe(file, "model", [of("sim:1,9mb;cpu,1mb")], "sim:0", free_now=False)
     with pytest.raises(ValueError, match="broken"):
         preview.describe(
-            "diffusion_models/broken.safetensors", "model", of("cpu,*"), "sim:0", free_now=False
+            "diffusion_models/broken.safetensors", "model", [of("cpu,*")], "sim:0", free_now=False
         )

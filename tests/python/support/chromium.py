@@ -186,7 +186,7 @@ CONTRAST = """(() => {
     }
     return 1
   }
-  const text = [...document.querySelectorAll('.dt-panel :is(.dt-small, .dt-name, .dt-tag, h3, td, button:enabled)')]
+  const text = [...document.querySelectorAll('.dt-panel :is(.dt-small, .dt-name, .dt-tag, .dt-note, h3, td, button:enabled)')]
   return Math.min(...text.map((node) => {
     const [fore, back] = [light(rgba(getComputedStyle(node).color)), behind(node)]
     return (Math.max(fore, back) + 0.05) / (Math.min(fore, back) + 0.05)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from chromium import Page, open_page
 from stand_in import StandIn, StandInBackend, serve
 
-ROWS = "document.querySelectorAll('.dt-models tbody tr').length"
+ROWS = "document.querySelectorAll('.dt-model').length"
 COUNT_INTERVALS = """
   window.intervals = 0
   const original = window.setInterval

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
+import importlib
 import pathlib
 import sys
 import time
@@ -15,31 +15,22 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
-from distorch import memory
+from distorch import allocation, memory, plan_view
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 GB = 2**30
 
 
 def load_patches(name: str) -> ModuleType:
-    """A module of patches/, loaded by path as ComfyUI does (the root never goes on sys.path)."""
-    full = f"distorch_pack_patches.{name}"
-    if full in sys.modules:
-        return sys.modules[full]
+    """A module of patches/ ("view.server_routes"), by path as ComfyUI does (the root never goes on sys.path)."""
     if "distorch_pack_patches" not in sys.modules:
         package = ModuleType("distorch_pack_patches")
         package.__path__ = [str(ROOT / "patches")]
         sys.modules["distorch_pack_patches"] = package
-    spec = importlib.util.spec_from_file_location(full, ROOT / "patches" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[full] = module
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"distorch_pack_patches.{name}")
 
 
-routes = load_patches("server_routes")
+routes = load_patches("view.server_routes")
 
 
 def row(
@@ -74,9 +65,10 @@ def example_runs(now: float) -> list[dict[str, Any]]:
     loaded = [{"name": "Wan2_2-T2V-A14B-HIGH", "type": "checkpoint", "bytes": {"cuda:0": 9 * GB}}]
     nodes = [
         {"node": "1", "kind": "UNETLoader", "started": now - 250, "ended": now - 240,
-         "peak": {"cuda:0": 3 * GB}, "loaded": []},
+         "peak": {"cuda:0": 3 * GB}, "growth": {"cuda:0": GB}, "loaded": []},
         {"node": "7", "kind": "KSampler", "started": now - 240, "ended": now - 120,
-         "peak": {"cuda:0": 23 * GB, "cuda:1": 18 * GB}, "loaded": loaded},
+         "peak": {"cuda:0": 23 * GB, "cuda:1": 18 * GB},
+         "growth": {"cuda:0": 14 * GB, "cuda:1": 6 * GB}, "loaded": loaded},
     ]  # fmt: skip
     return [
         {"prompt": "a1", "started": now - 250, "ended": now - 118, "status": "success",
@@ -89,6 +81,38 @@ def example_runs(now: float) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def plan_of(text: str) -> dict[str, Any]:
+    """As the pack's route answers, of the example's placed model."""
+    gib = [(d.device, d.total, d.link_gbps) for d in PLAN_DEVICES]
+    try:
+        plan = allocation.make_plan(
+            text, PLAN_BLOCKS, PLAN_DEVICES, "cuda:0", allocation.Options(slots=None)
+        )
+    except allocation.AllocationError as error:
+        return {
+            "ok": False,
+            "message": error.message,
+            "caret": error.caret,
+            "expected": error.expected,
+        }
+    except allocation.PlanError as error:
+        return {"ok": False, "message": error.message}
+    machine = [{"device": d, "total": total, "free": total} for d, total, _ in gib]
+    return {"ok": True, **plan_view.view(plan, PLAN_DEVICES, 1.0).as_json(), "machine": machine}
+
+
+PLAN_DEVICES = [
+    allocation.Device("cuda:0", 24 * GB, 24 * GB),
+    allocation.Device("cuda:1", 24 * GB, 24 * GB, link_gbps=20.0),
+    allocation.Device("cpu", 64 * GB, 64 * GB, link_gbps=12.0),
+]
+PLAN_BLOCKS = [
+    allocation.Block(f"blocks.{i}.{part}", 27 * GB // 80, f"blocks.{i}")
+    for i in range(40)
+    for part in ("attn", "ffn")
+]
+
+
 class StandInBackend:
     """Answers from `rows`; ejecting takes a row's accelerator bytes at once."""
 
@@ -96,6 +120,7 @@ class StandInBackend:
         self.rows = example_rows()
         self.flags: dict[int, bool] = {}
         self.kept = {1, 5}
+        self.nodes: dict[int, str] = {}
         self.reports: dict[int, dict[str, Any]] = {}
         self.calls: list[tuple[Any, ...]] = []
 
@@ -105,7 +130,8 @@ class StandInBackend:
             loaded = any(d != "cpu" for d in r.bytes) and r.id != 3
             why = "" if loaded else "it was not loaded through ComfyUI"
             eject = self.flags.get(r.id, False)
-            told = {"eject": eject, "ejectable": loaded, "why_not": why, "kept": r.id in self.kept}
+            told = {"eject": eject, "ejectable": loaded, "why_not": why, "kept": r.id in self.kept,
+                    "node": self.nodes.get(r.id, "")}  # fmt: skip
             found.append({**r.as_json(), **told})
         return {"models": found, "scan_ms": 1.5}
 
@@ -132,10 +158,13 @@ class StandInBackend:
         return {"placements": [{
             "key": 1, "name": "Wan2_2-T2V-A14B-HIGH", "file": "wan.safetensors", "compute": "cuda:0",
             "requested": "cuda:0,9gb;cuda:1,12gb;cpu,*", "state": "placed",
-            "blocks": [{"name": f"blocks.{i}", "device": d, "how": how[d]} for i, d in enumerate(devices)],
+            "blocks": [{"name": f"blocks.{i}", "device": d, "how": how[d], "bytes": 27 * GB // 40,
+                        "reason": "", "waits": ""} for i, d in enumerate(devices)],
             "bytes": {"cuda:0": 9 * GB, "cuda:1": 12 * GB, "cpu": 6 * GB},
             "streaming": "8 groups are streamed, 6144.00 MB a step; 18 groups run on cuda:1",
-            "streamed_bytes": 6 * GB, "staging_bytes": 2 * GB, "notes": [], "predicted_step_ms": 1030.0, "measured_step_ms": 1084.2,
+            "streamed_bytes": 6 * GB, "staging_bytes": 2 * GB, "model": 1,
+            "caps": {"cuda:0": 11 * GB, "cuda:1": 12 * GB, "cpu": 64 * GB}, "pinned_bytes": 6 * GB,
+            "notes": ["cuda:0: its cap of 12.00 GB was lowered to 11.00 GB, which is free"], "predicted_step_ms": 1030.0, "measured_step_ms": 1084.2,
         }]}  # fmt: skip
 
     def history(self, seconds: int, prompt: str | None = None) -> dict[str, Any]:
@@ -206,6 +235,14 @@ class StandInBackend:
     def parse(self, text: str) -> dict[str, Any]:
         return {"ok": True, "normal": text}
 
+    def plan(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self.calls.append(("plan", asked.get("text")))
+        return plan_of(asked.get("text", ""))
+
+    def measure_links(self) -> dict[str, Any]:
+        self.calls.append(("links",))
+        return self._ticket("links", {}, "measure the links", [])
+
     def _known(self, model_id: int) -> None:
         if all(r.id != model_id for r in self.rows):
             raise routes.UnknownModelError(f"no live model has the id {model_id}")
@@ -214,10 +251,15 @@ class StandInBackend:
         self, kind: str, freed: dict[str, int], will: str, models: list[int]
     ) -> dict[str, Any]:
         ticket = len(self.reports) + 1
+        before = {v["device"]: v["total"] - v["free"] for v in self.devices()["devices"]}
+        before = {d: n + freed.get(d, 0) for d, n in before.items()}
+        names = [r.name for r in self.rows if r.id in models]
         self.reports[ticket] = {"ticket": ticket, "kind": kind, "state": "done", "asked": time.time(),
-                                "freed": freed, "freed_total": sum(freed.values()), "details": {},
+                                "before": before, "after": {d: n - freed.get(d, 0) for d, n in before.items()},
+                                "freed": freed, "freed_total": sum(freed.values()), "details": {"names": names},
                                 "error": ""}  # fmt: skip
-        return {"ticket": ticket, "when": "now", "will": will, "models": models}
+        return {"ticket": ticket, "kind": kind, "asked": time.time(), "when": "now", "will": will,
+                "models": models}  # fmt: skip
 
 
 class StandIn:

@@ -74,9 +74,9 @@ def test_a_run_has_the_shape_and_figures_of_the_description() -> None:
         "prompt": "p", "started": 100.0, "ended": 105.0, "status": "success", "peak": {"cuda:0": 70},
         "nodes": [
             {"node": "1", "kind": "UNETLoader", "started": 101.0, "ended": 102.0,
-             "peak": {"cuda:0": 5}, "loaded": []},
+             "peak": {"cuda:0": 5}, "growth": {"cuda:0": 5}, "loaded": []},
             {"node": "2", "kind": "KSampler", "started": 103.0, "ended": 104.0,
-             "peak": {"cuda:0": 70},
+             "peak": {"cuda:0": 70}, "growth": {"cuda:0": 70},
              "loaded": [{"name": "wan", "type": "checkpoint", "bytes": {"cuda:0": 60, "cpu": 4}}]},
         ],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stand_in import load_patches
 
-between_prompts = load_patches("between_prompts")
+between_prompts = load_patches("seams.between_prompts")
 
 
 class Queue:

@@ -10,7 +10,7 @@ import re
 from stand_in import StandInBackend, load_patches, row
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-metrics = load_patches("metrics")
+metrics = load_patches("view.metrics")
 
 
 def full_state() -> object:

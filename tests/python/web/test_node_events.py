@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stand_in import load_patches
 
-node_events = load_patches("node_events")
+node_events = load_patches("seams.node_events")
 
 
 class ComfyUI:

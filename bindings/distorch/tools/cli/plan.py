@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distorch import allocation
+from distorch import allocation, plan_drawing, plan_view
+from distorch.tools.cli import plan_rows
 
 _EPILOG = """\
 examples:
@@ -82,17 +83,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="what a layer group takes and gives, for the choice between streaming and migrating",
     )
+    parser.add_argument(
+        "--against", metavar="STRING", help="another string, shown beside the first"
+    )
+    parser.add_argument("--svg", metavar="FILE.svg", help="draw what is shown into this file")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns 0, or 2 with the error printed."""
     try:
-        devices = _read(args.devices, _device) if args.devices else None
+        devices = _read(args.devices, plan_rows.device) if args.devices else None
         spec = allocation.parse(args.alloc, _names_here() if devices is None else devices)
         devices = _devices_here(args.compute, spec) if devices is None else devices
         plan = _plan(args, spec, devices)
         step = _step(args, plan, devices)
+        other = _other(args, plan, devices)
+        if args.svg:
+            _draw(args, [plan, other] if other else [plan], devices)
     except (allocation.AllocationError, allocation.PlanError, InputError) as error:
         if args.json:
             sys.stdout.write(json.dumps({"error": error_object(error)}) + "\n")
@@ -106,11 +114,13 @@ def run(args: argparse.Namespace) -> int:
             text = json.dumps(json.loads(text) | more)
         sys.stdout.write(text + "\n")
         return 0
-    sys.stdout.write(plan.tables())
-    if step is not None:
-        predicted = f"{step.seconds:.3f} s" if step.seconds else "not known, links are missing"
-        sys.stdout.write(f"\nstep: {predicted} (its compute alone: {args.step_seconds:.3f} s)\n")
-        sys.stdout.writelines(f"  {line}\n" for line in step.lines)
+    views = [plan_view.view(plan, devices, args.step_seconds, args.activations)]
+    if other is not None:
+        views.append(plan_view.view(other, devices, args.step_seconds, args.activations))
+        sys.stdout.write(plan_drawing.comparison(views) + "\n")
+    else:
+        sys.stdout.write(f"{plan.tables()}\n{plan_drawing.text(views[0])}\n")
+        sys.stdout.writelines(f"  {line}\n" for line in (step.lines if step else ()))
     return 0
 
 
@@ -125,6 +135,31 @@ def _step(
         raise InputError("--activations must be a number of bytes, 0 or more")
     slots = max(1, plan.slots)
     return allocation.predict_step(plan, devices, args.step_seconds, args.activations, slots)
+
+
+def _other(
+    args: argparse.Namespace, plan: allocation.Plan, devices: list[allocation.Device]
+) -> allocation.Plan | None:
+    """The plan of --against, for the same blocks."""
+    if args.against is None:
+        return None
+    if args.json:
+        raise InputError("--against is for people: ask twice for JSON")
+    spec = allocation.parse(args.against, devices)
+    options = allocation.Options(order=args.order, strict=args.strict, slots=args.slots)
+    return allocation.make_plan(
+        spec, plan.blocks, devices, args.compute or spec.compute or plan.compute, options
+    )
+
+
+def _draw(
+    args: argparse.Namespace, plans: list[allocation.Plan], devices: list[allocation.Device]
+) -> None:
+    views = [plan_view.view(p, devices, args.step_seconds, args.activations) for p in plans]
+    try:
+        Path(args.svg).write_text(plan_drawing.svg(views), encoding="utf-8")
+    except OSError as error:
+        raise InputError(_named(args.svg, error)) from error
 
 
 def error_object(error: Exception) -> dict[str, Any]:
@@ -146,7 +181,7 @@ def _plan(
 ) -> allocation.Plan:
     if (args.file is None) == (args.blocks is None):
         raise InputError("give either a model file or --blocks FILE.json")
-    blocks = _read(args.blocks, _block) if args.blocks else blocks_of_file(Path(args.file))
+    blocks = _read(args.blocks, plan_rows.block) if args.blocks else blocks_of_file(Path(args.file))
     if args.slots is not None and not 0 <= args.slots < 2**31:
         raise InputError("--slots must be a number of slots, 0 or more")
     options = allocation.Options(order=args.order, strict=args.strict, slots=args.slots)
@@ -213,67 +248,3 @@ def _named(path: str | Path, error: OSError | ValueError) -> str:
     for name in (str(path), Path(path).name):  # by either of which readers of formats begin
         reason = reason.removeprefix(f"{name}: ")
     return f"{path}: {reason}"
-
-
-def _text(row: Mapping[str, Any], key: str, *, required: bool = False) -> str:
-    value = row.get(key)
-    if value is None and not required:
-        return ""
-    if not isinstance(value, str):
-        raise ValueError(f'"{key}" must be a string')
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f'"{key}" has half of a surrogate pair in it: {value!a}') from None
-    return value
-
-
-def _flag(row: Mapping[str, Any], key: str) -> bool:
-    value = row.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f'"{key}" must be true or false')
-    return bool(value)
-
-
-def _size(row: Mapping[str, Any], key: str, *, required: bool = False) -> int:
-    value = row.get(key)
-    if value is None and not required:
-        return 0
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise ValueError(f'"{key}" must be a number of bytes, 0 or more')
-    return value
-
-
-def _known_size(row: Mapping[str, Any], key: str) -> int | None:
-    return None if row.get(key) is None else _size(row, key)
-
-
-def _block(row: Mapping[str, Any]) -> allocation.Block:
-    pinned = row.get("pinned")
-    if pinned is not None and not isinstance(pinned, (bool, str)):
-        raise ValueError('"pinned" must be true, false or the reason as a string')
-    reason = "pinned" if pinned is True else "" if pinned is False else _text(row, "pinned")
-    return allocation.Block(
-        _text(row, "name", required=True),
-        _size(row, "bytes", required=True),
-        group=_text(row, "group"),
-        pinned=reason,
-        tied=_text(row, "tied"),
-        patched=_flag(row, "patched"),
-    )
-
-
-def _device(row: Mapping[str, Any]) -> allocation.Device:
-    link = row.get("link_gbps")
-    link = 0.0 if link is None else link
-    if isinstance(link, bool) or not isinstance(link, (int, float)) or not 0 <= link < 1e15:
-        raise ValueError('"link_gbps" must be a number of GB/s, 0 or more')
-    return allocation.Device(
-        _text(row, "device", required=True),
-        total=_known_size(row, "total"),
-        free=_known_size(row, "free"),
-        reserve=_size(row, "reserve"),
-        link_gbps=float(link),
-    )

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Under a loader's allocation string: what is wrong with it, where it is typed, and the sliders that write it. Also the
+// words of our nodes in the language of the page.
+
+import { app } from '../../scripts/app.js'
+import { api } from '../../scripts/api.js'
+import { Graph } from './lib/graph.js'
+import { el, update } from './lib/dom.js'
+import { Steer } from './lib/steer.js'
+import { Store } from './lib/store.js'
+import { hasText, t } from './lib/text.js'
+
+const WIDGET = 'distorch_plan'
+const MODEL_FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i
+const ONE_FILE = ['unet_name', 'ckpt_name', 'clip_name', 'vae_name', 'control_net_name', 'file']
+const CLOSED = 46
+const OPEN = 420
+
+const graph = new Graph(app)
+const asking = { ask: Store.prototype.ask, post: Store.prototype.post, report() {}, api, reports: [], namesOf: () => [], now: 0 }
+
+function value(node, ...names) {
+  return node.widgets?.find((widget) => names.includes(widget.name))?.value
+}
+
+/** What POST /distorch/plan is to be asked beside the string; null where no single file is chosen. */
+function about(node) {
+  const file = node.widgets?.find((widget) => ONE_FILE.includes(widget.name) && MODEL_FILE.test(widget.value))?.value
+  if (!file) return null
+  const part = value(node, 'part') ?? 'model'
+  const compute = value(node, 'compute_device', 'device', 'unet_compute_device')
+  const donor = value(node, 'donor_device', 'unet_donor_device')
+  const gigabytes = Number(value(node, 'virtual_vram_gb', 'unet_virtual_vram_gb') ?? 0)
+  const found = { model: file.slice(0, 500), part, virtual_bytes: Math.round(gigabytes * 2 ** 30) }
+  if (compute) found.compute = compute
+  if (donor) found.donor = donor
+  return found
+}
+
+class NodePlan {
+  constructor(node, string) {
+    this.node = node
+    this.string = string
+    this.steer = null
+    this.wrong = el('div', { class: 'dt-wrong', role: 'alert' })
+    this.head = el('button', { type: 'button', class: 'dt-button dt-node-head', 'aria-expanded': 'false', onclick: () => this.toggle() }, t('steer'))
+    this.place = el('div', { class: 'dt-node-place', hidden: true })
+    this.element = el('div', { class: 'dt-panel dt-node' }, this.head, this.wrong, this.place)
+    const before = string.callback
+    string.callback = (...args) => {
+      before?.apply(string, args)
+      this.changed()
+    }
+    this.widget = node.addDOMWidget(WIDGET, 'distorch', this.element, { serialize: false, hideOnZoom: true, getMinHeight: () => this.height(), getMaxHeight: () => this.height() })
+    this.widget.serialize = false
+  }
+
+  height() {
+    return this.place.hidden ? CLOSED + (this.wrong.childElementCount ? 64 : 0) : OPEN
+  }
+
+  /** The string was edited in the node: it is checked at once, and the sliders follow. */
+  async changed() {
+    const text = String(this.string.value ?? '')
+    if (this.steer && this.steer.text !== text) this.steer.begin(text)
+    const answer = text.trim() ? await asking.ask('/distorch/parse', { text }) : { ok: true }
+    if (text !== String(this.string.value ?? '')) return
+    update(this.wrong, answer.ok ? null : el('pre', {}, answer.caret || answer.message), answer.ok ? null : el('p', {}, t('string.expected', { expected: answer.expected })))
+    this.fit()
+  }
+
+  toggle() {
+    const open = this.place.hidden
+    const question = about(this.node)
+    this.place.hidden = !open
+    this.head.setAttribute('aria-expanded', String(open))
+    if (open && !question) update(this.place, el('p', { class: 'dt-note' }, t('steer.no_file')))
+    else if (open && !this.steer) {
+      this.steer = new Steer(asking, { name: this.node.title, about: () => about(this.node) ?? question, write: (text) => graph.write(this.node.id, text) })
+      this.place.replaceChildren(this.steer.element)
+    }
+    if (open) this.steer?.begin(String(this.string.value ?? ''))
+    this.fit()
+  }
+
+  fit() {
+    this.node.setSize?.([Math.max(this.node.size[0], this.place.hidden ? 0 : 380), this.node.computeSize()[1]])
+    this.node.setDirtyCanvas?.(true, true)
+  }
+}
+
+/** Tooltips of our widgets, and the descriptions, in the page's language. */
+function translate(nodeData) {
+  const family = nodeData.search_aliases?.find?.((alias) => alias.startsWith('distorch '))?.split(' ')[1]
+  if (family && hasText(`family.${family}`)) nodeData.description = t(`family.${family}`)
+  for (const inputs of [nodeData.input?.required, nodeData.input?.optional]) {
+    for (const [name, spec] of Object.entries(inputs ?? {})) {
+      const key = `widget.${name.replace(/^(unet|clip|vae)_(?=.*(device|vram|allocations))/, '')}`
+      if (spec[1]?.tooltip && hasText(key)) spec[1].tooltip = t(key)
+    }
+  }
+}
+
+app.registerExtension({
+  name: 'DisTorch.NodePlan',
+  beforeRegisterNodeDef(_nodeType, nodeData) {
+    if (nodeData.category?.startsWith('multigpu')) translate(nodeData)
+  },
+  nodeCreated(node) {
+    const string = graph.stringWidget(node)
+    if (string && node.addDOMWidget && node.constructor.nodeData?.category?.startsWith('multigpu')) node.distorchPlan = new NodePlan(node, string)
+  }
+})
