@@ -91,6 +91,19 @@ fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60)
 	@cmake --workflow --preset fuzz
 	@tools/fuzz.sh build/fuzz $${FUZZ_SECONDS:-60}
 
+.PHONY: wheels wheels-test windows-wheel windows-test
+wheels: $(DEPS_STAMP)  ## wheels for Linux, Python 3.10 to 3.13, in dist/ (VERSIONS="3.11 3.12" for some)
+	@tools/wheels.sh $(VERSIONS)
+
+wheels-test: $(DEPS_STAMP)  ## the library's tests on them, a fresh environment for each torch (CELLS="3.11:2.13.0" for some)
+	@tools/wheels_test.sh $(CELLS)
+
+windows-wheel: $(DEPS_STAMP)  ## wheels for Windows by mingw-w64, in dist/ (VERSIONS likewise)
+	@tools/windows.sh wheel $(VERSIONS)
+
+windows-test: $(DEPS_STAMP)  ## under wine: C++ tests, Python tests, the pack in ComfyUI where COMFYUI_PATH is set
+	@tools/windows.sh test
+
 gpu-kit: $(DEPS_STAMP)  ## fill .gpu/ with what tools/gpu_check.sh needs on a machine with a GPU
 	@tools/gpu_kit.sh
 

@@ -1,15 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/transfer/copy_thread.h"
 
+#include <chrono>
 #include <utility>
 
 #include "distorch/device/threads.h"
 
 namespace distorch {
+namespace {
+
+// Waits until `ready`. Not by wait(): that of GCC 12 and later asks for a
+// libstdc++ which the systems of manylinux_2_34 need not have.
+template <typename Ready>
+void Await(std::condition_variable& changed, std::unique_lock<std::mutex>& lock,
+           Ready ready) {
+  while (!changed.wait_for(lock, std::chrono::hours(1), ready)) {
+  }
+}
+
+}  // namespace
 
 absl::Status CopyThread::Job::Wait() {
   std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait(lock, [this] { return is_done_; });
+  Await(done_, lock, [this] { return is_done_; });
   return status_;
 }
 
@@ -49,7 +62,7 @@ void CopyThread::Run() {
     std::shared_ptr<Job> job;
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait(lock, [this] { return ends_ || !jobs_.empty(); });
+      Await(changed_, lock, [this] { return ends_ || !jobs_.empty(); });
       if (jobs_.empty()) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();

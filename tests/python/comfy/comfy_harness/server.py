@@ -112,7 +112,7 @@ class ComfyServer:
         Args:
             version: which ComfyUI.
             base: its base directory.
-            capacities: bytes of each simulated device. ComfyUI keeps 1.2 GB free for itself.
+            capacities: bytes of each simulated device; none for the processor alone. ComfyUI keeps 1.2 GB free for itself.
             arguments: more arguments of `main.py`.
             environment: more environment variables.
             packs: more custom node folders to copy in.

