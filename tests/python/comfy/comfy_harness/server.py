@@ -21,6 +21,8 @@ from typing import Any
 import torch
 
 GIB = 2**30
+# How many times longer than usual to wait: for an emulator, for a machine that does much else.
+PATIENCE = float(os.environ.get("DISTORCH_TEST_PATIENCE", "1"))
 _PACK = (
     *("__init__.py", "install.py", "requirements.txt", "pyproject.toml"),
     *("example_workflows", "nodes", "patches", "web"),
@@ -132,7 +134,7 @@ class ComfyServer:
                 stderr=subprocess.STDOUT,
             )
         try:
-            self._wait_until_ready(180)
+            self._wait_until_ready(180 * PATIENCE)
         except BaseException:
             self.stop()
             raise
@@ -182,7 +184,7 @@ class ComfyServer:
             f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=120 * PATIENCE) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             raise ComfyError(error.read().decode()) from None
@@ -210,7 +212,7 @@ class ComfyServer:
         body = {"prompt": workflow, "client_id": client or uuid.uuid4().hex}
         queued = self.request("/prompt", body)
         prompt_id = queued["prompt_id"]
-        while time.monotonic() - start < timeout:
+        while time.monotonic() - start < timeout * PATIENCE:
             history = self.get(f"/history/{prompt_id}").get(prompt_id)
             if history:
                 return self._finished(prompt_id, history, time.monotonic() - start)
