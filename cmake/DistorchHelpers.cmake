@@ -5,7 +5,8 @@
 #     makes the static library distorch_parser with the alias distorch::parser, and installs it with its headers, unless
 #     INTERNAL is given: for what only our own binaries can link.
 #   distorch_cc_test(NAME parser_test SRCS parser_test.cc DEPS distorch::parser [LABELS gpu])
-#     makes a GoogleTest binary and registers each of its tests with CTest (label `unit` unless given).
+#     makes a GoogleTest binary and registers each of its tests with CTest (label `unit` unless given;
+#     the thread sanitizer's preset takes those with the label `threads`).
 #   distorch_cc_benchmark(NAME parser_benchmark SRCS parser_benchmark.cc DEPS distorch::parser)
 #     makes a Google Benchmark binary in <build>/bench/, run by `make bench`.
 #   distorch_cc_fuzzer(NAME parser_fuzzer SRCS parser_fuzzer.cc DEPS distorch::parser)
@@ -64,15 +65,15 @@ endfunction()
 
 function(distorch_cc_test)
   cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS;LABELS" ${ARGN})
-  if(NOT DISTORCH_BUILD_TESTS)
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS unit)
+  endif()
+  if(NOT DISTORCH_BUILD_TESTS OR (DISTORCH_SANITIZE STREQUAL "thread" AND NOT ARG_LABELS STREQUAL "threads"))
     return()
   endif()
   add_executable(${ARG_NAME} ${ARG_SRCS})
   distorch_configure_target(${ARG_NAME} PRIVATE)
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
-  if(NOT ARG_LABELS)
-    set(ARG_LABELS unit)
-  endif()
   if(CMAKE_CROSSCOMPILING)  # starting the emulator costs more than most tests
     add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
     set_tests_properties(${ARG_NAME} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 300)
@@ -94,7 +95,7 @@ endfunction()
 
 function(distorch_cc_fuzzer)
   cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
-  if(DISTORCH_BUILD_TESTS)
+  if(DISTORCH_BUILD_TESTS AND NOT DISTORCH_SANITIZE STREQUAL "thread")
     add_executable(${ARG_NAME}_seeds ${ARG_SRCS} ${PROJECT_SOURCE_DIR}/tests/support/fuzz/replay.cc)
     distorch_configure_target(${ARG_NAME}_seeds PRIVATE)
     target_link_libraries(${ARG_NAME}_seeds PRIVATE ${ARG_DEPS})

@@ -24,8 +24,19 @@ class PlacementError(RuntimeError):
 _CLOSED = ("_apply", "__deepcopy__", "__reduce_ex__")
 
 
+# Modules of models that are placed now.
+_PLACED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def check_free(blocks: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise PlacementError if one of these blocks belongs to a model that is placed: two would undo each other."""
+    for name, module in blocks:
+        if module in _PLACED:
+            raise PlacementError(f"block {name} is placed already: unload that model first")
+
+
 def close(model: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Let a model and its modules refuse to be moved, converted, copied and pickled."""
+    """Let a model and its modules, those that own tensors, refuse to be moved, converted, copied, pickled, placed again."""
     name = type(model).__name__
 
     def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
@@ -44,6 +55,8 @@ def close(model: nn.Module, modules: Iterable[nn.Module]) -> None:
             return module
         refuse()
 
+    modules = list(modules)
+    _PLACED.update(modules)
     for module in (model, *modules):
         module.__dict__.update(dict.fromkeys(_CLOSED, refuse))
         module.__dict__["_apply"] = functools.partial(convert, weakref.ref(module))
@@ -51,6 +64,8 @@ def close(model: nn.Module, modules: Iterable[nn.Module]) -> None:
 
 def open_again(model: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Undo `close`."""
+    modules = list(modules)
+    _PLACED.difference_update(modules)
     for module in (model, *modules):
         for method in _CLOSED:
             module.__dict__.pop(method, None)

@@ -8,8 +8,6 @@ are stored elsewhere are not kept. One thread runs a placed model at a time; rea
 from __future__ import annotations
 
 import functools
-import weakref
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,35 +18,11 @@ from torch import nn
 from distorch import guards, hostmemory
 from distorch.devices import name_of
 from distorch.guards import PlacementError
-from distorch.model_blocks import Inventory, TensorKey, TensorPlace
+from distorch.model_blocks import Inventory, TensorPlace, bytes_per_device
 from distorch.model_inputs import ModelInputs
 from distorch.on_demand import OnDemandCopies
-from distorch.parts import tensor_bytes
 from distorch.patching import Patch, Patches, check_patches
 from distorch.tables import ModuleTable, Reporter
-
-# Modules that own tensors of models that are placed now.
-_PLACED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def check_free(inventory: Inventory) -> None:
-    """Raise PlacementError if a block belongs to a model that is placed: two would undo each other."""
-    for block in inventory.blocks:
-        if block.module in _PLACED:
-            raise PlacementError(f"block {block.name} is placed already: unload that model first")
-
-
-def bytes_per_device(inventory: Inventory) -> dict[str, int]:
-    """Return where the bytes of a model are now, tensors that are one counted once."""
-    seen: set[TensorKey] = set()
-    totals: dict[str, int] = defaultdict(int)
-    refs = (ref for block in inventory.blocks for ref in block.tensors)
-    for key, ref in zip(inventory.keys, refs, strict=True):
-        if key not in seen:
-            seen.add(key)
-            tensor = ref.get()
-            totals[name_of(tensor.device)] += tensor_bytes(tensor)
-    return dict(totals)
 
 
 class PlacedModel:
@@ -66,7 +40,7 @@ class PlacedModel:
 
     def __init__(self, model: nn.Module, plan: Any, compute: str, inventory: Inventory) -> None:
         """Nothing moves yet. Raises PlacementError when the plan lacks a block, or a part is placed already."""
-        check_free(inventory)
+        guards.check_free((block.name, block.module) for block in inventory.blocks)
         self.model = model
         self.plan = plan
         self.compute = compute
@@ -251,10 +225,8 @@ class PlacedModel:
 
     def install(self) -> None:
         """Make the model run from where its blocks are."""
-
         self._inputs.attach()
         guards.close(self.model, [block.module for block in self.inventory.blocks])
-        _PLACED.update(block.module for block in self.inventory.blocks)  # until `unload`
         self.attach_hooks()
 
     def _begin_run(self) -> None:
@@ -300,7 +272,6 @@ class PlacedModel:
         if self._inputs.attached:
             self._inputs.detach()
             guards.open_again(self.model, [block.module for block in self.inventory.blocks])
-            _PLACED.difference_update([block.module for block in self.inventory.blocks])
 
     def replace(self, tensors: Sequence[tuple[TensorPlace, torch.Tensor]]) -> None:
         """Hang copies that an engine has made on the same device: it has packed them into slabs."""
