@@ -52,13 +52,14 @@ class _OwnBudget:
         self.pinned += count
 
 
-_budget: Budget = _OwnBudget()
+_OWN = _OwnBudget()
+_budget: Budget = _OWN
 
 
-def share_budget(budget: Budget) -> None:
-    """Pin within somebody else's limit, and count there, from the next pinner on."""
+def share_budget(budget: Budget | None) -> None:
+    """Pin within somebody else's limit, and count there, from the next pinner on; None: within our own again."""
     global _budget
-    _budget = budget
+    _budget = _OWN if budget is None else budget
 
 
 def default_cap() -> int:
