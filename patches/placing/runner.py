@@ -26,6 +26,7 @@ from distorch.run.pinning import registrar_for
 from distorch.run.streaming import slots_for
 from distorch.run.travelling import resolve
 
+from ..seams import malloc_graph
 from .blocks import Block, BlockTensor, streamable
 
 log = logging.getLogger("DisTorch")
@@ -79,6 +80,7 @@ class Runner:
         tensors: dict[tuple[int, str], BlockTensor] = {}
         specs, resident = self._specs(placed, model, here, tensors)
         self.engine: GroupEngine | None = None
+        self._judge = _Judge()
         if not specs:
             return
         if placed.pinner is None:
@@ -99,7 +101,8 @@ class Runner:
             links=host_links(here),
             pinner=placed.pinner,
             resident=resident,
-            may_migrate=_Judge(),
+            may_migrate=self._judge,
+            may_allocate=lambda: not malloc_graph.recording(),
             objects=False,  # the options of a step lead to patchers and whole models
             changed=_reporter(placed),
         )
@@ -145,11 +148,11 @@ class Runner:
             )
         return specs, resident
 
-    def _watch_root(self, root: torch.nn.Module | None) -> None:
+    def _watch_root(self, root: torch.nn.Module) -> None:
         """Tells the engine where a forward pass begins and ends."""
-        if root is None or self.engine is None:
+        if self.engine is None:
             return
-        me = weakref.ref(self.engine)
+        me, judge = weakref.ref(self.engine), self._judge
 
         def begin(*_: Any) -> None:
             engine = me()
@@ -161,7 +164,11 @@ class Runner:
             if engine is None or torch.compiler.is_compiling():
                 return None
             engine.finish_step(failed=output is None)
-            return map_tensors(output, resolve)
+            output = map_tensors(output, resolve)
+            if judge.recorded and engine.migrated:
+                judge.recorded = False
+                engine.set_modes(dict.fromkeys(engine.migrated, "stream"))
+            return output
 
         self._handles = [
             root.register_forward_pre_hook(begin),
@@ -217,15 +224,26 @@ def _reporter(placed: Any) -> Callable[[], None]:
 
 
 class _Judge:
-    """Says whether a group may run on its donor: not while other nodes patch the inside of blocks.
+    """Says whether a group may run on its donor.
 
-    Their tensors lie on the compute device. Knows nothing of the runner, which would be a cycle.
+    Not while other nodes patch the inside of blocks: their tensors lie on the compute device. Nor while ComfyUI records
+    what is allocated; `recorded` then says that groups are to be streamed instead. Knows nothing of the runner, which
+    would be a cycle.
     """
 
     def __init__(self) -> None:
         self._warned = False
+        self.recorded = False
 
     def __call__(self, args: Any, kwargs: Any) -> bool:
+        if malloc_graph.recording():
+            if not self.recorded:
+                log.warning(
+                    "ComfyUI's compiler records this model's blocks: they are streamed, not run on the donor "
+                    "(--disable-comfy-compiler lets them)"
+                )
+            self.recorded = True
+            return False
         for options in _options(args, kwargs):
             inside = {*(options.get("patches_replace") or ())} - {"dit"}
             names = sorted({*inside, *(options.get("patches") or ())})
@@ -247,7 +265,7 @@ def _options(args: Any, kwargs: Any) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def _root(model: torch.nn.Module, names: list[str]) -> torch.nn.Module | None:
+def _root(model: torch.nn.Module, names: list[str]) -> torch.nn.Module:
     """The innermost module that runs all groups: their common ancestor that has a forward."""
     common = names[0].split(".")[:-1]
     for name in names[1:]:
@@ -259,4 +277,4 @@ def _root(model: torch.nn.Module, names: list[str]) -> torch.nn.Module | None:
         if not isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict)):
             return module
         common.pop()
-    return None
+    return model

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling runs with the model's device as the current one.
+"""A model runs with its device as the current one: sampling, encoding a text, coding and decoding an image.
 
 Reason: ComfyUI orders its copies of weights against the stream of the *current* device, whatever
 device the copy is for. For a model on cuda:1 that is the wrong stream as long as cuda:0 is current.
-This is a sampler wrapper on our patchers (ComfyUI's own extension point), not a patched function.
+For sampling this is a wrapper on our patchers (ComfyUI's own extension point), not a patched function. Text encoders
+and VAEs have no such point; newer ComfyUI does it by itself (`cuda_device_context`), on older ones their models' methods
+are called with their device current.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.patcher_extension
 import torch
 
+# What ComfyUI calls of a text encoder's and a VAE's model.
+_METHODS = ("encode_token_weights", "encode", "decode")
 KEY = "distorch_current_device"
 
 
@@ -44,3 +50,19 @@ def attach(patcher: Any) -> None:
     kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     if not patcher.get_wrappers(kind, KEY):
         patcher.add_wrapper_with_key(kind, KEY, around_sampling)
+    if not hasattr(mm, "cuda_device_context"):
+        for name in _METHODS:
+            if callable(getattr(type(patcher.model), name, None)):
+                patcher.model.__dict__[name] = _guarded(patcher.model, name, patcher.load_device)
+
+
+def _guarded(model: Any, name: str, device: torch.device) -> Callable[..., Any]:
+    """The method of a model, which it does not keep alive, with its device as the current one."""
+    reference = weakref.ref(model)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        model = reference()
+        with current(device):
+            return getattr(type(model), name)(model, *args, **kwargs)
+
+    return call

@@ -45,6 +45,7 @@ class AttachedGroups:
         resident: Mapping[str, nn.Module] | None = None,
         changed: Callable[[], None] | None = None,
         may_migrate: Callable[[Any, Any], bool] | None = None,
+        may_allocate: Callable[[], bool] | None = None,
         objects: bool = True,
     ) -> None:
         """Pack the groups and attach; see `GroupEngine`."""
@@ -64,6 +65,8 @@ class AttachedGroups:
         self._pinner = pinner or HostPinner(registrar_for(compute))
         self._changed = changed
         self._may_migrate = may_migrate
+        self._may_allocate = may_allocate
+        self._out_of_date = False
         self._objects = objects
         self._resident = {n: weakref.ref(m) for n, m in (resident or {}).items()}
         self._specs = list(specs)

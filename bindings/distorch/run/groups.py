@@ -46,6 +46,8 @@ class GroupEngine(AttachedGroups):
         pinner: pins slabs on the host; the engine's own by default, closed with it.
         resident: groups that lie on the compute device: they take the outputs of migrated ones.
         changed: called between two steps when `called`, the way of a group or `decision` has changed.
+        may_allocate: asked before slots are made anew while a step runs; when it says no, they are at the next step, and
+            until then the owner has to bring the group's weights.
         may_migrate: asked with a group's arguments before it runs on its donor; when it says no, the group runs on
             the compute device this time, and its owner has to bring the weights.
         objects: whether a migrated group's arguments of any class are looked into for tensors (`map_tensors`).
@@ -91,6 +93,8 @@ class GroupEngine(AttachedGroups):
     def _begin_step(self) -> None:
         if any(group.depth for group in self._groups):  # the last run was interrupted
             self.recover()
+        if self._out_of_date:
+            self.rebuild()
         if self.steps > 0:
             self._end_step()
         versions = self._stored_versions()
@@ -164,6 +168,7 @@ class GroupEngine(AttachedGroups):
         room, no group is run by the engine any more, which is logged, noted, and told by `changed`.
         """
         specs = self._specs if specs is None else list(specs)
+        self._out_of_date = False
         self._drop()
         self._specs = list(specs)
         try:

@@ -60,6 +60,9 @@ class GroupHooks:
                 streamer.reset()
                 raise
             if not here:  # somebody has replaced a tensor
+                if engine._may_allocate is not None and not engine._may_allocate():
+                    engine._out_of_date = True
+                    return None
                 engine.rebuild()
                 return self._again(group, args, kwargs)
             group.depth = 1

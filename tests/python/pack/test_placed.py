@@ -444,3 +444,22 @@ def test_a_change_of_patches_that_was_broken_off_is_not_taken_for_none(make, com
     assert torch.equal(run(first), expected)
     patcher.detach()
     assert [torch.sim.memory_allocated(i) for i in range(3)] == [0, 0, 0]
+
+
+def test_patches_of_parameters_beside_submodules_are_applied(comfy, pack) -> None:
+    """ComfyUI's own list of what to patch leaves such parameters out."""
+    adopt, request = pack.load("patches.placing.adopt"), pack.load("patches.placing.request")
+    value = torch.linspace(-1, 1, 4 * 128).reshape(4, 128)
+    expected = comfy.model(size=128)
+    with torch.no_grad():
+        for block in expected.model.blocks:
+            block.scale += 0.5
+    spec = parse("sim:1,40%;sim:0,*#sim:0", kinds=["sim"])
+    patcher = adopt.adopt(comfy.model(size=128), request.Request("sim:0", spec))
+    keys = [name for name, _ in patcher.model.named_parameters() if name.endswith(".scale")]
+    assert len(keys) == 4
+    clone = patcher.clone()
+    clone.add_patches({key: torch.full_like(expected.model.blocks[0].scale, 0.5) for key in keys})
+    comfy.load_models_gpu([clone])
+    with torch.inference_mode():
+        assert torch.equal(clone.model(value.to("sim:0")).cpu(), expected.model(value))
