@@ -12,6 +12,7 @@ import torch
 from placing import plan_of
 from torch import nn
 
+import distorch
 from distorch.model_blocks import inventory
 from distorch.on_demand import readers
 from distorch.patching import DiffPatch
@@ -193,3 +194,26 @@ def test_a_failing_callback_does_not_keep_the_model(error: type[BaseException]) 
     assert not model._forward_pre_hooks
     gc.collect()
     assert torch.sim.memory_allocated(1) == 0
+
+
+class Coded(torch.Tensor):
+    """A quantised weight that keeps its scale beside its bytes and does not say so by `__tensor_flatten__`."""
+
+
+def test_a_class_that_is_not_known_stays_with_its_reason_and_may_be_told_otherwise() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    model[1].weight = nn.Parameter(torch.randn(16, 16).as_subclass(Coded), requires_grad=False)
+    model[1].weight.scale = torch.full((), 0.5)
+    reasons = {block.name: block.pinned for block in inventory(model).blocks}
+    assert reasons == {"0": "", "1": "Coded does not say how it is made from its bytes"}
+    with torch.no_grad():
+        expected = model(torch.ones(1, 16)).as_subclass(torch.Tensor)
+        placed = distorch.place_string(model, "sim:1,*#sim:0", compute="sim:0")
+        assert placed.placement() == {"0": "sim:1", "1": "sim:0"}
+        assert torch.equal(model(torch.ones(1, 16)).as_subclass(torch.Tensor).cpu(), expected)
+        placed.unload()
+        placed = distorch.place_string(model, "sim:1,*#sim:0", compute="sim:0", pin=lambda *_: "")
+        assert placed.placement() == {"0": "sim:1", "1": "sim:1"}
+        assert torch.equal(model(torch.ones(1, 16)).as_subclass(torch.Tensor).cpu(), expected)
+        placed.unload()
