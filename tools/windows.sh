@@ -121,8 +121,7 @@ environment() {
 #!/usr/bin/env bash
 export WINEPREFIX='$WINEPREFIX' WINEDEBUG=-all KMP_AFFINITY=disabled PYTHONUTF8=1 PYTHONFAULTHANDLER=1 DISTORCH_WITHOUT_SIM=1
 export PYTHONPATH='Z:$build/package;Z:$build/torch-$torch_version;Z:$build/site'
-set -o pipefail
-wine '$build/python-3.11/python.exe' "\$@" < /dev/null 2>&1 | cat
+exec wine '$build/python-3.11/python.exe' "\$@" < /dev/null > >(cat) 2>&1
 EOF
   chmod +x "$build/python.sh"
 }

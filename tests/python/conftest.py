@@ -136,7 +136,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     if _not_collected:
-        names = ", ".join(sorted(_not_collected))
+        names = ", ".join(sorted(set(_not_collected)))
         terminalreporter.write_line(f"NOT RUN: {names} ({_NO_SIM})", yellow=True, bold=True)
     for reason in (
         _NO_SIM,

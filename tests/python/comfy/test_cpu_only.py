@@ -26,7 +26,7 @@ import gc, sys
 import comfy.model_management as mm
 gc.collect()
 def _part(name):
-    return next(m for n, m in sys.modules.items() if n.endswith("patches." + name))
+    return next(m for n, m in sys.modules.items() if n.endswith("patches.ejecting." + name))
 result = {"kept": len(_part("keep").kept()), "violations": _part("unload").violations,
           "listed": [id(e.model.model) for e in mm.current_loaded_models if e.model is not None],
           "changed": changed_core_objects()}
@@ -123,7 +123,7 @@ def test_the_tab_finds_the_model_and_ejects_it(comfy: ComfyServer) -> None:
     assert sum(devices["cpu"][part] for part in parts) == devices["cpu"]["total"] > 1 << 30
     metrics = f"http://127.0.0.1:{comfy.port}/distorch/metrics"
     with urllib.request.urlopen(metrics, timeout=30) as answer:
-        assert 'distorch_device_total_bytes{device="cpu"}' in answer.read().decode()
+        assert 'distorch_device_bytes{device="cpu",part="models"}' in answer.read().decode()
     assert comfy.get("/distorch/history?seconds=600")["runs"]
     ticket = comfy.request("/distorch/eject", {"ids": [found["id"]]})["ticket"]
     report = until(
