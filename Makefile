@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python models bench verification lint format coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
+.PHONY: help build package deps system demo test test-cpp test-python models bench verification lint format faults placements coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -75,6 +75,13 @@ format: $(DEPS_STAMP)  ## rewrite the sources in the project's format
 	@$(BIN)/ruff check --fix --quiet . || true
 	@git ls-files --cached --others --exclude-standard '*.h' '*.cc' '*.cu' | xargs -r $(BIN)/clang-format -i
 
+faults: package  ## every call of every operation failing in turn: told, nothing left, nothing changed
+	@cmake --build --preset dev --target distorch_fake_cuda_library distorch_os_faults
+	@LD_PRELOAD=$(STAGE)/distorch_sim/libos_faults.so OMP_NUM_THREADS=1 $(BIN)/python tools/faults.py $(FAULTS_ARGS)
+
+placements: package  ## a thousand random placements against the resident model
+	@OMP_NUM_THREADS=1 $(BIN)/python tools/placements.py $(PLACEMENTS_ARGS)
+
 coverage: $(DEPS_STAMP)  ## line and branch coverage of the C++ code that needs no torch
 	@tools/system_packages.sh coverage
 	@if [ -d build/coverage ]; then find build/coverage -name '*.gcda' -delete; fi
@@ -86,10 +93,10 @@ tidy: $(DEPS_STAMP)  ## clang-tidy on the C++ code that needs no torch, and clan
 	@tools/system_packages.sh tidy
 	@cmake --workflow --preset tidy
 
-fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60)
+fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60), or for HOURS, two at a time
 	@tools/system_packages.sh fuzz
 	@cmake --workflow --preset fuzz
-	@tools/fuzz.sh build/fuzz $${FUZZ_SECONDS:-60}
+	@tools/fuzz.sh build/fuzz $(if $(HOURS),$$(($(HOURS) * 3600)),$${FUZZ_SECONDS:-60})
 
 .PHONY: wheels wheels-test windows-wheel windows-test
 wheels: $(DEPS_STAMP)  ## wheels for Linux, Python 3.10 to 3.13, in dist/ (VERSIONS="3.11 3.12" for some)

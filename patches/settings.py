@@ -163,8 +163,9 @@ class Settings:
         self.look()
         if self._thread is None:
             self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="distorch-settings", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="distorch-settings", daemon=True)
+            thread.start()  # may fail: then there is none
+            self._thread = thread
 
     def stop(self) -> None:
         """End it; start() begins again."""

@@ -80,7 +80,7 @@ absl::Status ByteStreamer::StartCopy(int group, int slot) {
     to.pending->Wait().IgnoreError();
     to.pending.reset();
   }
-  if (!from.pageable) return Fill(from, to);
+  if (!from.pageable || thread_ == nullptr) return Fill(from, to);
   to.pending = thread_->Submit([this, &from, &to]() -> absl::Status {
     const DeviceGuard guard(cuda_, context_);
     return guard.status().ok() ? Fill(from, to) : guard.status();

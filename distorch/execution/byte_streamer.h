@@ -101,7 +101,8 @@ class ByteStreamer : private StreamBackend {
   std::int64_t bytes_copied() const { return bytes_copied_; }
   // Copies by which a group comes, after cutting.
   std::size_t copies(int group) const;
-  // Why pageable memory is staged by the driver and not by us; usually empty.
+  // Why pageable memory is staged by the driver and not by us, or by no thread
+  // of its own; usually empty.
   const std::string& trouble() const { return trouble_; }
 
  private:
@@ -166,7 +167,8 @@ class ByteStreamer : private StreamBackend {
   std::vector<int> sources_;    // by stream: the device it copies from
   std::vector<void*> streams_;  // of the compute device
   std::unique_ptr<StagedTransfer> staged_;  // null: nothing is pageable
-  std::unique_ptr<CopyThread> thread_;      // likewise
+  // Likewise; or the system has none to give: whoever asks copies.
+  std::unique_ptr<CopyThread> thread_;
   StreamScheduler scheduler_;
   void* compute_ = nullptr;  // of the call that is under way
   std::int64_t bytes_copied_ = 0;

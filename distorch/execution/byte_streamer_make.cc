@@ -23,9 +23,12 @@ absl::Status ByteStreamer::Prepare(std::vector<ByteGroup> groups,
   const bool pageable = std::any_of(groups_.begin(), groups_.end(),
                                     [](const Group& g) { return g.pageable; });
   if (!pageable) return absl::OkStatus();
-  auto thread = CopyThread::Start();
-  if (!thread.ok()) return thread.status();
-  thread_ = *std::move(thread);
+  if (auto thread = CopyThread::Start(); thread.ok()) {
+    thread_ = *std::move(thread);
+  } else {
+    trouble_ = absl::StrCat(std::string(thread.status().message()),
+                            "; the host waits for such copies");
+  }
   staged_ = std::make_unique<StagedTransfer>(&cuda_, chunk_);
   if (absl::Status s = staged_->Prepare(kHost, device_); !s.ok()) {
     staged_.reset();

@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "distorch/transfer/scratch.h"
 
@@ -204,6 +206,14 @@ absl::StatusOr<double> Router::Measure(int source, int target, Way way,
   const ScratchStream other(cuda_, source >= 0 ? source : target);
   if (!other.status().ok()) return other.status();
 
+  // What failed may be under way all the same: the memory goes after it.
+  absl::Cleanup settle = [&] {
+    for (const int device : {source, target}) {
+      if (device < 0) continue;
+      const DeviceGuard guard(cuda_, device);
+      if (cuda_.device_synchronize() != 0) cuda_.take_last_error();
+    }
+  };
   const std::vector<std::byte> pattern = Pattern(bytes);
   if (absl::Status s = from.Write(pattern, other.on()); !s.ok()) return s;
   const CopyRequest request{to.data(), target, from.data(),
@@ -221,6 +231,7 @@ absl::StatusOr<double> Router::Measure(int source, int target, Way way,
     if (!s.ok()) return s;
     if (arrived != pattern) return WrongBytes(request);
   }
+  std::move(settle).Cancel();
   return gbps;
 }
 

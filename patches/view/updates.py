@@ -42,8 +42,9 @@ class Updates:
 
     def start(self) -> None:
         """Begin."""
-        self._thread = threading.Thread(target=self._run, name="distorch-view", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="distorch-view", daemon=True)
+        thread.start()  # may fail: then there is none
+        self._thread = thread
 
     def stop(self) -> None:
         """End it."""

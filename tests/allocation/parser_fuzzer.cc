@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Any bytes: the parser ends, an error points into the string, what is read is
-// printed and read back as the same. The table of parser_test.cc are the seeds.
+// what the slow parser reads, is printed and read back as the same. The table
+// of parser_test.cc are the seeds.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include "allocation/parser.h"
 #include "allocation/printer.h"
 #include "tests/allocation/parser_cases.h"
+#include "tests/allocation/slow_parser.h"
 
 namespace {
 
@@ -22,6 +24,8 @@ void Require(bool holds) {
 void Check(std::string_view text, const distorch::ParseOptions& options) {
   distorch::ParseError error;
   const auto spec = distorch::ParseSpec(text, options, &error);
+  const auto slow = distorch::testing::ParseSlowly(text, options);
+  Require(spec.ok() == slow.has_value() && (!slow || *spec == *slow));
   if (!spec.ok()) {
     Require(error.offset <= text.size() && !error.problem.empty());
     Require(error.fragment.empty() ||

@@ -90,10 +90,9 @@ class Scanner:
         if self._thread is not None:
             return
         self._stop.clear()
-        self._thread = threading.Thread(
-            target=self._walk_forever, name="distorch-scan", daemon=True
-        )
-        self._thread.start()
+        thread = threading.Thread(target=self._walk_forever, name="distorch-scan", daemon=True)
+        thread.start()  # may fail: then there is none
+        self._thread = thread
 
     def stop(self) -> None:
         """End the background walk and take the hooks out."""

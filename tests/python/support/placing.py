@@ -78,7 +78,7 @@ class State:
                 if tensor is None:
                     continue
                 state.objects[f"{name}.{key}"] = id(tensor)
-                data = tensor.detach().cpu().contiguous().view(torch.uint8)
+                data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
                 state.hashes[f"{name}.{key}"] = hashlib.sha256(data.numpy().tobytes()).hexdigest()
             state.hooks[name] = len(module._forward_hooks) + len(module._forward_pre_hooks)
         state.device_bytes = tuple(

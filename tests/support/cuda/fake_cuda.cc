@@ -53,8 +53,9 @@ FakeCuda::FakeCuda(int devices, std::uint32_t seed)
 
 FakeCuda::~FakeCuda() = default;
 
-void FakeCuda::FailCall(const std::string& name, int nth, int code) {
-  failures_[name].emplace_back(nth, code);
+void FakeCuda::FailCall(const std::string& name, int nth, int code,
+                        bool sticky) {
+  failures_[name].push_back({nth, code, sticky});
 }
 
 std::vector<int>& FakeCuda::Contexts() const {
@@ -69,11 +70,18 @@ int FakeCuda::Enter(const char* name) {
   }
   contexts_.insert(std::max(device, 0));  // as the runtime does by itself
   if (call_seconds > 0) streams_.clock().HostSpends(call_seconds);
-  if (failures_.empty()) return 0;
+  ++entered_;
   int code = 0;
-  for (auto& [nth, wanted] : failures_[name]) {
-    if (--nth == 0) code = wanted;
+  for (auto& [called, failures] : failures_) {
+    if (!called.empty() && called != name) continue;
+    for (Failure& each : failures) {
+      --each.nth;
+      if (each.nth == 0 || (each.sticky && each.nth < 0)) code = each.code;
+      // A device that is lost writes nothing any more: not even later.
+      if (each.nth == 0 && each.sticky && called.empty()) streams_.RunAll();
+    }
   }
+  failed_ += code != 0 ? 1 : 0;
   return code;
 }
 

@@ -61,9 +61,15 @@ class FakeCuda {
   CudaFunctions Functions();
   NcclFunctions Nccl();
 
-  // The `nth` call from now (1: the next) of a function returns `code` once.
-  void FailCall(const std::string& name, int nth, int code);
+  // The `nth` call from now (1: the next) of a function, or of any that can
+  // fail where the name is empty, returns `code` once; `sticky`: and all later
+  // ones. Destroying and freeing never fails so.
+  void FailCall(const std::string& name, int nth, int code,
+                bool sticky = false);
   void FailNoMore() { failures_.clear(); }
+  // Calls that could have failed, and that did, by FailCall, so far.
+  int entered() const { return entered_; }
+  int failed() const { return failed_; }
   // Whether `device` can reach `peer`; all can at first.
   void SetPeer(int device, int peer, bool can) { peers_[{device, peer}] = can; }
   // Copies from `source` to `target` deliver one wrong byte.
@@ -176,7 +182,14 @@ class FakeCuda {
   const int devices_;
   StreamSimulation streams_;
   MemoryRanges memory_;
-  std::map<std::string, std::vector<std::pair<int, int>>> failures_;
+  struct Failure {
+    int nth = 0;
+    int code = 0;
+    bool sticky = false;
+  };
+  std::map<std::string, std::vector<Failure>> failures_;
+  int entered_ = 0;
+  int failed_ = 0;
   std::map<std::pair<int, int>, bool> peers_;
   std::set<std::pair<int, int>> enabled_;
   std::set<std::pair<int, int>> pools_;

@@ -220,6 +220,12 @@ FAKE_EXPORT int fake_handles() {
 FAKE_EXPORT void fake_fail(const char* call, int nth, int code) {
   TheLibrary().fake.FailCall(call, nth, code);
 }
+// The same of all later calls too; an empty name: of any call.
+FAKE_EXPORT void fake_fail_on(const char* call, int nth, int code) {
+  TheLibrary().fake.FailCall(call, nth, code, /*sticky=*/true);
+}
+FAKE_EXPORT int fake_entered() { return TheLibrary().fake.entered(); }
+FAKE_EXPORT int fake_failed() { return TheLibrary().fake.failed(); }
 FAKE_EXPORT void fake_fail_no_more() { TheLibrary().fake.FailNoMore(); }
 FAKE_EXPORT void* fake_stream(int device) {
   return TheLibrary().fake.NewStream(device);

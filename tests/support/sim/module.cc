@@ -22,6 +22,7 @@ PYBIND11_MODULE(_sim, m) {
   m.def("reset_peak", &sim::ResetPeak);
   m.def("fail_allocation", &sim::FailAllocation);
   m.def("fail_copy", &sim::FailCopy);
+  m.def("faults_fired", &sim::FaultsFired);
   m.def("log_frees", &sim::LogFrees);
   m.def("take_freed", &sim::TakeFreed);
   m.attr("READ_FIGURES") = reinterpret_cast<std::uintptr_t>(&sim::ReadFigures);

@@ -18,11 +18,12 @@ struct Fault {
   std::int64_t left = 0;  // 0: off
   bool sticky = false;
   bool tripped = false;
+  std::int64_t fired = 0;
 
   bool Fires() {
-    if (tripped) return true;
-    if (left == 0 || --left > 0) return false;
+    if (!tripped && (left == 0 || --left > 0)) return false;
     tripped = sticky;
+    ++fired;
     return true;
   }
 };
@@ -259,6 +260,12 @@ void FailCopy(std::int64_t nth, bool sticky) {
   State& state = TheState();
   const std::lock_guard lock(state.mutex);
   state.copy_fault = Fault{nth, sticky, false};
+}
+
+std::int64_t FaultsFired() {
+  State& state = TheState();
+  const std::lock_guard lock(state.mutex);
+  return state.allocation_fault.fired + state.copy_fault.fired;
 }
 
 }  // namespace distorch_sim

@@ -72,6 +72,8 @@ void ResetCounters();  // copies and allocation counts; peaks stay
 // `sticky` every later one fails too. 0 switches the fault off.
 void FailAllocation(std::int64_t nth, bool sticky);
 void FailCopy(std::int64_t nth, bool sticky);
+// Allocations and copies that failed so since these two were last called.
+std::int64_t FaultsFired();
 
 }  // namespace distorch_sim
 

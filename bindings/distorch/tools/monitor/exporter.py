@@ -51,7 +51,11 @@ class PrometheusSink:
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="distorch-prometheus", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._server.server_close()
+            raise
 
     def take(self, event: Event) -> None:
         """Remember the event."""

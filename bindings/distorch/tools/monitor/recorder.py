@@ -118,8 +118,9 @@ class BackgroundMonitor:
         """Begin. Raises RuntimeError when it was begun before."""
         if self._thread is not None:
             raise RuntimeError("a monitor runs once")
-        self._thread = threading.Thread(target=self._run, name="distorch-monitor", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="distorch-monitor", daemon=True)
+        thread.start()  # may fail: then there is none
+        self._thread = thread
         return self
 
     def stop(self, timeout: float = 10.0) -> bool:

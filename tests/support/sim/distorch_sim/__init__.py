@@ -31,6 +31,7 @@ __all__ = [
     "fail_allocation",
     "fail_copy",
     "faults",
+    "faults_fired",
     "install",
     "link_gbps",
     "reset_counters",
@@ -125,6 +126,11 @@ def fail_allocation(nth: int, sticky: bool = False) -> None:
 def fail_copy(nth: int, sticky: bool = False) -> None:
     """Make the `nth` copy from now on (1 is the next) raise RuntimeError; with `sticky` every later one too."""
     sim_core.fail_copy(nth, sticky)
+
+
+def faults_fired() -> int:
+    """Return how many allocations and copies failed as told, since they were last told to."""
+    return int(sim_core.faults_fired())
 
 
 def clear_faults() -> None:
