@@ -37,7 +37,7 @@ class Case:
 
 def _amount(rng: random.Random, of: int) -> str:
     return rng.choice(
-        [f"{rng.randint(1, 60)}%", f"{rng.randint(0, of)}b", f"{rng.randint(0, of // 1024)}kb"]
+        [f"{rng.randint(1, 33)}%", f"{rng.randint(0, of)}b", f"{rng.randint(0, of // 1024)}kb"]
     )
 
 
