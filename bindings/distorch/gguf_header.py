@@ -111,13 +111,13 @@ class _Reader:
 
     def _skip(self, kind: int, depth: int = 0) -> None:
         if kind in _SCALARS:
-            self._take(_SCALARS[kind])
+            self._pass(_SCALARS[kind])
         elif kind == _STRING:
-            self._string()
+            self._pass(self._number("Q"))
         elif kind == _ARRAY and depth < 4:
             inner, count = self._number("I"), self._number("Q")
             if inner in _SCALARS:
-                self._take(_SCALARS[inner] * count)
+                self._pass(_SCALARS[inner] * count)
                 return
             for _ in range(self._count(count, 8)):
                 self._skip(inner, depth + 1)
@@ -140,9 +140,12 @@ class _Reader:
         return count
 
     def _take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._data):
+        begin = self._at
+        self._pass(size)
+        return self._data[begin : self._at]
+
+    def _pass(self, size: int) -> None:
+        """Go over bytes without reading them: a hostile header may call the whole file one value."""
+        if self._at + size > len(self._data):
             raise GgufError(f"{self._name}: the file ends before its header does")
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
+        self._at += size

@@ -24,6 +24,7 @@ INDEX = ".index.json"
 
 # One of several files: "model-00001-of-00003.gguf".
 _PART = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})(?P<ending>\.\w+)")
+_LONGEST_NAME = 255  # of a file, on every system
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 _TABLE = "token_embd.weight"
@@ -80,6 +81,8 @@ def _indexed(path: pathlib.Path) -> list[str]:
         raise ValueError(f"{path.name}: no index of a model's files") from error
     if names != own:
         raise ValueError(f"{path.name}: it names files of other folders")
+    if any(len(name) > _LONGEST_NAME for name in names):
+        raise ValueError(f"{path.name}: it names a file by more than {_LONGEST_NAME} characters")
     return names
 
 

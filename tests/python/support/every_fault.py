@@ -29,9 +29,9 @@ from placing import Model, State, lora, plan_of, some_patches, spread
 
 import distorch
 from distorch import caches, model_files
+from distorch.memory import Scanner
+from distorch.memory.sampler import Sampler
 from distorch.model_blocks import inventory
-from distorch.sampler import Sampler
-from distorch.scan import Scanner
 
 LONGEST = 2.0  # seconds that an operation may take to tell of a fault
 # What a fault may be told by; anything else is a mistake of the code on its way out.

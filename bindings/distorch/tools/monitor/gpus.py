@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -24,6 +25,7 @@ from distorch.tools.monitor.answers import AnswerError
 from distorch.tools.monitor.sample import DeviceSample
 
 _MB = 2**20
+_MEGABYTES = re.compile(r"\d{1,12}", re.ASCII)
 _QUERY = "uuid,name,memory.total,memory.used,memory.free"
 
 
@@ -86,7 +88,7 @@ def _parse_smi(output: str) -> list[Gpu]:
     gpus = []
     for index, line in enumerate(output.splitlines()):
         fields = [field.strip() for field in line.split(",")]
-        figures = [int(f) * _MB if f.isdecimal() else None for f in fields[-3:]]
+        figures = [int(f) * _MB if _MEGABYTES.fullmatch(f) else None for f in fields[-3:]]
         if len(fields) < 5 or None in figures:  # "[N/A]" where a card does not tell
             continue
         total, used, free = (f or 0 for f in figures)
