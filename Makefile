@@ -98,7 +98,6 @@ fuzz: $(DEPS_STAMP)  ## each fuzzer for FUZZ_SECONDS (60), or for HOURS, two at 
 	@cmake --workflow --preset fuzz
 	@tools/fuzz.sh build/fuzz $(if $(HOURS),$$(($(HOURS) * 3600)),$${FUZZ_SECONDS:-60})
 
-<<<<<<< HEAD
 .PHONY: wheels wheels-test windows-wheel windows-test
 wheels: $(DEPS_STAMP)  ## wheels for Linux, Python 3.10 to 3.13, in dist/ (VERSIONS="3.11 3.12" for some)
 	@tools/wheels.sh $(VERSIONS)
@@ -111,10 +110,9 @@ windows-wheel: $(DEPS_STAMP)  ## wheels for Windows by mingw-w64, in dist/ (VERS
 
 windows-test: $(DEPS_STAMP)  ## under wine: C++ tests, Python tests, the pack in ComfyUI where COMFYUI_PATH is set
 	@tools/windows.sh test
-=======
+
 fuzz-edges: package  ## the same for what is read in Python: files, answers, settings, each for FUZZ_SECONDS (60)
 	@$(BIN)/python tools/fuzz_edges.py $${FUZZ_SECONDS:-60}
->>>>>>> 6610fd9 (Change bytes at every edge that Python reads; soak a server over HTTP)
 
 gpu-kit: $(DEPS_STAMP)  ## fill .gpu/ with what tools/gpu_check.sh needs on a machine with a GPU
 	@tools/gpu_kit.sh
