@@ -15,12 +15,13 @@ log = logging.getLogger("DisTorch")
 def mappings() -> tuple[dict[str, type], dict[str, str]]:
     """Node classes and display names by id; installs the seams that the nodes need."""
     from ..patches.ejecting import unload, unload_now
-    from ..patches.seams import devices, pinned_memory
+    from ..patches.seams import devices, expected, pinned_memory
     from ..patches.view import apply_settings, memory_view
     from . import old_names
 
     found = named()
 
+    expected.look()
     devices.install()
     pinned_memory.install()
     unload.install()

@@ -16,7 +16,7 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..seams import devices, lifecycle
+from ..seams import devices, expected, lifecycle
 from ..seams.non_dynamic import non_dynamic
 from .adopt import adopt
 from .request import Request
@@ -34,7 +34,9 @@ class Parts:
 def load(
     name: str, parts: Parts, *, model: Request | None = None, clip: Request | None = None
 ) -> tuple[Any, Any, Any]:
-    """Model, text encoder and VAE of a checkpoint; those with a request are placed."""
+    """Model, text encoder and VAE of a checkpoint; those with a request are placed, where ComfyUI allows it."""
+    if not expected.can_place():
+        model = clip = None
     placing = model is not None
     asked = clip.identity if clip is not None else None
     settings = {"name": name, **dataclasses.asdict(parts), "clip_placement": asked}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..seams import current_device, devices, lifecycle
+from ..seams import current_device, devices, expected, lifecycle
 from ..seams.non_dynamic import non_dynamic
 from .adopt import adopt, find_patcher
 from .request import Request
@@ -68,8 +68,11 @@ def load(
     """Runs the core's loader node and places the blocks of its first output.
 
     A kept model that was loaded with the same settings is given again instead: no file is read.
-    What holds no model that could be placed, as a ControlNet that is a LoRA, is left to ComfyUI.
+    What holds no model that could be placed, as a ControlNet that is a LoRA, is left to ComfyUI; so is all of it where
+    ComfyUI is not as placing expects it.
     """
+    if not expected.can_place():
+        return load_plainly(node, request.compute, inputs, text_encoder=text_encoder)
     kept = lifecycle.kept_outputs(request, node_id, inputs)
     if kept is not None:
         return kept

@@ -8,22 +8,32 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from . import expected
+
 
 class FunctionSeam:
     """Replaces `module.name` by a wrapper around it, and gives it back.
 
     `around(original, *args, **kwargs)` is called instead of the function; the wrapper keeps the
-    function as `__wrapped__`. If another pack has wrapped ours since, uninstalling leaves the
+    function as `__wrapped__`. A function that is not as expected (expected.py) is left alone. If another pack has wrapped ours since, uninstalling leaves the
     chain as it is and ours passes everything on.
     """
 
     def __init__(
-        self, module: ModuleType, name: str, around: Callable[..., Any], reason: str
+        self, module: ModuleType | type, name: str, around: Callable[..., Any], reason: str
     ) -> None:
         self.module, self.name, self.reason = module, name, reason
         self._around = around
         self._wrapper: Callable[..., Any] | None = None
         self._active = False
+
+    @property
+    def full_name(self) -> str:
+        """As the table of expectations has it."""
+        owner = self.module
+        if isinstance(owner, type):
+            return f"{owner.__module__}.{owner.__qualname__}.{self.name}"
+        return f"{owner.__name__}.{self.name}"
 
     @property
     def installed(self) -> bool:
@@ -32,7 +42,7 @@ class FunctionSeam:
 
     def install(self) -> None:
         """Wraps the function; a second call does nothing."""
-        if self._active:
+        if self._active or expected.problem_with(self.full_name) is not None:
             return
         self._active = True
         if self._in_chain():

@@ -36,11 +36,11 @@ result = {
 }
 """
 UNINSTALL = """
-for _name in ("memory_view", "settings", "unload_now", "unload", "devices"):
+for _name in ("memory_view", "apply_settings", "unload_now", "unload", "devices"):
     _patches[_name].uninstall()
 """
 INSTALL = """
-for _name in ("devices", "unload", "unload_now", "memory_view", "settings"):
+for _name in ("devices", "unload", "unload_now", "memory_view", "apply_settings"):
     _patches[_name].install()
 """
 NEWEST = versions()[:1] or [None]
