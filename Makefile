@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python models bench verification lint format faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run doctor clean
+.PHONY: help build package deps system demo test test-cpp test-python models bench verification lint format faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -119,6 +119,9 @@ gpu-kit: $(DEPS_STAMP)  ## fill .gpu/ with what tools/gpu_check.sh needs on a ma
 
 gpu-dry-run: gpu-kit  ## every step of that check on simulated devices
 	@tools/gpu_check.sh --dry-run
+
+install-check: $(DEPS_STAMP)  ## the ways to install, in fresh environments with ComfyUI: WAYS="clone manager" (all)
+	@$(BIN)/python tools/check_install.py $(or $(WAYS),all)
 
 doctor: build  ## what was found on this machine and what was not
 	@$(BIN)/distorch doctor
