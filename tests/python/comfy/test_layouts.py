@@ -65,9 +65,18 @@ result = _write(*ARGUMENTS)
 
 
 def sample(
-    expert: str | None, file: str, *, seed: int = 7, lora: float = 0.0, between: str = ""
+    expert: str | None,
+    file: str,
+    *,
+    seed: int = 7,
+    lora: float = 0.0,
+    between: str = "",
+    ordinary: bool = False,
 ) -> Workflow:
-    """Wan by the core's loader (None) or placed; `between` runs in front of a second sampler."""
+    """Wan by the core's loader (None) or placed; `between` runs in front of a second sampler.
+
+    `ordinary`: without DynamicVRAM, which rounds a patched weight anew at each cast.
+    """
     w = Workflow()
     settings = {"unet_name": file, "weight_dtype": "default"}
     if expert is None:
@@ -75,6 +84,9 @@ def sample(
     else:
         settings.update(compute_device="sim:0", expert_mode_allocations=expert, eject_models=False)
         model = w.add("UNETLoaderDisTorch2MultiGPU", **settings)
+    if ordinary:
+        code = "value = value.clone(disable_dynamic=True)"
+        model = w.add("DistorchTestRun", value=model, code=code)
     if lora:
         model = w.add(
             "LoraLoaderModelOnly", model=model, lora_name="wan.safetensors", strength_model=lora
@@ -144,7 +156,10 @@ def test_a_layout_through_all_that_can_happen(comfy: ComfyServer, layout: str, d
     file, expert = f"wan_layout_{layout}.safetensors", f"sim:0,25%;{donor}"
     references = {seed: wan_of(comfy, sample(None, file, seed=seed)) for seed in (7, 8)}
     twice = wan_of(comfy, sample(None, file, between=NOTHING))
-    patched = {lora: wan_of(comfy, sample(None, file, lora=lora)) for lora in (0.8, 0.4)}
+    dynamic = comfy.version.dynamic
+    patched = {
+        lora: wan_of(comfy, sample(None, file, lora=lora, ordinary=dynamic)) for lora in (0.8, 0.4)
+    }
     assert all(r.isfinite().all() for r in (*references.values(), twice, *patched.values()))
     comfy.free()
 
