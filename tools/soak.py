@@ -125,14 +125,13 @@ def look(server: Server) -> Figures:
 
 
 def settled(server: Server) -> Figures:
-    """Look until two looks a second apart find the devices alike, SETTLE_SECONDS at most."""
+    """Look until three looks a second apart find the devices alike, SETTLE_SECONDS at most: the worker may be slow."""
     end = time.monotonic() + SETTLE_SECONDS
-    last = look(server)
-    while time.monotonic() < end:
+    last, alike = look(server), 1
+    while alike < 3 and time.monotonic() < end:
         time.sleep(1)
         now = look(server)
-        if now.devices == last.devices:
-            return now
+        alike = alike + 1 if now.devices == last.devices else 1
         last = now
     return last
 
