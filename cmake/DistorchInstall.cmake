@@ -15,7 +15,7 @@ target_link_libraries(distorch_torch_module INTERFACE distorch_core)
 set_target_properties(distorch_core PROPERTIES EXPORT_NAME core)
 set_target_properties(distorch_torch_module PROPERTIES EXPORT_NAME torch_module)
 install(TARGETS distorch_core distorch_torch_module EXPORT distorch)
-install(FILES distorch/distorch.h distorch/torch_module.h distorch/torch_streamer.h
+install(FILES distorch/distorch.h distorch/torch_module.h distorch/torch_module_table.h distorch/torch_streamer.h
         DESTINATION ${DISTORCH_INSTALL_INCLUDE}/distorch)
 install(EXPORT distorch NAMESPACE distorch:: FILE distorchTargets.cmake DESTINATION lib/cmake/distorch)
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/distorchConfig.cmake.in ${PROJECT_BINARY_DIR}/distorchConfig.cmake

@@ -28,7 +28,11 @@ FORBIDDEN = {
     "bindings": ("ATen/", "c10/", "torch/extension", "torch/torch", "tests/", "patches/", "nodes/"),
 }  # fmt: skip
 # Headers that a C++ program compiles with its own libtorch; nothing else of the project includes them.
-ADAPTERS = ("distorch/torch_module.h", "distorch/torch_streamer.h")
+ADAPTERS = (
+    "distorch/torch_module.h",
+    "distorch/torch_module_table.h",
+    "distorch/torch_streamer.h",
+)
 COMFYUI = ("comfy", "folder_paths", "server", "execution")
 FORBIDDEN_IMPORTS = {
     "bindings/distorch": (*COMFYUI, "nodes", "patches"),

@@ -10,7 +10,6 @@ move together. Works on graphs of any depth and with modules that are reached by
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
@@ -19,7 +18,6 @@ import torch
 from torch import nn
 
 from distorch.allocation import Block, group_names
-from distorch.devices import name_of
 from distorch.group_costs import block_costs, planned_groups
 from distorch.parts import can_rebuild, is_composite, parts_of, tensor_bytes
 
@@ -291,16 +289,3 @@ def inventory(
         blocks.append(ModelBlock(label, module, owned, size, group, reason, tied, hit))
     named = {group: modules[group] for group in dict.fromkeys(names) if group}
     return Inventory(tuple(blocks), named, tuple(keys))
-
-
-def bytes_per_device(inventory: Inventory) -> dict[str, int]:
-    """Return where the bytes of a model are now, tensors that are one counted once."""
-    seen: set[TensorKey] = set()
-    totals: dict[str, int] = defaultdict(int)
-    refs = (ref for block in inventory.blocks for ref in block.tensors)
-    for key, ref in zip(inventory.keys, refs, strict=True):
-        if key not in seen:
-            seen.add(key)
-            tensor = ref.get()
-            totals[name_of(tensor.device)] += tensor_bytes(tensor)
-    return dict(totals)

@@ -18,11 +18,11 @@ from torch import nn
 from distorch import guards, hostmemory
 from distorch.devices import name_of
 from distorch.guards import PlacementError
-from distorch.model_blocks import Inventory, TensorPlace, bytes_per_device
+from distorch.model_blocks import Inventory, TensorPlace
 from distorch.model_inputs import ModelInputs
 from distorch.on_demand import OnDemandCopies
 from distorch.patching import Patch, Patches, check_patches
-from distorch.tables import ModuleTable, Reporter
+from distorch.tables import ModuleTable, Reporter, bytes_per_device
 
 
 class PlacedModel:

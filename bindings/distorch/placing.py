@@ -18,10 +18,10 @@ from torch import nn
 
 from distorch.allocation import Device, Options, group_names, make_plan, parse
 from distorch.devices import device_names, name_of
-from distorch.model_blocks import Grouping, Inventory, Pin, bytes_per_device, inventory, stay_reason
+from distorch.model_blocks import Grouping, Inventory, Pin, inventory, stay_reason
 from distorch.patching import Patches
 from distorch.placed import PlacedModel
-from distorch.tables import Reporter
+from distorch.tables import Reporter, bytes_per_device
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +28,7 @@ from distorch.parts import (
     parts_of,
     plain_bytes,
     rebuilt,
+    tensor_bytes,
     version,
 )
 from distorch.patching import Patch, apply_patches
@@ -270,3 +272,16 @@ class ModuleTable:
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.device == other.device and one.stride() == other.stride()
+
+
+def bytes_per_device(inventory: Inventory) -> dict[str, int]:
+    """Return where the bytes of a model are now, tensors that are one counted once."""
+    seen: set[TensorKey] = set()
+    totals: dict[str, int] = defaultdict(int)
+    refs = (ref for block in inventory.blocks for ref in block.tensors)
+    for key, ref in zip(inventory.keys, refs, strict=True):
+        if key not in seen:
+            seen.add(key)
+            tensor = ref.get()
+            totals[name_of(tensor.device)] += tensor_bytes(tensor)
+    return dict(totals)

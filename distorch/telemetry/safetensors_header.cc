@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/telemetry/safetensors_header.h"
 
-#include <algorithm>
 #include <array>
 #include <limits>
 #include <utility>
 
-#include "absl/hash/hash.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "distorch/device/file_reader.h"
 #include "distorch/telemetry/json_reader.h"
+#include "distorch/telemetry/safetensors_refusal.h"
 
 namespace distorch {
 namespace {
@@ -26,20 +24,6 @@ constexpr std::array<SafetensorsDtype, 22> kDtypes = {{
 constexpr uint64_t kLengthBytes = 8;  // the file's first bytes: header length
 // The shortest entry: "a":{"dtype":"U8","shape":[],"data_offsets":[0,0]},
 constexpr size_t kMinEntryBytes = 50;
-
-absl::string_view Absl(std::string_view s) { return {s.data(), s.size()}; }
-
-// A name as it may stand in a message: short and printable.
-std::string Shown(std::string_view name) {
-  constexpr size_t kLongest = 100;
-  return absl::StrCat("'", absl::CHexEscape(Absl(name.substr(0, kLongest))),
-                      name.size() > kLongest ? "...'" : "'");
-}
-
-absl::Status Refuse(std::string_view name, std::string_view what) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("tensor ", Shown(name), ": ", Absl(what)));
-}
 
 // *product *= factor, unless that overflows.
 bool Multiply(uint64_t factor, uint64_t* product) {
@@ -239,67 +223,6 @@ bool SafetensorsHeader::ReadTensor(JsonReader& in, std::string_view name) {
   }
   tensors_.push_back(tensor);
   return true;
-}
-
-// Hashes are sorted, not names: comparing two million names costs a second.
-// Where hashes meet, the names decide.
-absl::Status SafetensorsHeader::CheckNames() const {
-  const auto check = [](size_t count, const auto& name_of) -> absl::Status {
-    using Hash = absl::Hash<absl::string_view>;
-    std::vector<uint64_t> hashes;
-    hashes.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      hashes.push_back(Hash()(Absl(name_of(i))));
-    }
-    std::sort(hashes.begin(), hashes.end());
-    std::vector<uint64_t> twice;
-    for (size_t i = 1; i < count; ++i) {
-      if (hashes[i] == hashes[i - 1]) twice.push_back(hashes[i]);
-    }
-    if (twice.empty()) return absl::OkStatus();
-    std::vector<std::string_view> names;
-    for (size_t i = 0; i < count; ++i) {
-      if (std::binary_search(twice.begin(), twice.end(),
-                             Hash()(Absl(name_of(i))))) {
-        names.push_back(name_of(i));
-      }
-    }
-    std::sort(names.begin(), names.end());
-    const auto found = std::adjacent_find(names.begin(), names.end());
-    if (found == names.end()) return absl::OkStatus();
-    return absl::InvalidArgumentError(Shown(*found) + " is given twice");
-  };
-  absl::Status status =
-      check(tensors_.size(), [this](size_t i) { return name(i); });
-  if (!status.ok()) return status;
-  return check(metadata_.size(),
-               [this](size_t i) { return metadata(i).first; });
-}
-
-absl::Status SafetensorsHeader::CheckOffsets(uint64_t data_bytes) {
-  const auto before = [](const Tensor& a, const Tensor& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-  };
-  if (!std::is_sorted(tensors_.begin(), tensors_.end(), before)) {
-    std::sort(tensors_.begin(), tensors_.end(), before);
-  }
-  uint64_t at = 0;
-  for (const Tensor& tensor : tensors_) {
-    if (tensor.begin != at) {
-      return Refuse(
-          View(tensor.name),
-          absl::StrCat(
-              tensor.begin < at ? "overlaps the tensor" : "leaves a hole",
-              " before it: starts at ", tensor.begin, ", expected ", at));
-    }
-    at = tensor.end;
-  }
-  if (at != data_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "tensors end at byte ", at, ", the file has ", data_bytes,
-        at > data_bytes ? ": the file is truncated" : ": bytes are left over"));
-  }
-  return absl::OkStatus();
 }
 
 SafetensorsHeader::Text SafetensorsHeader::Piece(std::string_view view) const {
