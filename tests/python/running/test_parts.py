@@ -103,6 +103,21 @@ def test_a_quantised_tensor_is_made_again_from_other_bytes(parameter: bool) -> N
     assert torch.equal(result.full(), weight.full())
 
 
+@pytest.mark.usefixtures("sim")
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_quantised_tensor_is_made_in_the_mode_that_it_was_made_in(inference: bool) -> None:
+    """ComfyUI makes a parameter of it in inference mode, where one from outside of it cannot be detached."""
+    with torch.inference_mode(inference):
+        source = Scaled(torch.ones(4, 4, dtype=torch.int8), torch.tensor(0.5), "rows")
+    with torch.inference_mode(False):
+        (packed,) = pack([source])
+        moved = parts.moved(source, "sim:1")
+    for made in (packed, moved):
+        assert made.is_inference() is inference
+        with torch.inference_mode(inference):
+            assert torch.equal(nn.Parameter(made, requires_grad=False).full().cpu(), source.full())
+
+
 def test_bytes_with_notes_keep_their_notes_and_their_patches() -> None:
     raw = noted(parameter=True)
     other = torch.zeros(40, dtype=torch.uint8)
