@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python models bench verification lint format faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor clean
+.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -59,6 +59,9 @@ models: package  ## small models of transformers and diffusers, placed in every 
 	@test -d build/models/diffusers || { echo "installing diffusers beside the build (90 MB)"; \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/models -r requirements/models.txt; }
 	@PYTHONPATH=$$PYTHONPATH:$(CURDIR)/build/models $(BIN)/python tools/model_sweep.py $(MODELS)
+
+walk: package  ## the tab in real ComfyUI with its front end (COMFYUI_PATH); DISTORCH_UPDATE_PICTURES=1 makes its pictures
+	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest -q -p no:randomly comfy/test_tab_walk.py
 
 bench: build  ## Google Benchmark, and the byte counts on simulated devices
 	@cmake --preset release > /dev/null && cmake --build --preset release

@@ -76,7 +76,7 @@ class NodePlan {
     this.head.setAttribute('aria-expanded', String(open))
     if (open && !question) update(this.place, el('p', { class: 'dt-note' }, t('steer.no_file')))
     else if (open && !this.steer) {
-      this.steer = new Steer(asking, { name: this.node.title, about: () => about(this.node) ?? question, write: (text) => graph.write(this.node.id, text) })
+      this.steer = new Steer(asking, { name: this.node.title, about: () => about(this.node) ?? question, write: (text) => graph.put(this.node, text) })
       this.place.replaceChildren(this.steer.element)
     }
     if (open) this.steer?.begin(String(this.string.value ?? ''))

@@ -41,7 +41,7 @@ export class Badges {
         'aria-expanded': String(open),
         'aria-controls': 'dt-badge-list',
         'aria-label': t('badge.all', { count: devices.length, device: deviceTitle(fullest.device), share: share(fullest) }),
-        onkeydown: (event) => event.key === 'Escape' && this.hide(LIST),
+        onkeydown: (event) => void (event.key === 'Escape' && this.hide(LIST)), // a handler that gives false swallows the key
         onclick: () => (open ? this.hide(LIST) : this.show(LIST))
       },
       el('span', { class: 'dt-badge-name' }, `${devices.length} GPU`),
@@ -81,7 +81,7 @@ export class Badges {
         onmouseleave: hide,
         onfocus: show,
         onblur: hide,
-        onkeydown: (event) => event.key === 'Escape' && hide(),
+        onkeydown: (event) => void (event.key === 'Escape' && hide()), // a handler that gives false swallows the key
         onclick: () => this.store.dispatchEvent(new Event('open'))
       },
       el('span', { class: 'dt-badge-name' }, title),

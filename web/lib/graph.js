@@ -44,12 +44,16 @@ export class Graph {
 
   /** Puts a string into a node and shows it; whether that could be done. */
   write(id, text, part) {
-    const node = this.node(id)
+    return this.put(this.node(id), text, part) && this.show(id)
+  }
+
+  /** Puts a string into a node's widget; whether it has one. */
+  put(node, text, part) {
     const widget = this.stringWidget(node, part)
     if (!widget) return false
     widget.value = text
     widget.callback?.(text, this.app.canvas, node)
     node.setDirtyCanvas?.(true, true)
-    return this.show(id)
+    return true
   }
 }
