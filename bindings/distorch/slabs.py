@@ -72,6 +72,17 @@ def moved_to(source: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
     return result
 
 
+def as_parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
+    """Return a tensor as a parameter that asks for no gradient, in the slab in which it lies; itself if it is one."""
+    if isinstance(tensor, torch.nn.Parameter):
+        return tensor
+    made = torch.nn.Parameter(tensor, requires_grad=False)
+    slab = slab_of(tensor)
+    if slab is not None:
+        setattr(made, SLAB, slab)
+    return made
+
+
 def alias(tensor: torch.Tensor) -> torch.Tensor:
     """Return another tensor of the same bytes: what is noted on one is not noted on the other."""
     return moved_to(tensor, tensor)

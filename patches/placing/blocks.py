@@ -16,6 +16,7 @@ import weakref
 import torch
 
 from distorch.parts import can_rebuild, device_names, is_composite, parts_of, plain_bytes
+from distorch.slabs import as_parameter
 
 #: Bytes below which a block stays: ComfyUI's DynamicVRAM draws the same line.
 SMALL = 16 * 1024
@@ -74,9 +75,7 @@ class BlockTensor:
         if self.buffer:
             module._buffers[self.name] = tensor
             return
-        if not isinstance(tensor, torch.nn.Parameter):
-            tensor = torch.nn.Parameter(tensor, requires_grad=False)
-        module._parameters[self.name] = tensor
+        module._parameters[self.name] = as_parameter(tensor)
 
     def host_copy_on(self, device: torch.device) -> torch.Tensor:
         """The original on a device, in the dtype the model wants; itself where nothing changes."""

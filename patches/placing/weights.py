@@ -22,7 +22,7 @@ import torch
 from distorch._load import core
 from distorch.devices import name_of
 from distorch.parts import device_names, parts_of, same_bytes
-from distorch.slabs import alias, allocate, in_slab, moved_to
+from distorch.slabs import alias, allocate, as_parameter, in_slab, moved_to
 from distorch.tables import Reporter
 
 from .blocks import Block, BlockTensor, streamable
@@ -147,10 +147,10 @@ class Weights:
         now = held.current
         for made, entry in self._made.items():
             if entry is now:
-                self._made[made] = _parameter(held, tensor)
+                self._made[made] = tensor if held.buffer else as_parameter(tensor)
         # One host copy: the slab is it from now on.
         if now is held.original:
-            held.original = _parameter(held, tensor)
+            held.original = tensor if held.buffer else as_parameter(tensor)
         elif same_bytes(now, held.original):  # with patches noted on it
             held.original = moved_to(held.original, tensor)
         held.put(tensor)
@@ -174,9 +174,8 @@ class Weights:
         if slab and [part.nbytes for part in parts_of(tensor)] == held.sizes:
             tensor = in_slab(tensor, self._slabs[slab], offsets, parts_of(tensor))
         made = next(self._ids)
-        self._made[made] = _parameter(
-            held, tensor if tensor.device == target else tensor.to(target)
-        )
+        tensor = tensor if tensor.device == target else tensor.to(target)
+        self._made[made] = tensor if held.buffer else as_parameter(tensor)
         if current and held.key in self.hooked and held.key not in self.patched:
             self._carried.add(i)
         return made, 0
@@ -268,12 +267,6 @@ def unpin(patcher: Any, held: BlockTensor) -> None:
     """Before a pinned host tensor is replaced: its registration would outlive it."""
     if held.key in getattr(patcher, "pinned", ()):
         patcher.unpin_weight(held.key)
-
-
-def _parameter(held: BlockTensor, tensor: torch.Tensor) -> torch.Tensor:
-    if held.buffer or isinstance(tensor, torch.nn.Parameter):
-        return tensor
-    return torch.nn.Parameter(tensor, requires_grad=False)
 
 
 def _signature(patches: Iterable[tuple[Any, ...]]) -> Signature:

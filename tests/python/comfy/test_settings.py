@@ -182,4 +182,5 @@ def test_a_full_host_lets_go_of_the_kept_model_that_waited_longest(
     assert (told in comfy.log().rpartition("got prompt")[2]) is (kept is not None)
     comfy.free(let_go=False)
     there = [row for row in state(comfy).loaded if row[1] == "WAN21"]
-    assert len(there) == len(kept or files)
+    assert len(there) == 1, "each newcomer had the kept ones leave its device"
+    assert comfy.evaluate(KEPT) == (kept or files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from typing import Any
 
 import comfy_standin
 import distorch_sim
@@ -56,6 +57,28 @@ def test_blocks_lie_where_the_plan_wants_them(make, comfy, expected) -> None:
     # A slot for each of the two streamed groups, which takes the larger one.
     assert patcher.model_size() == sizes["sim:0"] + 2 * (UP + DOWN)
     assert patcher.loaded_size() == patcher.model_size() == torch.sim.memory_allocated(0)
+
+
+def test_weights_that_are_no_parameters_take_their_bytes_on_the_donor_once(
+    make, comfy, expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under DynamicVRAM the core hangs plain tensors into a model's tables."""
+    made = comfy.model
+
+    def plain(**settings: Any) -> Any:
+        patcher = made(**settings)
+        for module in list(patcher.model.modules())[1::3]:  # some of each group
+            module._parameters.update(
+                {n: p.data for n, p in module._parameters.items() if p is not None}
+            )
+        return patcher
+
+    monkeypatch.setattr(comfy, "model", plain)
+    patcher = make()
+    comfy.load_models_gpu([patcher])
+    assert torch.equal(run(patcher), expected)
+    sizes = patcher.distorch_placed().bytes_per_device()
+    assert torch.sim.memory_allocated(1) == sizes["sim:1"] <= 300 * 1024
 
 
 def test_a_second_load_on_a_full_device_asks_for_nothing_and_moves_nothing(make, comfy) -> None:
