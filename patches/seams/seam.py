@@ -15,8 +15,8 @@ class FunctionSeam:
     """Replaces `module.name` by a wrapper around it, and gives it back.
 
     `around(original, *args, **kwargs)` is called instead of the function; the wrapper keeps the
-    function as `__wrapped__`. A function that is not as expected (expected.py) is left alone. If another pack has wrapped ours since, uninstalling leaves the
-    chain as it is and ours passes everything on.
+    function as `__wrapped__`. A function that is not as expected (expected.py) is left alone. If another pack has
+    wrapped ours since, uninstalling leaves the chain as it is and ours passes everything on.
     """
 
     def __init__(

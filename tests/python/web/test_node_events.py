@@ -6,13 +6,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from stand_in import load_patches
 
 node_events = load_patches("seams.node_events")
+
+
+def module_of(**names: Any) -> ModuleType:
+    module = ModuleType("of_comfyui")
+    module.__dict__.update(names)
+    return module
 
 
 class ComfyUI:
@@ -42,11 +48,9 @@ class ComfyUI:
             def apply_model(self, x: int, t: int = 1) -> int:
                 return x + t
 
-        self.execution = SimpleNamespace(
-            get_output_data=get_output_data, PromptExecutor=PromptExecutor
-        )
-        self.utils = SimpleNamespace(ProgressBar=ProgressBar)
-        self.model_base = SimpleNamespace(BaseModel=BaseModel)
+        self.execution = module_of(get_output_data=get_output_data, PromptExecutor=PromptExecutor)
+        self.utils = module_of(ProgressBar=ProgressBar)
+        self.model_base = module_of(BaseModel=BaseModel)
 
 
 class Listener:
