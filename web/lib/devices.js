@@ -40,34 +40,7 @@ function details(panel, device) {
     'div',
     { class: 'dt-device-more' },
     node,
-    el('div', { class: 'dt-small' }, t('device.peak', { peak: formatBytes(peak), average: formatBytes(average) })),
-    gauges(device.gauges),
-    processes(device.processes)
-  )
-}
-
-/** Load, temperature, power and PCIe traffic, as far as NVML tells them. */
-function gauges(figures) {
-  if (!figures) return null
-  const rate = (bytes) => `${formatBytes(bytes)}/s`
-  const known = [
-    ['load', figures.load, (v) => `${v} %`],
-    ['temperature', figures.temperature, (v) => `${v} °C`],
-    ['power', figures.power, (v) => (figures.power_limit ? `${Math.round(v)} / ${Math.round(figures.power_limit)} W` : `${Math.round(v)} W`)],
-    ['pcie_rx', figures.pcie_rx, rate],
-    ['pcie_tx', figures.pcie_tx, rate]
-  ].filter(([, value]) => value !== null && value !== undefined)
-  if (!known.length) return null
-  return el('dl', { class: 'dt-gauges' }, ...known.flatMap(([key, value, words]) => [el('dt', {}, t(`gauge.${key}`)), el('dd', {}, words(value))]))
-}
-
-/** Who else holds memory there. */
-function processes(list) {
-  if (!list?.length) return null
-  return el(
-    'ul',
-    { class: 'dt-processes', 'aria-label': t('processes') },
-    ...list.map((one) => el('li', { 'data-key': `pid-${one.pid}` }, el('span', {}, `${one.name || '?'} (${one.pid})`), el('span', { class: 'dt-number' }, one.bytes === null ? t('unknown') : formatBytes(one.bytes))))
+    el('div', { class: 'dt-small' }, t('device.peak', { peak: formatBytes(peak), average: formatBytes(average) }))
   )
 }
 
