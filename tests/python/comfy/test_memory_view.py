@@ -232,7 +232,7 @@ async def at_rest(page: Any, selector: str) -> None:
         await asyncio.sleep(0.1)
 
 
-async def picture(page: Any, name: str) -> None:
+async def in_both_themes(page: Any) -> None:
     """In both themes of the front end."""
     background = (
         "getComputedStyle(document.querySelector('.dt-panel')).getPropertyValue('--dt-back').trim()"
