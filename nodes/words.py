@@ -20,6 +20,9 @@ ALIASES = (
     *("low vram", "distorch", "multi gpu"),
 )
 _PART = re.compile(r"^(unet|clip|vae)_(?=.*(device|vram|allocations))")
+#: Names of widgets that are ours in our own nodes only; a core's or another pack's loader may have one of that name.
+_OWN_NODES = ("plan", "unload")
+_OWN_WIDGETS = ("file", "part", "memory", "compare_with", "unload", "let_go", "value", "model")
 _FAMILIES = {
     **{"DisTorchPlan": "plan", "DisTorchUnload": "unload", "UNetLoaderLP": "lp"},
     **{"DisTorchDevice": "select", "DeviceSelectorMultiGPU": "select"},
@@ -66,8 +69,11 @@ def explain(classes: Mapping[str, type]) -> None:
 def _explained(cls: Any) -> dict[str, Any]:
     """The class's inputs, with tooltips on those that have none."""
     inputs: dict[str, Any] = cls._distorch_inputs()
+    own = cls.SEARCH_ALIASES[-1].removeprefix("distorch ") in _OWN_NODES
     for part in ("required", "optional"):
         for name, spec in inputs.get(part, {}).items():
+            if name in _OWN_WIDGETS and not own:
+                continue
             text = tooltip(name)
             if text and isinstance(spec, tuple):
                 options = dict(spec[1]) if len(spec) > 1 else {}

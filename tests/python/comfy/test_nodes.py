@@ -62,10 +62,12 @@ def test_widgets_keep_their_order_and_defaults(comfy: ComfyServer, name: str) ->
     assert optional[device][0] == ["cpu", "sim:0", "sim:1", "sim:2"]
     assert optional[device][1]["default"] == "sim:0"
     assert optional["donor_device"][1]["default"] == "cpu"
+    assert all(optional[name][1].pop("tooltip") for name in PLACEMENT), "each says what it is for"
     assert optional["virtual_vram_gb"][1] == {"default": 4.0, "min": 0.0, "max": 128.0, "step": 0.1}
     assert optional["eject_models"][1]["default"] is not encoder
     assert optional["keep_loaded"][1]["default"] is True
-    assert optional["execution_mode"] == [["auto", "stream", "migrate"], {"default": "auto"}]
+    assert optional["execution_mode"][0] == ["auto", "stream", "migrate"]
+    assert optional["execution_mode"][1]["default"] == "auto"
     assert ours["output"] == core["output"]
     assert list(info[f"{name}MultiGPU"]["input"]["optional"])[-1] == "device"
 

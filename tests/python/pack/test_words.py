@@ -65,6 +65,19 @@ def test_widgets_of_ours_have_tooltips_and_nodes_words_to_be_found_by(pack: Any)
         assert inputs["required"]["unet_name"] == (["a"],), "the core's own"
 
 
+def test_an_input_of_the_core_with_the_name_of_one_of_ours_is_left_alone(pack: Any) -> None:
+    class Model:
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+            return {"required": {"model": ("MODEL",)}}
+
+    words = pack.load("nodes.words")
+    core, ours = (type(name, (Model,), {}) for name in ("core", "ours"))
+    words.explain({"DiffControlNetLoaderMultiGPU": core, "DisTorchUnload": ours})
+    assert core.INPUT_TYPES() == {"required": {"model": ("MODEL",)}}
+    assert ours.INPUT_TYPES()["required"]["model"][1]["tooltip"] == TEXTS["widget.model"][0]
+
+
 @pytest.mark.parametrize(("text", "told"), [("sim:0,1.5xyz", "^~~"), ("sim:0", "expected")])
 def test_a_wrong_string_is_told_with_its_place(pack: Any, comfy: Any, text: str, told: str) -> None:
     assert told in pack.load("patches.placing.request").what_is_wrong(text)
