@@ -219,8 +219,9 @@ def _single_pages() -> Iterator[Page]:
             **{k: PLACEMENT[k] for k in list(PLACEMENT)[:3]},
             "part": "of a checkpoint: which part; of other files all is taken",
             "memory": "count on all memory of each device, as when ComfyUI has made room, or on what is free now",
+            "compare_with": "another allocation string: both plans are shown side by side; empty: one plan",
         },
-        {"plan": "the tables, as the log shows them after a load"},
+        {"plan": "the strip, one row for each device, what a step copies and how long it takes, as far as that is known"},
         "Sizes are those in the file: `weight_dtype` changes them. Where a device is full, the loader's border may lie one "
         "block further, because a file does not tell the order of a model's modules. A wrong string, or one that fits "
         "nowhere, is an error that names the fault and a remedy.",
