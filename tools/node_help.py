@@ -221,7 +221,9 @@ def _single_pages() -> Iterator[Page]:
             "memory": "count on all memory of each device, as when ComfyUI has made room, or on what is free now",
             "compare_with": "another allocation string: both plans are shown side by side; empty: one plan",
         },
-        {"plan": "the strip, one row for each device, what a step copies and how long it takes, as far as that is known"},
+        {
+            "plan": "the strip, one row for each device, what a step copies and how long it takes, as far as that is known"
+        },
         "Sizes are those in the file: `weight_dtype` changes them. Where a device is full, the loader's border may lie one "
         "block further, because a file does not tell the order of a model's modules. A wrong string, or one that fits "
         "nowhere, is an error that names the fault and a remedy.",
