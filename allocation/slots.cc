@@ -14,6 +14,7 @@ constexpr int64_t kAlignment = 256;
 
 Bytes InSlot(Bytes bytes) {
   if (bytes == Bytes(0)) return bytes;
+  if (bytes > Bytes::Max() - Bytes(2 * kAlignment)) return Bytes::Max();
   const int64_t aligned = (bytes.value() / kAlignment + 1) * kAlignment;
   return Bytes(aligned + kAlignment);
 }
@@ -48,7 +49,7 @@ Slots SlotsOf(const Units& units, const Layout& layout, const Shares& shares,
     for (size_t p = begin; p < end; ++p) {
       whole = whole && layout.where[p] == first;
       if (layout.where[p] == shares.compute) continue;
-      streamed += InSlot(units.BytesAt(p));
+      streamed = SaturatingAdd(streamed, InSlot(units.BytesAt(p)));
     }
     const bool migrates =
         whole && shares.devices[first].mode == ExecutionMode::kMigrate;
@@ -68,7 +69,9 @@ Bytes MostBytes(const Units& units, uint32_t count) {
   Bytes largest;
   ForEachLayerGroup(units, [&](size_t begin, size_t end) {
     Bytes bytes;
-    for (size_t p = begin; p < end; ++p) bytes += InSlot(units.BytesAt(p));
+    for (size_t p = begin; p < end; ++p) {
+      bytes = SaturatingAdd(bytes, InSlot(units.BytesAt(p)));
+    }
     largest = std::max(largest, bytes);
   });
   return MulDiv(largest, count, 1);
