@@ -45,9 +45,9 @@ compiled=$kit/python/$version
 assemble() {
   rm -rf "$stage/distorch"
   cp -rs "$root/bindings/distorch" "$stage/distorch"
-  ln -s "$compiled/"*.so "$stage/distorch/"
+  ln -s "$compiled/"{*.so,_version.py} "$stage/distorch/"
 }
-loads() { PYTHONPATH=$stage "$PYTHON" -c 'from distorch import _load; _load.core(); _load.load_operators()'; }
+loads() { PYTHONPATH=$stage "$PYTHON" -c 'from distorch import _load; _load.core(); _load.load_operators(); import distorch; distorch.__version__'; }
 on_the_spot() {
   echo "building the package on the spot: $1"
   compiled=$stage/build/python/distorch

@@ -53,7 +53,7 @@ compile() {
     -Dpybind11_DIR="$("$venv/bin/python" -m pybind11 --cmakedir)" > "$build/$version.log" || { cat "$build/$version.log"; return 1; }
   cmake --build "$build/$version" --parallel "$(nproc)" >> "$build/$version.log" || { tail -n 60 "$build/$version.log"; return 1; }
   mkdir -p "$kit/python/$version"
-  cp "$build/$version/python/distorch/"*.so "$kit/python/$version/"
+  cp "$build/$version/python/distorch/"{*.so,_version.py} "$kit/python/$version/"
   strip --strip-unneeded "$kit/python/$version/"*.so
 }
 for version in $(printf '%s\n' "${!pythons[@]}" | sort -rV); do
