@@ -19,10 +19,9 @@ import folder_paths
 from torch import nn
 
 from distorch import allocation, plan_view
-from distorch.device_table import device_table
 from distorch.memory import placements
 
-from ..placing import preview
+from ..placing import donors, preview
 from ..placing.request import available, spec_for
 from ..seams import devices
 from ..settings import reserve_bytes, settings
@@ -120,16 +119,15 @@ class Plans:
         with self._lock:
             made, table = self._tables.get(key, (0.0, []))
         if time.monotonic() - made > _TABLE_SECONDS:
-            table = device_table(subject.compute, spec, reserve=reserve_bytes())
+            table = donors.table(spec, subject.compute, empty=False)
             with self._lock:
                 self._tables = {key: (time.monotonic(), table)}
-        # As a load counts: the core makes room on the compute device, the weights are in the host's memory already, and
-        # what the model itself holds is free for its next placement.
+        # What the model itself holds on a donor is free for its next placement.
         return [
             allocation.Device(
                 d.device,
                 d.total,
-                d.total
+                d.free
                 if d.device in (subject.compute, "cpu") or d.free is None
                 else d.free + subject.held.get(d.device, 0),
                 d.reserve,
