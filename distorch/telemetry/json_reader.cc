@@ -5,11 +5,15 @@
 #include <limits>
 #include <system_error>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/charconv.h"
 #include "absl/strings/str_cat.h"
 
 namespace distorch {
+namespace {
+
+bool IsDigit(char c) { return c >= '0' && c <= '9'; }
+
+}  // namespace
 
 absl::Status JsonReader::status() const {
   return ok() ? absl::OkStatus() : absl::InvalidArgumentError(error_);
@@ -57,16 +61,14 @@ bool JsonReader::Unsigned(uint64_t* out) {
   constexpr uint64_t kMax = std::numeric_limits<int64_t>::max();
   if (!ok()) return false;
   SkipSpace();
-  if (at_ == end_ || !absl::ascii_isdigit(static_cast<unsigned char>(*at_))) {
+  if (at_ == end_ || !IsDigit(*at_)) {
     return Fail("expected a whole number of 0 or more");
   }
-  if (*at_ == '0' && end_ - at_ > 1 &&
-      absl::ascii_isdigit(static_cast<unsigned char>(at_[1]))) {
+  if (*at_ == '0' && end_ - at_ > 1 && IsDigit(at_[1])) {
     return Fail("number with a leading zero");
   }
   uint64_t value = 0;
-  for (; at_ < end_ && absl::ascii_isdigit(static_cast<unsigned char>(*at_));
-       ++at_) {
+  for (; at_ < end_ && IsDigit(*at_); ++at_) {
     const auto digit = static_cast<uint64_t>(*at_ - '0');
     if (value > (kMax - digit) / 10) return Fail("number beyond 2^63-1");
     value = value * 10 + digit;
@@ -79,10 +81,8 @@ bool JsonReader::Unsigned(uint64_t* out) {
 }
 
 bool JsonReader::Digits() {
-  if (at_ == end_ || !absl::ascii_isdigit(static_cast<unsigned char>(*at_)))
-    return Fail("bad number");
-  while (at_ < end_ && absl::ascii_isdigit(static_cast<unsigned char>(*at_)))
-    ++at_;
+  if (at_ == end_ || !IsDigit(*at_)) return Fail("bad number");
+  while (at_ < end_ && IsDigit(*at_)) ++at_;
   return true;
 }
 
@@ -90,8 +90,7 @@ bool JsonReader::NumberText(std::string_view* out) {
   SkipSpace();
   const char* const start = at_;
   if (at_ < end_ && *at_ == '-') ++at_;
-  if (at_ < end_ && *at_ == '0' && end_ - at_ > 1 &&
-      absl::ascii_isdigit(static_cast<unsigned char>(at_[1]))) {
+  if (at_ < end_ && *at_ == '0' && end_ - at_ > 1 && IsDigit(at_[1])) {
     return Fail("number with a leading zero");
   }
   if (!Digits()) return false;
@@ -143,8 +142,7 @@ bool JsonReader::SkipScalar() {
       return Literal("null");
     default: {
       const char c = Peek();
-      if (c != '-' && !absl::ascii_isdigit(static_cast<unsigned char>(c)))
-        return Fail("expected a value");
+      if (c != '-' && !IsDigit(c)) return Fail("expected a value");
       std::string_view ignored;
       return NumberText(&ignored);
     }
