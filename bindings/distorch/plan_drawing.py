@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 
 from distorch.allocation import format_bytes
 from distorch.plan_view import PlanView, StepView
+from distorch.text_table import aligned
 
 # As the tab draws them (web/lib/colours.js): devices are cool, the host is grey.
 COLOURS = ("#2f80ed", "#12a594", "#8b5cf6", "#4caf50", "#56c2f0", "#4656c9", "#7fd6b5", "#b9a5f5")
@@ -50,14 +51,7 @@ def _table(view: PlanView) -> list[str]:
         rows.append(
             (row.device, cap, format_bytes(row.weights), format_bytes(row.slots), row.how or "-")
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, right=range(1, 4))
 
 
 def step_lines(view: PlanView) -> list[str]:
@@ -103,14 +97,7 @@ def comparison(views: Sequence[PlanView]) -> str:
     rows.append(["streamed", *(format_bytes(v.streamed_bytes) for v in views)])
     rows.append(["step", *(_short(v.step) for v in views)])
     rows.append(["bound by", *(v.step.bound for v in views)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = [
-        "  ".join(
-            c.rjust(w) if i else c.ljust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    table = aligned(rows, right=range(1, len(rows[0])))
     notes = [f"note ({chr(97 + i)}): {n}" for i, v in enumerate(views) for n in v.notes]
     return "\n".join([*parts, *table, *notes])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables for the terminal."""
+"""Tables as lines of text."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 
-from distorch.tools.cli.table import aligned
+from distorch.text_table import aligned
 
 _GB = 1 << 30
 

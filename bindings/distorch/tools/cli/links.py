@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from distorch.tools.cli.table import aligned
+from distorch.text_table import aligned
 
 _EPILOG = """\
 GB/s are 2**30 bytes a second. `way`: direct (host and device), peer (straight from device to device), driver (staged
