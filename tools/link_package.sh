@@ -9,7 +9,6 @@ site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["pur
 if [ "$(cat "$site/distorch-dev.pth" 2> /dev/null)" != "$stage" ]; then
   echo "$stage" > "$site/distorch-dev.pth"
 fi
-if [ ! -x "$venv/bin/distorch" ]; then
-  printf '#!%s\nimport sys\n\nfrom distorch.tools.cli import main\n\nsys.exit(main())\n' "$(realpath -s "$venv")/bin/python" > "$venv/bin/distorch"
-  chmod +x "$venv/bin/distorch"
-fi
+# Each time: an older checkout may have left one that calls a module of another name.
+printf '#!%s\nimport sys\n\nfrom distorch.tools.cli import main\n\nsys.exit(main())\n' "$(realpath -s "$venv")/bin/python" > "$venv/bin/distorch"
+chmod +x "$venv/bin/distorch"
