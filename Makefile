@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor clean
+.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -128,6 +128,12 @@ install-check: $(DEPS_STAMP)  ## the ways to install, in fresh environments with
 
 doctor: build  ## what was found on this machine and what was not
 	@$(BIN)/distorch doctor
+
+reference:  ## pages of the C++ headers -> build/reference (Doxygen; a warning ends it)
+	@tools/system_packages.sh reference
+	@mkdir -p build/reference
+	@doxygen docs/Doxyfile
+	@echo "build/reference/index.html"
 
 clean:  ## remove what was built (.venv stays)
 	@rm -rf build

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Checks for what Debian or Ubuntu must provide; installs it where the user is root, else says how to get it.
-# system_packages.sh [test|fuzz|coverage|tidy|mingw|wine]: what the build needs, and what those targets need beside it.
+# system_packages.sh [test|fuzz|coverage|tidy|reference|mingw|wine]: what the build needs, and what those targets need beside it.
 set -euo pipefail
 
 missing=()
@@ -35,6 +35,7 @@ case "${1:-}" in
     need clang command -v clang++
     need clang-tidy command -v clang-tidy
     ;;
+  reference) need doxygen command -v doxygen ;;
   mingw) need g++-mingw-w64-x86-64-posix command -v x86_64-w64-mingw32-g++-posix ;;
   wine)
     need g++-mingw-w64-x86-64-posix command -v x86_64-w64-mingw32-g++-posix
