@@ -9,6 +9,7 @@ inputs and outputs on the pages with those that it reports.
 from __future__ import annotations
 
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 
@@ -222,8 +223,12 @@ def _single_pages() -> Iterator[Page]:
             "compare_with": "another allocation string: both plans are shown side by side; empty: one plan",
         },
         {
-            "plan": "the strip, one row for each device, what a step copies and how long it takes, as far as that is known"
+            "plan": "as text: the strip, one row for each device, what a step copies and how long it takes, as far as that is known"
         },
+        "The node shows it drawn: colour is the device, hatched blocks are streamed, the dashed box is the slots, amber is "
+        "what the plan noted (a cap that was lowered, a device that is not here, percentages taken as ratios). **Place by "
+        "hand** under the string has a slider for each device. A step's time needs a model that has run for two steps, and "
+        "measured links (`distorch links`, or *Measure links*).\n\n"
         "Sizes are those in the file: `weight_dtype` changes them. Where a device is full, the loader's border may lie one "
         "block further, because a file does not tell the order of a model's modules. A wrong string, or one that fits "
         "nowhere, is an error that names the fault and a remedy.",
@@ -263,13 +268,19 @@ def _parts() -> dict[str, str]:
     return {**found, "eject_models": EJECT, "keep_loaded": KEEP, "execution_mode": MODE}
 
 
+def title(node: str) -> str:
+    """Return the id in words: a long word does not break, and the panel is 300 pixels wide."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", node)
+    return words.replace("Dis Torch", "DisTorch").replace("Multi GPU", "MultiGPU")
+
+
 def render(page: Page) -> str:
-    """Return the Markdown of a page."""
+    """Return the Markdown of a page. Lists, no tables: these are wider than the panel."""
     node, first, inputs, outputs, rest = page
-    lines = [f"# {node}", "", first, "", "## Inputs", "", "| input | meaning |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in inputs.items()]
-    lines += ["", "## Outputs", "", "| output | meaning |", "|---|---|"]
-    lines += [f"| `{name}` | {meaning} |" for name, meaning in outputs.items()]
+    lines = [f"# {title(node)}", "", first, "", "## Inputs", ""]
+    lines += [f"- `{name}`: {meaning}" for name, meaning in inputs.items()]
+    lines += ["", "## Outputs", ""]
+    lines += [f"- `{name}`: {meaning}" for name, meaning in outputs.items()]
     return "\n".join([*lines, "", rest, ""])
 
 

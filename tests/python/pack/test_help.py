@@ -46,11 +46,14 @@ def test_a_page_that_differs_is_found(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_is_complete(page: pathlib.Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"# {page.stem}\n\n")
+    heading = text.splitlines()[0].removeprefix("# ")
+    assert "".join(heading.split()) == page.stem.replace("_", "")
+    assert max(map(len, heading.split())) <= 16, "a longer word is wider than the panel"
+    assert "|--" not in text, "so are tables"
     assert [line for line in text.splitlines() if line.startswith("## ")][:2] == [
         "## Inputs",
         "## Outputs",
     ]
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [line for line in text.splitlines() if line.startswith("- `")]
     assert rows
-    assert all(len(row.split(" | ")) == 2 and len(row) > 12 for row in rows), rows
+    assert all(len(row.split("`: ", 1)) == 2 and len(row) > 12 for row in rows), rows

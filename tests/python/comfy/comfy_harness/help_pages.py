@@ -15,9 +15,9 @@ def fetch(comfy: ComfyServer, path: str) -> str:
 
 
 def described(page: str, heading: str) -> list[str]:
-    """The names in the table below a heading."""
+    """The names in the list below a heading."""
     part = page.split(f"## {heading}\n")[1].split("\n#")[0]
-    return [line.split("`")[1] for line in part.splitlines() if line.startswith("| `")]
+    return [line.split("`")[1] for line in part.splitlines() if line.startswith("- `")]
 
 
 def compare(comfy: ComfyServer) -> int:
