@@ -54,3 +54,23 @@ def test_every_allocation_string_can_be_read() -> None:
     assert len(strings) >= 5
     for text in strings:
         assert distorch.parse(text)
+
+
+FILES = (".safetensors", ".gguf", ".ckpt")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in EXAMPLES])
+def test_each_model_file_says_where_it_comes_from_and_goes(name: str) -> None:
+    """As ComfyUI's own templates do: its front end then offers to download what is missing."""
+    for node in read(name)["nodes"]:
+        values = [v for v in node.get("widgets_values") or () if str(v).endswith(FILES)]
+        models = node["properties"].get("models", [])
+        assert [m["name"] for m in models] == [v.rpartition("/")[2] for v in values], node["type"]
+        for model in models:
+            assert set(model) == {"name", "url", "directory"}
+            assert model["url"].startswith("https://huggingface.co/")
+            assert "/resolve/main/" in model["url"]
+            assert model["url"].endswith(model["name"])
+            assert model["directory"] in (
+                *("diffusion_models", "text_encoders", "vae", "checkpoints"),
+            )
