@@ -135,11 +135,13 @@ class DisTorchMixin:
                 self.pin_weight_to_device(held.key)
 
     def patch_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        """The core's; hook LoRAs are written into the stored weights."""
+        """The core's; hook LoRAs are written into the stored weights. It is called after each sampling, also without any."""
+        written = bool(self.hook_backup)
         try:
             return super().patch_hooks(*args, **kwargs)
         finally:
-            self._distorch_written()
+            if written or self.hook_backup:
+                self._distorch_written()
 
     def unpatch_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The core's; see `patch_hooks`."""

@@ -116,6 +116,18 @@ def test_patches_that_change_are_streamed(make, comfy) -> None:
     assert not torch.equal(results[0], results[1])
 
 
+def test_what_came_ahead_outlives_the_end_of_a_sampling(make, expected) -> None:
+    """ComfyUI then takes its hooks out, also where there were none."""
+    patcher = make("sim:0,4%;cpu,*")
+    for _ in range(3):
+        run(patcher)
+    engine, before = engine_of(patcher), engine_of(patcher).counters
+    patcher.patch_hooks(None)
+    assert torch.equal(run(patcher), expected)
+    assert engine.counters["copies"] - before["copies"] == 4
+    assert engine.counters["on_demand"] == before["on_demand"]
+
+
 def test_weights_that_hooks_write_are_copied_again(make, expected) -> None:
     """ComfyUI writes hook LoRAs into the stored weights; a group may have come ahead by then."""
     for text in ("cpu,*", "sim:1,*", "sim:1,*,mode=migrate"):
