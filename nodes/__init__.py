@@ -15,6 +15,7 @@ log = logging.getLogger("DisTorch")
 def mappings() -> tuple[dict[str, type], dict[str, str]]:
     """Node classes and display names by id; installs the seams that the nodes need."""
     from ..patches.ejecting import unload, unload_now
+    from ..patches.placing import sharing
     from ..patches.seams import devices, expected, pinned_memory
     from ..patches.view import apply_settings, memory_view
     from . import old_names
@@ -24,6 +25,7 @@ def mappings() -> tuple[dict[str, type], dict[str, str]]:
     expected.look()
     devices.install()
     pinned_memory.install()
+    sharing.install()
     unload.install()
     unload_now.install()
     memory_view.install()

@@ -171,11 +171,16 @@ def _call_back(patcher: Any, placed: ModelPlacement) -> None:
         if not away:
             continue
         _make_room(patcher, placed, donor)
-        free = free_memory(donor) or 0
+        # What the core wants to be free it would ask back at the next load there.
+        free = (free_memory(donor) or 0) - _wanted_free(donor)
         for name in away:
             free -= placed.by_name[name].bytes
             if free >= 0:
                 placed.call_back(name)
+
+
+def _wanted_free(donor: str) -> int:
+    return int(mm.minimum_inference_memory()) if devices.is_own(donor) else 0
 
 
 def _make_room(patcher: Any, placed: ModelPlacement, donor: str) -> None:

@@ -115,9 +115,16 @@ class ModelPlacement:
         Or, if that is more, the largest streamed block, `buffers` times: the core's own cast.
         """
         here = name_of(self.compute)
-        streamed = [b.bytes for b in self.blocks if self.target(b) != here]
-        by_layer = max(streamed, default=0) * max(1, buffers)
-        return max(by_layer, runner.staging_bytes(self, here))
+        return self._staging(buffers, [b for b in self.blocks if self.target(b) != here])
+
+    def least_bytes(self, buffers: int) -> int:
+        """Bytes that the model cannot do without on its compute device: what stays there, and staging for the rest."""
+        stay = sum(b.bytes for b in self.blocks if b.pinned)
+        return stay + self._staging(buffers, [b for b in self.blocks if not b.pinned])
+
+    def _staging(self, buffers: int, streamed: list[Block]) -> int:
+        by_layer = max((b.bytes for b in streamed), default=0) * max(1, buffers)
+        return max(by_layer, runner.staging_bytes(self, {b.name for b in streamed}))
 
     @property
     def spilled(self) -> set[str]:

@@ -62,6 +62,12 @@ class DisTorchMixin:
             donors.account(self.model, placed)
         return super().loaded_size()
 
+    def distorch_least(self) -> int:
+        """Bytes that it needs there beyond what it has, in order to run at all, streaming what it can."""
+        enough = self.model_size()
+        least = self.distorch_placed().least_bytes(donors.streams())
+        return max(0, min(least, enough) - self.loaded_size())
+
     def clone(self, *args: Any, **kwargs: Any) -> Any:
         """The core's clone, of our class also where the core or GGUF chose another."""
         clone = super().clone(*args, **kwargs)

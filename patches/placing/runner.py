@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from distorch import allocation
+from distorch.devices import name_of
 from distorch.memory import placements
 from distorch.nested import map_tensors
 from distorch.run import GroupEngine, GroupSpec, HostPinner
@@ -57,15 +58,16 @@ def groups_of(blocks: list[Block]) -> dict[str, list[Block]]:
     return groups
 
 
-def staging_bytes(placed: Any, here: str) -> int:
-    """What the slots will take on the compute device: each holds the largest group's streamed bytes."""
+def staging_bytes(placed: Any, streamed: set[str]) -> int:
+    """What the slots will take on the compute device: each holds the largest group's bytes among these blocks."""
+    here = name_of(placed.compute)
     sources: set[str] = set()
     sizes: list[int] = []
     for blocks in placed.groups.values():
-        streamed = [b for b in blocks if placed.target(b) != here and streamable(b)]
-        if streamed:
-            sources |= {placed.target(b) for b in streamed}
-            sizes.append(sum(b.bytes for b in streamed))
+        away = [b for b in blocks if b.name in streamed and streamable(b)]
+        if away:
+            sources |= {target if (target := placed.target(b)) != here else "cpu" for b in away}
+            sizes.append(sum(b.bytes for b in away))
     slots = placed.plan.slots or slots_for(sources)
     return min(slots, len(sizes)) * max(sizes, default=0)
 

@@ -18,7 +18,7 @@ _queue = PromptServer.instance.prompt_queue
 _found = {
     **{f"mm.{n}": getattr(mm, n) for n in (
         "get_torch_device", "text_encoder_device", "unet_offload_device", "soft_empty_cache",
-        "unload_all_models")},
+        "unload_all_models", "load_models_gpu", "free_memory")},
     **{f"queue.{n}": vars(type(_queue))[n] for n in ("get", "get_flags")},
     "get_output_data": execution.get_output_data,
     "add_message": vars(execution.PromptExecutor)["add_message"],
@@ -36,11 +36,11 @@ result = {
 }
 """
 UNINSTALL = """
-for _name in ("memory_view", "apply_settings", "unload_now", "unload", "devices"):
+for _name in ("memory_view", "apply_settings", "unload_now", "unload", "sharing", "devices"):
     _patches[_name].uninstall()
 """
 INSTALL = """
-for _name in ("devices", "unload", "unload_now", "memory_view", "apply_settings"):
+for _name in ("devices", "sharing", "unload", "unload_now", "memory_view", "apply_settings"):
     _patches[_name].install()
 """
 NEWEST = versions()[:1] or [None]
@@ -56,7 +56,7 @@ def test_the_core_is_as_it_was_and_can_be_wrapped_anew(
     comfy = ComfyServer(version, tmp_path)
     try:
         before = comfy.evaluate(LOOK)
-        assert len(set(before["wrapped"]) - {"cuda"}) == 12, before
+        assert len(set(before["wrapped"]) - {"cuda"}) == 14, before
         assert before["threads"] == ["distorch-scan", "distorch-settings", "distorch-view"]
         comfy.evaluate(LOOK + UNINSTALL)
         after = comfy.evaluate(LOOK)

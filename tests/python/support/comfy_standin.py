@@ -224,6 +224,16 @@ class LoadedModel:
         return True
 
 
+class ProgressBar:
+    """What a load that takes long shows."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def update_absolute(self, value: int) -> None:
+        pass
+
+
 class Queue:
     """The core's queue of prompts, as far as flags go."""
 
@@ -275,6 +285,11 @@ class StandIn:
             lambda d: 64 * GIB if d.type == "cpu" else torch.sim.mem_get_info(d.index)[1]
         )
         mm.load_models_gpu = self.load_models_gpu
+        mm.free_memory = self.free_memory
+        self.working = 0
+        mm.minimum_inference_memory = lambda: self.working
+        mm.extra_reserved_memory = lambda: 0
+        mm.vram_state = types.SimpleNamespace(name="NORMAL_VRAM")
         mm.DISABLE_SMART_MEMORY = False
         mm.OOM_EXCEPTION = torch.OutOfMemoryError
         mm.cpu_mode = lambda: False
@@ -301,6 +316,43 @@ class StandIn:
             patcher.partially_load(patcher.load_device, budget)
             entries.insert(0, entry)
 
+    def load_where_room_is_made(
+        self, models: list[Any], memory_required: float = 0, force_full_load: bool = False
+    ) -> None:
+        """As the core's load: it asks for room for all of a model, then loads as much as there is room for."""
+        entries, mm = self.mm.current_loaded_models, self.mm
+        kept = [m.model for m in models]
+        entries[:] = [e for e in entries if e.model and all(e.model.model is not m for m in kept)]
+        dynamic = all(m.is_dynamic() for m in models)
+        for patcher in models:
+            device = patcher.load_device
+            wanted = patcher.model_size() - patcher.loaded_size()
+            wanted = 1.1 * wanted + max(self.working, memory_required)
+            mm.free_memory(wanted, device, for_dynamic=dynamic)
+            mm.free_memory(max(self.working, memory_required), device, for_dynamic=dynamic)
+            budget = mm.get_free_memory(device) - max(self.working, memory_required)
+            patcher.partially_load(device, 1e32 if force_full_load else budget)
+            entries.insert(0, LoadedModel(patcher))
+
+    def free_memory(
+        self,
+        memory_required: float,
+        device: Any,
+        keep_loaded: Any = (),
+        for_dynamic: bool = False,
+    ) -> list[LoadedModel]:
+        """As the core's: one model after the other gives what is missing still."""
+        self.calls.append("free_memory")
+        entries, gone = self.mm.current_loaded_models, []
+        for entry in [e for e in reversed(entries) if e.device == device and e not in keep_loaded]:
+            missing = memory_required - self.mm.get_free_memory(device)
+            if entry.model.is_dynamic() and for_dynamic:
+                memory_required -= entry.model.loaded_size()
+            elif missing > 0 and entry.model_unload(missing):
+                gone.append(entry)
+        entries[:] = [e for e in entries if e not in gone]
+        return gone
+
     def modules(self) -> dict[str, types.ModuleType]:
         comfy = types.ModuleType("comfy")
         comfy.__path__ = []
@@ -308,8 +360,11 @@ class StandIn:
         comfy.patcher_extension = self.extension
         comfy.float = types.ModuleType("comfy.float")
         comfy.float.stochastic_rounding = lambda value, dtype, seed: value.to(dtype)
+        comfy.utils = types.ModuleType("comfy.utils")
+        comfy.utils.ProgressBar = ProgressBar
         return {
             "comfy": comfy,
+            "comfy.utils": comfy.utils,
             "comfy.model_management": self.mm,
             "comfy.model_patcher": self.patcher,
             "comfy.patcher_extension": self.extension,

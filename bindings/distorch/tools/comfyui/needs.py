@@ -54,12 +54,23 @@ def _wrapped(module: str, name: str, takes: str, costs: str, **more: str | bool)
 
 
 _DEVICE = "the device widgets of loaders for it have no effect, ComfyUI's own device is used"
+_TURNS = "models that share a device and do not fit side by side put each other out at every prompt"
 
 #: The functions that are wrapped, by their full name.
 _WRAPPED = (
     _wrapped(MANAGEMENT, "get_torch_device", "", _DEVICE),
     _wrapped(MANAGEMENT, "text_encoder_device", "", _DEVICE),
     _wrapped(MANAGEMENT, "unet_offload_device", "", "host copies lie where ComfyUI puts them"),
+    Seam(
+        f"{MANAGEMENT}.load_models_gpu",
+        _TURNS,
+        (
+            Need(MANAGEMENT, "load_models_gpu", "models memory_required"),
+            Need(MANAGEMENT, "vram_state"),
+            *_called(MANAGEMENT, "minimum_inference_memory", "extra_reserved_memory"),
+        ),
+    ),
+    _wrapped(MANAGEMENT, "free_memory", "memory_required device keep_loaded", _TURNS),
     _wrapped(
         MANAGEMENT,
         "unload_all_models",

@@ -25,8 +25,6 @@ from . import probe_nodes
 CORE = {
     "ModelPatcher": comfy.model_patcher.ModelPatcher,
     "LoadedModel": comfy.model_management.LoadedModel,
-    "load_models_gpu": comfy.model_management.load_models_gpu,
-    "free_memory": comfy.model_management.free_memory,
     "partially_load": comfy.model_patcher.ModelPatcher.partially_load,
     "load": comfy.model_patcher.ModelPatcher.load,
 }
@@ -48,8 +46,7 @@ def changed_core_objects() -> list[str]:
     """Names of `CORE` that are not the core's own objects any more."""
     now = {
         **{n: getattr(comfy.model_patcher, n, None) for n in ("ModelPatcher", "CoreModelPatcher")},
-        **{n: getattr(comfy.model_management, n) for n in ("LoadedModel", "load_models_gpu")},
-        "free_memory": comfy.model_management.free_memory,
+        "LoadedModel": comfy.model_management.LoadedModel,
         "partially_load": comfy.model_patcher.ModelPatcher.partially_load,
         "load": comfy.model_patcher.ModelPatcher.load,
     }
