@@ -73,6 +73,9 @@ function(distorch_cc_test)
   endif()
   add_executable(${ARG_NAME} ${ARG_SRCS})
   distorch_configure_target(${ARG_NAME} PRIVATE)
+  if(NOT MSVC)
+    target_compile_options(${ARG_NAME} PRIVATE -O1 -g1)  # compiling them costs more than running them
+  endif()
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   if(CMAKE_CROSSCOMPILING)  # starting the emulator costs more than most tests
     add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Fills .gpu/ with what a bare machine with a GPU lacks, so that tools/gpu_check.sh needs nothing else there:
-#   python/3.12, python/3.11  the compiled parts of the package, stripped, Abseil linked into them
+#   python/3.12, python/3.11  the compiled parts of the package, stripped, Abseil linked into them (PYTHONS="3.12" for some)
 #   absl                      Abseil's headers and static libraries, for a build there when the prebuilt does not load
 #   bin                       the CUDA programs, for sm_80, sm_89, sm_90 and as PTX
 #   site, extra               the part of diffusers that bench/gpu/run.py uses; what that needs, where it is missing
@@ -17,12 +17,12 @@ say() { printf '%s\n' "$*"; }
 missing() { printf 'MISSING: %s\n' "$*" >&2; }
 
 declare -A pythons
-for version in 3.12 3.11; do
+for version in ${PYTHONS:-3.12 3.11}; do
   pythons[$version]=$(tools/find_python.sh $version)
   [ -n "${pythons[$version]}" ] || missing "Python $version with its headers: the kit has no package for it"
 done
 runner=3.12
-if [ -z "${pythons[3.12]}" ]; then
+if [ -z "${pythons[3.12]:-}" ]; then
   runner=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   pythons[$runner]=$(realpath .venv/bin/python)
   missing "the dry run uses Python $runner in place of 3.12; where 3.12 is needed, the package is built on the spot"
@@ -48,7 +48,7 @@ CCACHE=$(command -v ccache || true) tools/abseil.sh "$build/abseil" "$kit/absl" 
 compile() {
   local version=$1 sim=OFF
   [ "$version" = "$runner" ] && sim=ON
-  cmake -S . -B "$build/$version" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=$sim \
+  cmake -S . -B "$build/$version" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_UNITY_BUILD=ON -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=$sim \
     -DDISTORCH_ABSL_SOURCE="$kit/absl" -DPython_EXECUTABLE="${pythons[$version]}" -DDISTORCH_TORCH_DIR="$torch_dir" \
     -Dpybind11_DIR="$("$venv/bin/python" -m pybind11 --cmakedir)" > "$build/$version.log" || { cat "$build/$version.log"; return 1; }
   cmake --build "$build/$version" --parallel "$(nproc)" >> "$build/$version.log" || { tail -n 60 "$build/$version.log"; return 1; }

@@ -18,6 +18,7 @@ namespace {
 
 using testing::EqualBlocks;
 using ::testing::HasSubstr;
+using testing::kContiguous;
 using testing::Megabytes;
 using testing::MustPlan;
 using testing::Picture;
@@ -25,7 +26,6 @@ using testing::TwoGpusAndHost;
 
 using Totals = std::map<std::string, int64_t>;
 
-constexpr PlanOptions kContiguous = {Order::kContiguous, false};
 constexpr PlanOptions kStrided = {Order::kStrided, false};
 
 TEST(PlannerTest, OrderSaysHowThePartsLie) {

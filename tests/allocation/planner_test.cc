@@ -17,14 +17,13 @@ using ::testing::Contains;
 using ::testing::ElementsAre;
 using testing::EqualBlocks;
 using ::testing::HasSubstr;
+using testing::kContiguous;
 using testing::Megabytes;
 using testing::MustPlan;
 using testing::Picture;
 using testing::TwoGpusAndHost;
 
 using Totals = std::map<std::string, int64_t>;
-
-constexpr PlanOptions kContiguous = {Order::kContiguous, false};
 
 // The predecessor put 2700 MB on cuda:0 here, above its cap of 2560.
 TEST(PlannerTest, EqualBlocksFillEveryCapAsFarAsWholeBlocksAllow) {

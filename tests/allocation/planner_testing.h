@@ -17,6 +17,8 @@
 
 namespace distorch::testing {
 
+inline constexpr PlanOptions kContiguous = {Order::kContiguous, false};
+
 // cuda:0 and cuda:1 of 24 GB, cpu of 64 GB, all free.
 inline std::vector<Device> TwoGpusAndHost() {
   return {{DeviceId("cuda", 0), GiB(24), GiB(24), Bytes(0), 50},

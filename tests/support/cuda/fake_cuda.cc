@@ -4,14 +4,10 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "tests/support/cuda/cuda_codes.h"
 
 namespace distorch {
 namespace {
-
-constexpr int kInvalidDevice = 101;
-constexpr int kInvalidHandle = 400;
-constexpr int kNotReady = 600;
-constexpr int kNotPermitted = 800;
 
 const char* NameOf(int code) {
   switch (code) {

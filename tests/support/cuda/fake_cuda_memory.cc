@@ -6,18 +6,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "distorch/transfer/transfer.h"
+#include "tests/support/cuda/cuda_codes.h"
 #include "tests/support/cuda/fake_cuda.h"
 
 namespace distorch {
 namespace {
 
-constexpr int kInvalidValue = 1;
-constexpr int kInvalidDevice = 101;
-constexpr int kInvalidHandle = 400;
-constexpr int kPeerAlreadyEnabled = 704;
-constexpr int kPeerNotEnabled = 705;
-constexpr int kAlreadyRegistered = 712;
-constexpr int kNotRegistered = 713;
 // Inside a device: read and written at once.
 constexpr double kInsideGbps = 1000;
 
