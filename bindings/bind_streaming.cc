@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 #include "bindings/status.h"
 #include "bindings/tensor_swap.h"
 #include "distorch/execution/byte_streamer.h"
@@ -30,10 +31,6 @@ namespace py = pybind11;
 // (address, device, where it begins in a slot, bytes, what pins it or None)
 using Part = std::tuple<std::uintptr_t, int, std::int64_t, std::int64_t,
                         std::shared_ptr<PinnedSlab>>;
-
-void* Pointer(std::uintptr_t address) {
-  return reinterpret_cast<void*>(address);
-}
 
 // Owns a Python object from C++, on any thread.
 std::shared_ptr<void> Owned(py::object object) {

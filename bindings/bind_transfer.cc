@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/names.h"
 #include "bindings/status.h"
 #include "distorch/transfer/nccl.h"
 #include "distorch/transfer/router.h"
@@ -27,10 +28,6 @@ using End = std::tuple<std::uintptr_t, int, std::uintptr_t>;
 // (source address, device, stream, target address, device, stream, bytes)
 using Message = std::tuple<std::uintptr_t, int, std::uintptr_t, std::uintptr_t,
                            int, std::uintptr_t, std::int64_t>;
-
-void* Pointer(std::uintptr_t address) {
-  return reinterpret_cast<void*>(address);
-}
 
 template <typename Call>
 auto Unlocked(Call call) {

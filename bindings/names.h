@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names that come from Python.
+// Names and addresses that come from Python.
 #ifndef DISTORCH_BINDINGS_NAMES_H_
 #define DISTORCH_BINDINGS_NAMES_H_
 
+#include <cstdint>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -19,6 +20,11 @@ inline DeviceId DeviceFrom(const std::string& text) {
   }
   throw std::invalid_argument("not the name of a device: '" + text +
                               "'; expected one as cuda:0 or cpu");
+}
+
+// The address of memory that the caller keeps alive.
+inline void* Pointer(std::uintptr_t address) {
+  return reinterpret_cast<void*>(address);
 }
 
 }  // namespace distorch::bindings
