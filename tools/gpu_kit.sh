@@ -18,7 +18,7 @@ missing() { printf 'MISSING: %s\n' "$*" >&2; }
 
 declare -A pythons
 for version in ${PYTHONS:-3.12 3.11}; do
-  pythons[$version]=$(tools/find_python.sh $version)
+  pythons[$version]=$(tools/find_python.sh "$version")
   [ -n "${pythons[$version]}" ] || missing "Python $version with its headers: the kit has no package for it"
 done
 runner=3.12
