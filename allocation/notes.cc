@@ -2,14 +2,25 @@
 #include "allocation/notes.h"
 
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace distorch::planner_internal {
 
 void AddNotes(const Shares& shares, Plan* plan) {
   plan->notes.insert(plan->notes.end(), shares.notes.begin(),
                      shares.notes.end());
+  if (!plan->spec.gone.empty()) {
+    std::vector<std::string> names;
+    for (const DeviceId& device : plan->spec.gone) {
+      names.push_back(device.ToString());
+    }
+    plan->notes.push_back(
+        absl::StrCat("not on this machine: ", absl::StrJoin(names, ", "),
+                     "; the others take what was meant for it"));
+  }
   for (const DeviceShare& share : plan->devices) {
     const std::string device = share.device.ToString();
     if (share.available == Bytes::Max() && share.used > Bytes(0) &&

@@ -75,21 +75,14 @@ std::optional<Bytes> Total(const DeviceId& device,
 
 std::string VramAnalysis(const Plan& plan, absl::Span<const Device> devices) {
   Table table("DisTorch2 Model Virtual VRAM Analysis",
-              {"Object", "Role", "Original(GB)", "Total(GB)", "Virt(GB)"});
-  Bytes moved;
+              {"Object", "Role", "Memory(GB)", "Here(GB)", "Elsewhere(GB)"});
   for (const DeviceShare& share : plan.devices) {
     const bool is_compute = share.device == plan.compute;
-    if (!is_compute) moved += share.used;
     const std::optional<Bytes> total = Total(share.device, devices);
-    const Bytes gained =
-        is_compute ? plan.model_bytes - share.used : Bytes(0) - share.used;
     table.Add({share.device.ToString(), is_compute ? "compute" : "donor",
-               total ? FormatGB(*total) : "unknown",
-               total ? FormatGB(*total + gained) : "unknown",
-               FormatGB(gained)});
+               total ? FormatGB(*total) : "unknown", FormatGB(share.used),
+               is_compute ? FormatGB(plan.model_bytes - share.used) : "-"});
   }
-  table.Add({"model", "model", FormatGB(plan.model_bytes),
-             FormatGB(plan.model_bytes - moved), FormatGB(Bytes(0) - moved)});
   return table.Format();
 }
 
@@ -142,8 +135,8 @@ std::string LayerDistribution(const Plan& plan,
   return table.empty() ? "" : table.Format() + "\n";
 }
 
-// Blocks below 0.01 % of the model are many and hide the rest: their row is
-// their own.
+// Blocks of less than 0.01 % of the model each are many and hide the rest:
+// their row is their own.
 std::string Assignments(const Plan& plan, absl::Span<const Block> blocks) {
   struct Sum {
     int64_t count = 0;
@@ -167,7 +160,7 @@ std::string Assignments(const Plan& plan, absl::Span<const Block> blocks) {
                  Percent(sum.bytes, plan.model_bytes)});
     };
     add(name, large[d]);
-    if (small[d].count > 0) add(name + " (<0.01%)", small[d]);
+    if (small[d].count > 0) add(name + " (small)", small[d]);
   }
   return table.Format();
 }

@@ -96,15 +96,21 @@ Spec Spec::On(const DeviceId& device) const {
   return spec;
 }
 
-Spec Spec::Without(absl::Span<const DeviceId> gone) const {
+Spec Spec::Without(absl::Span<const DeviceId> lost) const {
   Spec spec = *this;
+  for (const DeviceId& device : Devices()) {
+    if (Has(lost, device)) AddOnce(device, &spec.gone);
+  }
   if (const auto* list = std::get_if<EntryList>(&form)) {
-    spec.form = distorch::Without(*list, gone, compute);
+    spec.form = distorch::Without(*list, lost, compute);
   }
   if (const auto* vram = std::get_if<VirtualVram>(&form)) {
-    VirtualVram kept = distorch::Without(*vram, gone, compute);
-    if (kept.donors.empty()) return Whole(compute);
-    spec.form = std::move(kept);
+    VirtualVram kept = distorch::Without(*vram, lost, compute);
+    if (kept.donors.empty()) {
+      spec.form = Whole(compute).form;
+    } else {
+      spec.form = std::move(kept);
+    }
   }
   return spec;
 }

@@ -93,7 +93,14 @@ struct Spec {
   std::variant<EntryList, ComputeShare, AutoAllocation, VirtualVram> form;
   // The compute device that the string names (`…#cuda:0;…`), or none.
   DeviceId compute;
-  friend bool operator==(const Spec&, const Spec&) = default;
+  // Devices that the string named and Without() has taken out; a plan notes
+  // them. No string has any.
+  std::vector<DeviceId> gone = {};
+
+  // Whether they ask for the same, whatever was taken out of them.
+  friend bool operator==(const Spec& a, const Spec& b) {
+    return a.form == b.form && a.compute == b.compute;
+  }
 
   // The whole model on `compute`: `cuda:0,*#cuda:0`.
   static Spec Whole(const DeviceId& compute);
@@ -110,11 +117,12 @@ struct Spec {
   // The same, computed on `device`.
   Spec On(const DeviceId& device) const;
 
-  // The same without the devices that are `gone`, its compute device not being
+  // The same without the devices that are `lost`, its compute device not being
   // one of them. What they would have held goes to the others of a list of
   // percentages, in their ratio; else to `*`; else to the compute device,
-  // if no entry limits it; else to cpu. A donor that is gone is cpu.
-  Spec Without(absl::Span<const DeviceId> gone) const;
+  // if no entry limits it; else to cpu. A donor that is gone is cpu. Those that
+  // it named are in the result's `gone`.
+  Spec Without(absl::Span<const DeviceId> lost) const;
 };
 
 // "auto", "stream", "migrate".

@@ -88,6 +88,18 @@ TEST(PlannerTest, RestOnTheHostMeansAllOfIt) {
                           "gets only what must stay there (0 B)"));
 }
 
+TEST(PlannerTest, ADeviceThatIsNotHereIsNoted) {
+  const auto spec = ParseSpec("cuda:0,1gb;cuda:7,1gb;cpu,*");
+  ASSERT_TRUE(spec.ok());
+  const auto plan =
+      MakePlan(spec->Without({DeviceId("cuda", 7)}), EqualBlocks(3, MiB(100)),
+               TwoGpusAndHost(), DeviceId("cuda", 0));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_THAT(plan->notes,
+              ElementsAre("not on this machine: cuda:7; the others take what "
+                          "was meant for it"));
+}
+
 TEST(PlannerTest, WithoutRestTheHostTakesItWithANote) {
   const Plan plan = MustPlan("cuda:0,1gb;cuda:1,1gb", EqualBlocks(30, MiB(100)),
                              TwoGpusAndHost());

@@ -29,13 +29,12 @@ TEST(ReportTest, PrintsTheTables) {
                "cuda:0", {Order::kContiguous, false});
   EXPECT_EQ(FormatTables(plan, blocks, TwoGpusAndHost()),
             R"(DisTorch2 Model Virtual VRAM Analysis
-==================================================
-Object     Role  Original(GB)  Total(GB)  Virt(GB)
---------------------------------------------------
-cuda:0  compute         24.00      33.08      9.08
-cuda:1    donor         24.00      21.07     -2.93
-cpu       donor         64.00      57.85     -6.15
-model     model         11.43       2.34     -9.08
+====================================================
+Object     Role  Memory(GB)  Here(GB)  Elsewhere(GB)
+----------------------------------------------------
+cuda:0  compute       24.00      2.34           9.08
+cuda:1    donor       24.00      2.93              -
+cpu       donor       64.00      6.15              -
 
 Final Allocation String
 cuda:0,2.5gb;cuda:1,3gb;cpu,*
@@ -57,12 +56,12 @@ Linear          39     11400.01   97.44%
 
 DisTorch2 Model Final Device/Layer Assignments
 ==============================================
-Device           Layers  Memory (MB)  % Total
+Device          Layers  Memory (MB)  % Total
 ----------------------------------------------
-cuda:0                8      2400.00   20.51%
-cuda:0 (<0.01%)       1         0.01    0.00%
-cuda:1               10      3000.00   25.64%
-cpu                  21      6300.00   53.85%
+cuda:0               8      2400.00   20.51%
+cuda:0 (small)       1         0.01    0.00%
+cuda:1              10      3000.00   25.64%
+cpu                 21      6300.00   53.85%
 )");
 }
 

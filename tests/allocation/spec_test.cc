@@ -93,5 +93,14 @@ TEST(SpecTest, LosesDevices) {
   }
 }
 
+TEST(SpecTest, KnowsWhatItHasLost) {
+  const std::vector<DeviceId> lost = {DeviceId("cuda", 7), DeviceId("cuda", 8)};
+  const Spec spec = MustParse("cuda:7,2gb;sim:0,*#sim:0");
+  EXPECT_EQ(spec.Without(lost).gone, std::vector{DeviceId("cuda", 7)});
+  EXPECT_EQ(MustParse("#sim:0;4;cuda:8").Without(lost).gone,
+            std::vector{DeviceId("cuda", 8)});
+  EXPECT_TRUE(spec.gone.empty());
+}
+
 }  // namespace
 }  // namespace distorch
