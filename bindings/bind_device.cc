@@ -9,6 +9,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -50,6 +51,34 @@ py::tuple NvmlShim() {
     }
   }
   return py::make_tuple(devices, driver, reason);
+}
+
+// {name: value or None} of a card or slice; empty where NVML knows none.
+py::dict ActivityShim(int index, int slice) {
+  absl::StatusOr<NvmlActivity> activity;
+  {
+    const py::gil_scoped_release release;
+    const auto nvml = SharedNvml();
+    if (nvml.ok()) activity = (*nvml)->ActivityOf(index, slice);
+  }
+  py::dict found;
+  if (!activity.ok()) return found;
+  found["load"] = activity->load;
+  found["temperature"] = activity->temperature;
+  found["power"] = activity->power;
+  found["power_limit"] = activity->power_limit;
+  found["pcie_received"] = activity->pcie_received;
+  found["pcie_sent"] = activity->pcie_sent;
+  found["processes"] = py::none();
+  if (!activity->processes) return found;
+  py::list processes;
+  for (const NvmlProcess& process : *activity->processes) {
+    processes.append(py::dict(py::arg("pid") = process.pid,
+                              py::arg("name") = process.name,
+                              py::arg("bytes") = process.bytes));
+  }
+  found["processes"] = std::move(processes);
+  return found;
 }
 
 std::vector<NvlinkPair> NvlinkPairsShim() {
@@ -102,6 +131,8 @@ void BindDevice(py::module_& module) {
 #endif
   module.def("host_memory", &HostMemoryShim);
   module.def("nvml_devices", &NvmlShim);
+  module.def("nvml_activity", &ActivityShim, py::arg("index"),
+             py::arg("slice") = -1);
   module.def("nvml_nvlink_pairs", &NvlinkPairsShim);
   module.def("visible_nvml", &VisibleShim, py::arg("devices"));
 }

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/device/nvml.h"
 
-#include <algorithm>
 #include <array>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
+#include "distorch/device/nvml_activity.h"
 #include "distorch/device/shared_library.h"
 
 namespace distorch {
@@ -61,6 +57,7 @@ absl::StatusOr<NvmlFunctions> LoadNvml() {
   library.Bind("nvmlDeviceGetMigMode", f.mig_mode);
   library.Bind("nvmlDeviceGetMaxMigDeviceCount", f.mig_count);
   library.Bind("nvmlDeviceGetMigDeviceHandleByIndex", f.mig_handle);
+  BindActivity(library, &f);
   if (!f.init || !f.shutdown || !f.count || !f.handle || !f.uuid || !f.name ||
       !f.memory) {
     return absl::UnavailableError(absl::StrCat(
@@ -226,7 +223,8 @@ std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
   return pairs;
 }
 
-absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index, int slice) const {
+absl::StatusOr<NvmlFunctions::Handle> Nvml::HandleOf(int index,
+                                                     int slice) const {
   NvmlFunctions::Handle handle = nullptr;
   if (const int code = functions_.handle(static_cast<unsigned>(index), &handle);
       code != kSuccess) {
@@ -243,8 +241,14 @@ absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index, int slice) const {
       return Failed("nvmlDeviceGetMigDeviceHandleByIndex", code);
     }
   }
+  return handle;
+}
+
+absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index, int slice) const {
+  const auto handle = HandleOf(index, slice);
+  if (!handle.ok()) return handle.status();
   NvmlFunctions::Memory memory{};
-  if (const int code = functions_.memory(handle, &memory); code != kSuccess) {
+  if (const int code = functions_.memory(*handle, &memory); code != kSuccess) {
     return Failed("nvmlDeviceGetMemoryInfo", code);
   }
   return Memory{static_cast<std::int64_t>(memory.total),
@@ -258,43 +262,6 @@ std::string Nvml::DriverVersion() const {
     return "";
   }
   return text.data();
-}
-
-std::vector<std::size_t> VisibleNvml(std::string_view value, bool unset,
-                                     const std::vector<NvmlDevice>& devices) {
-  std::vector<std::size_t> visible;
-  // The device at `at`, or the first slice of a card that is cut.
-  const auto show = [&](std::size_t at) {
-    if (devices[at].cut) {
-      ++at;
-      if (at == devices.size() || devices[at].slice < 0) return false;
-    }
-    visible.push_back(at);
-    return true;
-  };
-  if (unset) {
-    for (std::size_t i = 0; i < devices.size(); ++i) {
-      if (devices[i].slice < 0) show(i);
-    }
-    return visible;
-  }
-  for (absl::string_view entry :
-       absl::StrSplit(absl::string_view(value.data(), value.size()), ',')) {
-    entry = absl::StripAsciiWhitespace(entry);
-    int index = -1;
-    const auto found = std::find_if(
-        devices.begin(), devices.end(), [&](const NvmlDevice& device) {
-          if (absl::SimpleAtoi(entry, &index)) {
-            return device.slice < 0 && device.index == index;
-          }
-          return !entry.empty() && absl::StartsWith(device.uuid, entry);
-        });
-    if (found == devices.end()) return visible;
-    if (!show(static_cast<std::size_t>(found - devices.begin()))) {
-      return visible;
-    }
-  }
-  return visible;
 }
 
 }  // namespace distorch

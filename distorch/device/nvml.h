@@ -45,6 +45,26 @@ struct NvmlDevice {
   int nvlinks = 0;  // NVLink connections that are up
 };
 
+// A process that holds memory of a device. As NVML sees it: in a container its
+// number is the host's.
+struct NvmlProcess {
+  unsigned pid = 0;
+  std::string name;                   // of its program; "" where unknown
+  std::optional<std::int64_t> bytes;  // that it holds there
+};
+
+// What a device does now. NVML tells some of it for whole cards only, and
+// nothing where the driver lacks the call: unknown then, never 0.
+struct NvmlActivity {
+  std::optional<int> load;                    // percent of the time, computing
+  std::optional<int> temperature;             // degrees Celsius
+  std::optional<double> power;                // W
+  std::optional<double> power_limit;          // W
+  std::optional<std::int64_t> pcie_received;  // bytes a second, by the device
+  std::optional<std::int64_t> pcie_sent;
+  std::optional<std::vector<NvmlProcess>> processes;  // largest first
+};
+
 // Two devices (NVML's indices, first < second) that reach each other by NVLink,
 // directly or through a switch.
 using NvlinkPair = std::pair<int, int>;
@@ -54,6 +74,14 @@ using NvlinkPair = std::pair<int, int>;
 struct NvmlFunctions {
   struct Memory {
     unsigned long long total, free, used;
+  };
+  struct Utilization {
+    unsigned gpu, memory;
+  };
+  struct Process {  // nvmlProcessInfo_t of the calls that end in _v3
+    unsigned pid;
+    unsigned long long memory;  // all bits set: not known
+    unsigned gpu_instance, compute_instance;
   };
   using Handle = void*;
   std::function<int()> init;
@@ -76,6 +104,16 @@ struct NvmlFunctions {
   std::function<int(Handle, unsigned*, unsigned*)> mig_mode;
   std::function<int(Handle, unsigned*)> mig_count;           // likewise
   std::function<int(Handle, unsigned, Handle*)> mig_handle;  // likewise
+  // For ActivityOf; each may be null.
+  std::function<int(Handle, Utilization*)> utilization;
+  std::function<int(Handle, int, unsigned*)> temperature;   // (_, sensor, _)
+  std::function<int(Handle, unsigned*)> power;              // mW
+  std::function<int(Handle, unsigned*)> power_limit;        // mW
+  std::function<int(Handle, int, unsigned*)> pcie_traffic;  // KB a second
+  // (_, entries: there is room for, there are; _)
+  std::function<int(Handle, unsigned*, Process*)> compute_processes;
+  std::function<int(Handle, unsigned*, Process*)> graphics_processes;
+  std::function<int(unsigned, char*, unsigned)> process_name;
 };
 
 // "NVML error 15, the GPU is lost"; the number alone where it is not one of
@@ -110,12 +148,17 @@ class Nvml {
   };
   absl::StatusOr<Memory> MemoryOf(int index, int slice = -1) const;
 
+  // What one card, or a slice of it, does now. Internal when there is none. The
+  // two figures of the PCIe link take NVML 20 ms each.
+  absl::StatusOr<NvmlActivity> ActivityOf(int index, int slice = -1) const;
+
   // The driver's version, or "" when it cannot be had.
   std::string DriverVersion() const;
 
  private:
   explicit Nvml(NvmlFunctions functions) : functions_(std::move(functions)) {}
 
+  absl::StatusOr<NvmlFunctions::Handle> HandleOf(int index, int slice) const;
   void Describe(NvmlFunctions::Handle handle, NvmlDevice* device) const;
   void AddSlices(NvmlFunctions::Handle card, std::vector<NvmlDevice>* to) const;
 

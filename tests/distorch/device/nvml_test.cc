@@ -116,6 +116,92 @@ TEST(NvmlTest, TellsTheMemoryOfOneDevice) {
             "this driver's NVML knows no slices of a GPU");
 }
 
+TEST(NvmlTest, TellsWhatADeviceDoes) {
+  FakeDriver driver;
+  NvmlFunctions f = driver.Functions();
+  using Handle = NvmlFunctions::Handle;
+  using Process = NvmlFunctions::Process;
+  f.utilization = [](Handle, NvmlFunctions::Utilization* u) {
+    return *u = {37, 12}, 0;
+  };
+  f.temperature = [](Handle, int sensor, unsigned* v) {
+    return *v = 61, sensor;
+  };
+  f.power = [](Handle, unsigned* v) { return *v = 215'500, 0; };
+  f.power_limit = [](Handle, unsigned* v) { return *v = 450'000, 0; };
+  f.pcie_traffic = [](Handle, int counter, unsigned* v) {
+    return *v = counter == 1 ? 1000 : 20, 0;
+  };
+  // A process more at each call: the first list is too short.
+  unsigned there = 9;
+  f.compute_processes = [&there](Handle, unsigned* count, Process* found) {
+    const unsigned room = *count;
+    *count = there++;
+    if (room < *count) return 7;
+    for (unsigned i = 0; i < *count; ++i) found[i] = {100 + i, 10 * i, 0, 0};
+    found[3].memory = ~0ULL;
+    return 0;
+  };
+  f.graphics_processes = [](Handle, unsigned* count, Process* found) {
+    const unsigned room = *count;
+    *count = 1;
+    if (room < 1) return 7;
+    found[0] = {101, 500, 0, 0};  // also computes
+    return 0;
+  };
+  f.process_name = [](unsigned pid, char* text, unsigned size) {
+    std::snprintf(text, size, "/usr/bin/python%u", pid);
+    return pid == 102 ? 6 : 0;
+  };
+  auto nvml = Nvml::Open(std::move(f));
+  ASSERT_TRUE(nvml.ok());
+  const auto activity = (*nvml)->ActivityOf(0);
+  ASSERT_TRUE(activity.ok()) << activity.status();
+  EXPECT_EQ(activity->load, 37);
+  EXPECT_EQ(activity->temperature, 61);
+  EXPECT_EQ(activity->power, 215.5);
+  EXPECT_EQ(activity->power_limit, 450.0);
+  EXPECT_EQ(activity->pcie_received, 1000 * 1024);
+  EXPECT_EQ(activity->pcie_sent, 20 * 1024);
+  ASSERT_TRUE(activity->processes.has_value());
+  const std::vector<NvmlProcess>& processes = *activity->processes;
+  ASSERT_EQ(processes.size(), 10U);
+  EXPECT_EQ(processes[0].pid, 101U);
+  EXPECT_EQ(processes[0].bytes, 500);
+  EXPECT_EQ(processes[0].name, "python101");
+  EXPECT_EQ(processes[1].pid, 109U);
+  EXPECT_EQ(processes.back().pid, 103U);
+  EXPECT_EQ(processes.back().bytes, std::nullopt);
+}
+
+TEST(NvmlTest, WhatADeviceDoesIsUnknownWhereItIsNotTold) {
+  FakeDriver driver;
+  NvmlFunctions lacking = driver.Functions();
+  NvmlFunctions refusing = driver.Functions();
+  using Handle = NvmlFunctions::Handle;
+  const auto refuse = [](Handle, unsigned* v) { return *v = 0, 3; };
+  refusing.utilization = [](Handle, NvmlFunctions::Utilization*) { return 3; };
+  refusing.temperature = [](Handle, int, unsigned*) { return 3; };
+  refusing.power = refusing.power_limit = refuse;
+  refusing.pcie_traffic = [](Handle, int, unsigned*) { return 3; };
+  refusing.compute_processes = refusing.graphics_processes =
+      [](Handle, unsigned*, NvmlFunctions::Process*) { return 4; };
+  for (NvmlFunctions* functions : {&lacking, &refusing}) {
+    auto nvml = Nvml::Open(std::move(*functions));
+    ASSERT_TRUE(nvml.ok());
+    const auto activity = (*nvml)->ActivityOf(1);
+    ASSERT_TRUE(activity.ok()) << activity.status();
+    EXPECT_EQ(activity->load, std::nullopt);
+    EXPECT_EQ(activity->temperature, std::nullopt);
+    EXPECT_EQ(activity->power, std::nullopt);
+    EXPECT_EQ(activity->power_limit, std::nullopt);
+    EXPECT_EQ(activity->pcie_received, std::nullopt);
+    EXPECT_EQ(activity->pcie_sent, std::nullopt);
+    EXPECT_EQ(activity->processes, std::nullopt);
+    EXPECT_FALSE((*nvml)->ActivityOf(0, 0).ok()) << "no slices there";
+  }
+}
+
 TEST(NvmlTest, OneDeviceThatDoesNotAnswerHidesNoOther) {
   FakeDriver driver;
   driver.devices = 3;
@@ -197,6 +283,30 @@ NvmlFunctions WithSlices(FakeDriver* driver) {
     return 0;
   };
   return f;
+}
+
+TEST(NvmlTest, ASliceIsAskedForItself) {
+  FakeDriver driver;
+  driver.devices = 3;
+  NvmlFunctions f = WithSlices(&driver);
+  using Handle = NvmlFunctions::Handle;
+  f.utilization = [](Handle h, NvmlFunctions::Utilization* u) {
+    *u = {50, 50};
+    return reinterpret_cast<std::uintptr_t>(h) >= 100 ? 3 : 0;
+  };
+  f.compute_processes = [](Handle h, unsigned* count, NvmlFunctions::Process*) {
+    return *count = 0, reinterpret_cast<std::uintptr_t>(h) == 102 ? 0 : 3;
+  };
+  auto nvml = Nvml::Open(std::move(f));
+  ASSERT_TRUE(nvml.ok());
+  const auto card = (*nvml)->ActivityOf(1);
+  const auto slice = (*nvml)->ActivityOf(1, 2);
+  ASSERT_TRUE(card.ok() && slice.ok());
+  EXPECT_EQ(card->load, 50);
+  EXPECT_EQ(card->processes, std::nullopt);
+  EXPECT_EQ(slice->load, std::nullopt) << "the card's is not the slice's";
+  ASSERT_TRUE(slice->processes.has_value());
+  EXPECT_THAT(*slice->processes, IsEmpty());
 }
 
 TEST(NvmlTest, ListsTheSlicesOfACard) {
