@@ -2,10 +2,13 @@
 // The planner of allocation/ for Python; see bind_allocation.cc for its inputs.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -71,6 +74,51 @@ py::dict PlacementShim(const BoundPlan& bound) {
   return placement;
 }
 
+// Neighbouring blocks on one device: (device, blocks, bytes, name of the first,
+// why it is there). One row for many blocks: whoever draws a plan again and
+// again would spend his time on making Python objects of each.
+py::list StretchesShim(const BoundPlan& bound) {
+  const Plan& plan = bound.plan;
+  const std::vector<Block>& blocks = *bound.blocks;
+  py::list stretches;
+  for (size_t begin = 0, end = 0; begin < blocks.size(); begin = end) {
+    Bytes bytes;
+    for (; end < blocks.size() && plan.placement[end] == plan.placement[begin];
+         ++end) {
+      bytes += blocks[end].bytes;
+    }
+    stretches.append(py::make_tuple(
+        plan.devices[plan.placement[begin]].device.ToString(), end - begin,
+        bytes.value(), blocks[begin].name, ReasonText(plan, blocks, begin)));
+  }
+  return stretches;
+}
+
+// The layer groups in the order of the model: [{device: bytes of its blocks}].
+py::list GroupsShim(const BoundPlan& bound) {
+  const Plan& plan = bound.plan;
+  std::unordered_map<std::string_view, size_t> index;
+  std::vector<std::vector<int64_t>> groups;
+  for (size_t i = 0; i < bound.blocks->size(); ++i) {
+    const Block& block = (*bound.blocks)[i];
+    if (block.group.empty()) continue;
+    const auto [at, fresh] = index.try_emplace(block.group, groups.size());
+    if (fresh) groups.emplace_back(plan.devices.size(), -1);
+    int64_t& sum = groups[at->second][plan.placement[i]];
+    sum = std::max<int64_t>(sum, 0) + block.bytes.value();
+  }
+  py::list found;
+  for (const std::vector<int64_t>& group : groups) {
+    py::dict by_device;
+    for (size_t d = 0; d < group.size(); ++d) {
+      if (group[d] < 0) continue;
+      by_device[py::str(plan.devices[d].device.ToString())] = group[d];
+    }
+    found.append(std::move(by_device));
+  }
+  return found;
+}
+
 py::dict ReasonsShim(const BoundPlan& bound) {
   py::dict reasons;
   for (size_t i = 0; i < bound.blocks->size(); ++i) {
@@ -113,6 +161,8 @@ void BindPlan(py::module_& module) {
   py::class_<BoundPlan>(module, "Plan", "A place for every block.")
       .def_property_readonly("placement", &PlacementShim)
       .def_property_readonly("reasons", &ReasonsShim)
+      .def_property_readonly("stretches", &StretchesShim)
+      .def_property_readonly("groups", &GroupsShim)
       .def_property_readonly("totals", ByDevice([](const DeviceShare& share) {
                                return share.used.value();
                              }))

@@ -219,25 +219,21 @@ def predict_step(
 
     A donor can compute for the choice if it is of the compute device's kind. Groups are taken to compute equally long.
     """
-    placement: dict[str, str] = plan.placement
     links = {d.device: d.link_gbps * 2**30 for d in devices}
-    where: dict[str, set[str]] = {}
+    where = plan.groups  # device -> bytes, of each layer group
     sizes: dict[str, int] = {}
-    for block in plan.blocks:
-        if not block.group:
-            continue
-        device = placement[block.name]
-        where.setdefault(block.group, set()).add(device)
-        sizes[device] = sizes.get(device, 0) + block.bytes
+    for group in where:
+        for device, size in group.items():
+            sizes[device] = sizes.get(device, 0) + size
     rows = []
     kind = plan.compute.partition(":")[0]
     for donor in [d for d in sizes if d != plan.compute]:
-        groups = [group for group, devices_ in where.items() if donor in devices_]
+        groups = [group for group in where if donor in group]
         runs = sum(
             donor in now and donor not in before
-            for before, now in zip([set(), *where.values()], where.values(), strict=False)
+            for before, now in zip([{}, *where], where, strict=False)
         )
-        whole = all(where[group] == {donor} for group in groups)
+        whole = all(len(group) == 1 for group in groups)
         can = whole and donor.partition(":")[0] == kind != "cpu"
         link, wanted = links.get(donor, 0.0), plan.modes.get(donor, "auto")
         crossing = float(2 * runs * activations)

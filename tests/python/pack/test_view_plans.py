@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import comfy_standin
@@ -14,9 +15,10 @@ import torch
 from aiohttp import test_utils
 
 from distorch.allocation import Block, parse
+from distorch.memory import placements
 
 LIMIT_MS = 5.0
-BLOCKS = 480
+BLOCKS = 1200
 
 
 @pytest.fixture
@@ -64,13 +66,22 @@ def test_the_parser_knows_this_machines_devices(view: Any) -> None:
     assert view.parse("sim:0,")["ok"] is False
 
 
+@pytest.mark.parametrize("seconds", [None, 0.2], ids=["unmeasured", "measured"])
 def test_a_call_takes_less_than_five_milliseconds_over_http(
-    pack: Any, comfy: comfy_standin.StandIn, view: Any, monkeypatch: pytest.MonkeyPatch
+    pack: Any,
+    comfy: comfy_standin.StandIn,
+    view: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float | None,
 ) -> None:
+    """Also where a step was measured, and so is predicted."""
     number, ours = placed(pack, comfy, view)
     many = [Block(f"blocks.{i // 10}.{i % 10}", 64 * 1024, f"blocks.{i // 10}") for i in range(BLOCKS)]  # fmt: skip
     plan = type("Plan", (), {"blocks": many, "compute": "sim:0"})()
     monkeypatch.setattr(ours.model._distorch_placed, "plan", plan)
+    record = placements.find(id(ours.model))
+    assert record is not None
+    monkeypatch.setattr(placements, "find", lambda _: replace(record, compute_step_s=seconds))
     app = pack.load("patches.view.server_routes").make_app(view)
 
     async def ask() -> list[float]:
@@ -86,6 +97,7 @@ def test_a_call_takes_less_than_five_milliseconds_over_http(
 
     times = asyncio.run(ask())
     # Of this process, client and server together: other work on the machine does not count.
+    print(f"{BLOCKS} blocks: {statistics.median(times):.2f} ms")
     assert statistics.median(times) < LIMIT_MS, times
 
 
