@@ -29,7 +29,7 @@ from .request import Request
 
 log = logging.getLogger("DisTorch")
 
-_LOGGED_DEVICES = 8
+_LOGGED_DEVICES = 4
 
 ATTRIBUTE = "_distorch_placed"
 

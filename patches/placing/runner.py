@@ -215,12 +215,15 @@ class Runner:
 def _reporter(placed: Any) -> Callable[[], None]:
     """Makes known how the model runs once that is learned; holds the placement weakly."""
     reference = weakref.ref(placed)
+    level = logging.INFO  # once a load; what others find later is no news for most
 
     def report() -> None:
+        nonlocal level
         placed = reference()
         if placed is not None and placed.runner is not None:
             placements.record(placed.report("placed"))
-            log.info("%s: %s", placed.name, placed.runner.describe())
+            log.log(level, "%s: %s", placed.name, placed.runner.describe())
+            level = logging.DEBUG
 
     return report
 

@@ -14,8 +14,10 @@ from typing import Any
 
 log = logging.getLogger("DisTorch")
 
-#: Seconds that a load takes without a word, and between two lines in the log.
+#: Seconds that a load takes without a word.
 SILENT = 1.0
+#: Lines in the log of a long one: at each such part of its bytes.
+_PARTS = 4
 #: Name of the attribute that tells our bar from a sampler's.
 OURS = "distorch_load"
 
@@ -29,7 +31,8 @@ def shown(
         name: of the model, for the log.
         clock: seconds; for tests.
     """
-    begin = said = clock()
+    begin = clock()
+    said = 0
     bar: Any = None
 
     def show(done_blocks: int, blocks: int, done: int, total: int) -> None:
@@ -39,8 +42,9 @@ def shown(
             return
         bar = bar or _bar(total)
         bar.update_absolute(done)
-        if now - said >= SILENT or done_blocks == blocks:
-            said = now
+        part = _PARTS * done // max(1, total)
+        if part > said:
+            said = part
             log.info(
                 "%s: block %d of %d is placed, %.0f of %.0f MB",
                 name, done_blocks, blocks, done / 2**20, total / 2**20,

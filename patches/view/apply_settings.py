@@ -18,7 +18,8 @@ log = logging.getLogger("DisTorch")
 
 def _apply(values: Mapping[str, Any]) -> None:
     """Give the choices to the modules that keep them as their own."""
-    log.setLevel(values["log_level"])
+    for logger in (log, logging.getLogger("distorch")):
+        logger.setLevel(values["log_level"])
     cleanup.cpu_threshold = values["cpu_memory_threshold"] / 100
     cleanup.cpu_hysteresis = values["cpu_memory_hysteresis"] / 100
     keep.pressure = values["kept_memory_threshold"] / 100 if values["kept_under_pressure"] else 1.0

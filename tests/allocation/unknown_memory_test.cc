@@ -84,7 +84,9 @@ TEST(UnknownMemoryTest, TheTablesSaySo) {
   const auto blocks = EqualBlocks(40, MiB(500));
   const Plan plan = MustPlan("xpu:0,8gb;cpu,*", blocks, Xpus(), "xpu:0");
   const std::string tables = FormatTables(plan, blocks, Xpus());
-  EXPECT_THAT(tables, HasSubstr("xpu:0   compute     unknown      7.81          11.72"));
+  EXPECT_THAT(
+      tables,
+      HasSubstr("xpu:0   compute     unknown      7.81          11.72"));
   EXPECT_THAT(tables, HasSubstr("xpu:0   unknown  unknown      7.81  40.00%"));
 }
 

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from distorch import safetensors_header
+from distorch.memory.scan_log import told_files
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class PendingLoads:
         """Remember the files that `inputs` of node run `key` name; reads their headers."""
         now = self._clock()
         files = files_named_by(inputs, resolver)
+        told_files((one.file, one.readable) for one in files)
         with self._lock:
             self._expire(now)
             if files:

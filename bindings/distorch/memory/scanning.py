@@ -24,6 +24,7 @@ from distorch.memory import tensors
 from distorch.memory.building import ManagementSource, OutsideSource, RowBuilder, type_of
 from distorch.memory.names import Note, PendingLoads, Resolver, modules_in
 from distorch.memory.row import Row
+from distorch.memory.scan_log import told_change, told_models
 from distorch.memory.totals import NOTICED_BYTES, memory_changed, memory_used
 from distorch.parts import PLAIN_TYPES
 
@@ -178,6 +179,7 @@ class Scanner:
             return
         after = memory_used()
         if before is not None and memory_changed(before, after):
+            told_change(before, after)
             self.invalidate()
         if before is not None and memory_changed(before, after, NOTICED_BYTES):
             self.look_for_unknown()  # perhaps a node that reads files in its own way
@@ -258,6 +260,7 @@ class Scanner:
         builder = self._builder
         if (self._core.generation, builder.noted) != self._made_at or self.pending.waiting():
             self._rows = builder.make()
+            told_models(self._rows)
             self._made_at = (self._core.generation, builder.noted)
         elif builder.used or builder.managements or builder.outsides:
             self._rows = builder.refresh(self._rows)

@@ -147,7 +147,7 @@ class GroupEngine(AttachedGroups):
             self._specs, self.profile, self.modes, self.links, self.slots, name_of(self.compute)
         )
         for line in self.decision.lines:
-            log.info("%s", line)
+            log.debug("%s", line)  # whoever placed the model tells it with all else
         fresh = [d for d, m in self.decision.modes.items() if m == "migrate" != self.modes.get(d)]
         if fresh:
             self.set_modes(self.decision.modes)

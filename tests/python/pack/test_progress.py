@@ -60,7 +60,7 @@ def test_a_short_load_says_nothing(progress, caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == []
 
 
-def test_a_long_load_fills_the_nodes_bar_and_logs_once_a_second(
+def test_a_long_load_fills_the_nodes_bar_and_logs_each_quarter(
     progress, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "DisTorch"):
@@ -69,8 +69,8 @@ def test_a_long_load_fills_the_nodes_bar_and_logs_once_a_second(
     assert bar.total == 10 * 2**20
     assert bar.values == [n * 2**20 for n in range(2, 11)]
     assert getattr(bar, progress.OURS)
-    assert caplog.messages[0] == "WAN21: block 2 of 10 is placed, 2 of 10 MB"
-    assert len(caplog.messages) == 5
+    assert caplog.messages[0] == "WAN21: block 3 of 10 is placed, 3 of 10 MB"
+    assert len(caplog.messages) == 4
     assert caplog.messages[-1] == "WAN21: block 10 of 10 is placed, 10 of 10 MB"
 
 
