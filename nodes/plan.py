@@ -60,5 +60,6 @@ class DisTorchPlan(AnyDevice):
         specs = [spec_for(compute, expert_mode_allocations, virtual_vram_gb, donors)]
         if compare_with.strip():
             specs.append(spec_for(compute, compare_with, 0.0, donors))
-        shown = preview.describe(file, part, specs, compute, free_now=memory == NOW)
-        return {"ui": {"text": [shown]}, "result": (shown,)}
+        views, shown = preview.describe(file, part, specs, compute, free_now=memory == NOW)
+        plans = [view.as_json() for view in views]
+        return {"ui": {"text": [shown], "plans": plans}, "result": (shown,)}

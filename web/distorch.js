@@ -56,7 +56,7 @@ function addBadges() {
   let unwatch = null
   const show = (visible) => {
     badges.element.hidden = !visible
-    if (visible && !unwatch) unwatch = store.watch()
+    if (visible && !unwatch) unwatch = store.watch('badges')
     if (!visible && unwatch) unwatch = void unwatch()
   }
   mountBadges(app, badges.element)

@@ -8,13 +8,16 @@ import { Graph } from './lib/graph.js'
 import { el, update } from './lib/dom.js'
 import { Steer } from './lib/steer.js'
 import { Store } from './lib/store.js'
+import { dress } from './lib/string_widget.js'
 import { hasText, t } from './lib/text.js'
+import { wrongString } from './lib/wrong.js'
 
 const WIDGET = 'distorch_plan'
 const MODEL_FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i
 const ONE_FILE = ['unet_name', 'ckpt_name', 'clip_name', 'vae_name', 'control_net_name', 'file']
 const CLOSED = 46
 const OPEN = 420
+const WRONG = 84 // a fault of one string
 
 const graph = new Graph(app)
 const asking = { ask: Store.prototype.ask, post: Store.prototype.post, report() {}, api, reports: [], namesOf: () => [], now: 0 }
@@ -38,35 +41,48 @@ function about(node) {
 }
 
 class NodePlan {
-  constructor(node, string) {
+  /** `strings`: the node's widgets for allocation strings; the first one is what the sliders write. */
+  constructor(node, strings) {
     this.node = node
-    this.string = string
+    this.strings = strings
+    this.string = strings[0]
     this.steer = null
+    this.faults = new Map() // widget -> what is wrong with its string
     this.wrong = el('div', { class: 'dt-wrong', role: 'alert' })
     this.head = el('button', { type: 'button', class: 'dt-button dt-node-head', 'aria-expanded': 'false', onclick: () => this.toggle() }, t('steer'))
     this.place = el('div', { class: 'dt-node-place', hidden: true })
     this.element = el('div', { class: 'dt-panel dt-node' }, this.head, this.wrong, this.place)
-    const before = string.callback
-    string.callback = (...args) => {
-      before?.apply(string, args)
-      this.changed()
-    }
+    for (const string of strings) this.follow(string)
     this.widget = node.addDOMWidget(WIDGET, 'distorch', this.element, { serialize: false, hideOnZoom: true, getMinHeight: () => this.height(), getMaxHeight: () => this.height() })
     this.widget.serialize = false
   }
 
-  height() {
-    return this.place.hidden ? CLOSED + (this.wrong.childElementCount ? 64 : 0) : OPEN
+  follow(string) {
+    const before = string.callback
+    string.callback = (...args) => {
+      before?.apply(string, args)
+      this.check(string, String(string.value ?? ''))
+    }
+    dress(string, async (text, tell) => tell(await this.check(string, text)))
   }
 
-  /** The string was edited in the node: it is checked at once, and the sliders follow. */
-  async changed() {
-    const text = String(this.string.value ?? '')
-    if (this.steer && this.steer.text !== text) this.steer.begin(text)
+  height() {
+    return this.place.hidden ? CLOSED + WRONG * this.faults.size : OPEN
+  }
+
+  /** A string was edited in the node: it is checked at once, and the sliders follow. Returns whether it is wrong. */
+  async check(string, text) {
+    this.checked = text
+    if (string === this.string && this.steer && !this.place.hidden && this.steer.text !== text) this.steer.begin(text)
     const answer = text.trim() ? await asking.ask('/distorch/parse', { text }) : { ok: true }
-    if (text !== String(this.string.value ?? '')) return
-    update(this.wrong, answer.ok ? null : el('pre', {}, answer.caret || answer.message), answer.ok ? null : el('p', {}, t('string.expected', { expected: answer.expected })))
+    if (text !== this.checked) return !answer.ok
+    if (answer.ok) this.faults.delete(string)
+    else this.faults.set(string, answer)
+    const named = this.strings.length > 1
+    const shown = [...this.faults].flatMap(([widget, fault]) => [named ? el('p', {}, t('string.wrong', { widget: widget.label ?? widget.name })) : null, ...wrongString(fault)])
+    update(this.wrong, ...shown)
     this.fit()
+    return !answer.ok
   }
 
   toggle() {
@@ -84,7 +100,7 @@ class NodePlan {
   }
 
   fit() {
-    this.node.setSize?.([Math.max(this.node.size[0], this.place.hidden ? 0 : 380), this.node.computeSize()[1]])
+    this.node.setSize?.([Math.max(this.node.size[0], this.place.hidden && !this.faults.size ? 0 : 380), this.node.computeSize()[1]])
     this.node.setDirtyCanvas?.(true, true)
   }
 }
@@ -107,7 +123,8 @@ app.registerExtension({
     if (nodeData.category?.startsWith('multigpu')) translate(nodeData)
   },
   nodeCreated(node) {
-    const string = graph.stringWidget(node)
-    if (string && node.addDOMWidget && node.constructor.nodeData?.category?.startsWith('multigpu')) node.distorchPlan = new NodePlan(node, string)
+    if (!node.addDOMWidget || !node.constructor.nodeData?.category?.startsWith('multigpu')) return
+    const strings = graph.stringWidgets(node)
+    if (strings.length) node.distorchPlan = new NodePlan(node, strings)
   }
 })

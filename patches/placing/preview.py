@@ -129,15 +129,15 @@ def describe(
     compute: str,
     *,
     free_now: bool,
-) -> str:
-    """The plan as the log would show it, with its strip; of several, the comparison. Raises as `plan_of`."""
+) -> tuple[list[plan_view.PlanView], str]:
+    """The plans, and as the log would show them: one with its strip, of several the comparison. Raises as `plan_of`."""
     found = [plan_of(file, part, spec, compute, free_now=free_now) for spec in specs]
     plan = found[0][0]
     views = [plan_view.view(*one) for one in found]
     total = allocation.format_bytes(plan.model_bytes)
     head = f"{file}: {total} in {len(plan.blocks)} blocks, computed on {compute}"
     if len(views) > 1:
-        return f"{head}\n\n{plan_drawing.comparison(views)}"
+        return views, f"{head}\n\n{plan_drawing.comparison(views)}"
     lines = [
         head,
         f"allocation: {specs[0]}",
@@ -148,7 +148,7 @@ def describe(
         plan.tables(),
         *_staying(plan.blocks, compute),
     ]
-    return "\n".join(lines)
+    return views, "\n".join(lines)
 
 
 def _staying(blocks: list[allocation.Block], compute: str) -> list[str]:

@@ -14,7 +14,7 @@ from distorch import caches, hostmemory, links, memory
 
 from ..ejecting import keep, managed
 from ..seams.between_prompts import BetweenPrompts, Job
-from .request_checks import UnknownModelError
+from .request_checks import FOREIGN, IN_RAM, UnknownModelError
 
 NOTHING = {"ticket": 0, "when": "never", "models": []}
 
@@ -53,7 +53,8 @@ class Actions:
         """
         if ids is None:
             let_go = True
-            chosen = [r.id for r in self._scanner.rows() if self.flag_of(r) and not self.why_not(r)]
+            flagged = [row.id for row in self._scanner.rows() if self.flag_of(row)]
+            chosen = [i for i in flagged if managed.entries_of(self._scanner.module(i))]
         else:
             chosen = list(dict.fromkeys(ids))
             for model_id in chosen:
@@ -110,12 +111,12 @@ class Actions:
         return keep.is_flagged(self._scanner.module(row.id))
 
     def why_not(self, row: memory.Row) -> str:
-        """Return why the model cannot be ejected, "" where it can."""
+        """Return why the model cannot be moved off the GPU, "" where it can."""
+        if all(device == "cpu" or not size for device, size in row.bytes.items()):
+            return IN_RAM
         if managed.entries_of(self._scanner.module(row.id)):
             return ""
-        if all(device == "cpu" for device in row.bytes):
-            return "it is in RAM already"
-        return "it was not loaded through ComfyUI: only the node that holds it can let it go"
+        return FOREIGN
 
     def is_kept(self, row: memory.Row) -> bool:
         """Whether the model stays through "free", and can be let go of."""

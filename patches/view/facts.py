@@ -137,12 +137,25 @@ def resolve(folder: str, name: str) -> str | None:
     return next((one for one in known if folder_paths.get_full_path(one, name)), None)
 
 
+def _does(device: dict[str, Any]) -> tuple[Any, ...]:
+    """What the tab shows of a GPU's activity, as coarsely as it does."""
+    found = device.get("activity")
+    if not found:
+        return ()
+    power, sent, received = found["power"], found["pcie_sent"], found["pcie_received"]
+    traffic = [None if one is None else round(one / (64 * 2**20)) for one in (sent, received)]
+    processes = [(p["pid"], (p["bytes"] or 0) >> 24) for p in found["processes"] or ()]
+    return (found["load"], found["temperature"], power and round(power / 5), traffic, processes)
+
+
 def differs(old: dict[str, Any], new: dict[str, Any], least: int) -> bool:
     """Whether a page must hear of `new`: models, placements, or `least` bytes on a device."""
     if old.get("models") != new["models"] or old.get("placements") != new["placements"]:
         return True
     before, after = old.get("devices", []), new["devices"]
     if len(before) != len(after):
+        return True
+    if any(_does(a) != _does(b) for a, b in zip(before, after, strict=True)):
         return True
     return any(
         abs(a[key] - b[key]) >= least

@@ -18,6 +18,7 @@ from typing import Any
 
 from distorch import memory
 from distorch.memory import placements, sampler
+from distorch.memory.activity import activity
 from distorch.memory.peaks import Ledger
 from distorch.memory.recorder import Held, RunRecorder
 from distorch.memory.step_times import StepTimes
@@ -40,6 +41,7 @@ from .facts import (
 from .plans import Plans
 from .server_routes import Gate, add_profiler_route, add_to_table
 from .updates import Updates
+from .watchers import Watchers
 
 _installed: MemoryView | None = None
 _undo = contextlib.ExitStack()  # what gives back what install() took
@@ -58,13 +60,18 @@ class MemoryView:
         self._used: dict[str, int] = {}
         self.recorder = RunRecorder(self._sampler, self._inventory)
         self.actions = Actions(server, management, self._scanner)
-        self.updates = Updates(server, self._sampler, self._state, self.actions.jobs.nudge)
+        self.watchers = Watchers(server)
+        self._activity: dict[str, dict[str, Any]] = {}
+        self.updates = Updates(
+            self.watchers, self._sampler, self._state, self.actions.jobs.nudge, self._look
+        )
         self.actions.jobs.finished.append(self._job_finished)
         self.actions.changed.append(self.updates.wake)
         self.recorder.listeners.append(self.updates.note_run)
         self.flag, self.eject = self.actions.flag, self.actions.eject
         self.free, self.clear_cache = self.actions.free, self.actions.clear_cache
         self.measure_links = self.actions.measure_links
+        self.watch = self.watchers.watch
         self.report = self.actions.jobs.report
         self._plans = Plans(self._scanner.module)
         self.parse, self.plan = self._plans.parse, self._plans.plan
@@ -80,7 +87,9 @@ class MemoryView:
 
     def devices(self) -> dict[str, Any]:
         """Return the bar of each device."""
-        return {"devices": memory.device_view(self._scanner.rows())}
+        if not self.watchers.of("tab"):  # nobody looks each second
+            self._look()
+        return self._devices(self._scanner.rows())
 
     def placements(self) -> dict[str, Any]:
         """Return where the blocks of each model of ours lie, in the model's order."""
@@ -134,9 +143,16 @@ class MemoryView:
         return {**row.as_json(), **told}
 
     def _state(self) -> dict[str, Any]:
-        state = {**self.models(), **self.devices(), **self.placements()}
+        state = {**self.models(), **self._devices(self._scanner.rows()), **self.placements()}
         del state["scan_ms"]
         return state
+
+    def _devices(self, rows: list[memory.Row]) -> dict[str, Any]:
+        views = memory.device_view(rows)
+        return {"devices": [{**v, "activity": self._activity.get(v["device"])} for v in views]}
+
+    def _look(self) -> None:
+        self._activity = activity()
 
     def _inventory(self) -> dict[int, Held]:
         # At the end of a node: what it loaded must not be told of the next one.

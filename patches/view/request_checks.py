@@ -10,10 +10,15 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from .watchers import LEVELS
+
 BODY_LIMIT = 1024 * 1024
 TEXT_LIMIT = 16000  # characters of an allocation string
 NAME_LIMIT = 100  # characters of a device's name
 PARTS = ("model", "text encoder", "VAE", "whole file")  # of a checkpoint, as preview.PARTS
+# Why a model cannot be moved off the GPU. The page has these sentences in other languages (web/texts.json).
+IN_RAM = "It is in RAM already"
+FOREIGN = "It was not loaded through ComfyUI: only the node that holds it can let it go"
 FILE_LIMIT = 500  # characters of a model file's name in ComfyUI's folders
 
 
@@ -89,6 +94,7 @@ KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
     "integer": (_is_integer, "a whole number from 0 to 2^53 - 1"),
     "name": (_text_of(FILE_LIMIT), f"text of at most {FILE_LIMIT} characters"),
     "part": (lambda value: value in PARTS, f"one of {', '.join(PARTS)}"),
+    "level": (lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}"),
     "text": (_text_of(TEXT_LIMIT), f"text of at most {TEXT_LIMIT} characters"),
     "integers": (_list_of(_is_integer, 1000), "a list of at most 1000 whole numbers"),
     "names": (_list_of(_text_of(NAME_LIMIT), 64), "a list of at most 64 device names"),

@@ -47,6 +47,7 @@ class Backend(Protocol):
     def parse(self, text: str) -> dict[str, Any]: ...
     def plan(self, asked: dict[str, Any]) -> dict[str, Any]: ...
     def measure_links(self) -> dict[str, Any]: ...
+    def watch(self, client: str, what: str) -> dict[str, Any]: ...
 
 
 class Gate:
@@ -149,8 +150,13 @@ def _changing_routes(backend: Backend) -> dict[tuple[str, str], Handler]:
         check_fields(await read_body(request), {})
         return web.json_response(await _in_thread(backend.measure_links), status=202)
 
+    async def watch(request: web.Request) -> web.Response:
+        body = await read_body(request)
+        check_fields(body, {"client": "name", "what": "level"}, ("client", "what"))
+        return web.json_response(await _in_thread(backend.watch, body["client"], body["what"]))
+
     handlers = {"flag": flag, "eject": eject, "free": free, "clear_cache": clear_cache,
-                "parse": parse, "plan": plan, "links": links}  # fmt: skip
+                "parse": parse, "plan": plan, "links": links, "watch": watch}  # fmt: skip
     return {("POST", f"/distorch/{name}"): _guarded(h) for name, h in handlers.items()}
 
 

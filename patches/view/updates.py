@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells open pages what changed, and the sampler what torch's allocators hold: once a second."""
+"""Tells pages that show it what changed, and the sampler what torch's allocators hold: once a second."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from distorch.memory.sampler import Sampler
 
 from .facts import differs
+from .watchers import Watchers
 
 log = logging.getLogger("DisTorch")
 
@@ -21,18 +22,24 @@ PAUSE_SECONDS = 30.0  # after an error
 
 
 class Updates:
-    """A thread that sends "distorch.update", "distorch.sample" and "distorch.run"."""
+    """A thread that sends "distorch.update", "distorch.sample" and "distorch.run" to pages with the tab open.
+
+    One whose tab is closed hears of its badges only: an update when models or a GPU's percentage changed.
+    """
 
     def __init__(
         self,
-        server: Any,
+        watchers: Watchers,
         sampler: Sampler,
         state: Callable[[], dict[str, Any]],
         nudge: Callable[[], None],
+        look: Callable[[], None],
     ) -> None:
-        """`state`: models, devices and placements; `nudge`: called each second as well."""
-        self._server, self._sampler, self._state, self._nudge = server, sampler, state, nudge
+        """`state`: models, devices and placements; `nudge`: called each second as well, `look` while a tab is open."""
+        self._watchers, self._sampler, self._state = watchers, sampler, state
+        self._nudge, self._look = nudge, look
         self._sent: dict[str, Any] = {}
+        self._badges: tuple[Any, ...] = ()
         self._shown: dict[str, Any] = {}
         self._runs: dict[str, dict[str, Any]] = {}  # to be told, by prompt
         self._lock = threading.Lock()
@@ -69,30 +76,34 @@ class Updates:
                 self.push_sample()
                 self.push_update()
                 self.push_runs()
+                if self._watchers.of("tab"):
+                    self._look()
             except Exception:
                 log.exception("DisTorch: the memory view could not be updated")
                 self._stop.wait(PAUSE_SECONDS)
 
     def push_sample(self) -> bool:
         """Send the newest sample if it differs from the last one sent; returns whether it did."""
-        sample = self._sampler.last() if self._server.sockets else None
+        sample = self._sampler.last() if self._watchers.of("tab") else None
         if sample is None or not _moved(self._shown, sample["devices"]):
             return False
         self._shown = sample["devices"]
-        self._server.send_sync("distorch.sample", sample)
-        return True
+        return bool(self._watchers.tell("tab", "distorch.sample", sample))
 
     def push_update(self) -> bool:
-        """Send the state to every open page if it changed; returns whether it did."""
-        if not self._server.sockets:
+        """Send what changed to the pages that show it; returns whether anything was sent."""
+        tabs, badges = self._watchers.of("tab"), self._watchers.of("badges")
+        if not tabs and not badges:
             return False
-        state = self._state()
-        if not differs(self._sent, state, UPDATE_BYTES):
-            return False
-        update = news(self._sent, state)
-        self._sent = state
-        self._server.send_sync("distorch.update", update)
-        return True
+        state, told = self._state(), 0
+        if tabs and differs(self._sent, state, UPDATE_BYTES):
+            told += self._watchers.tell("tab", "distorch.update", news(self._sent, state))
+            self._sent = state
+        if badges and (shown := _badges(state)) != self._badges:
+            self._badges = shown
+            part = {"models": state["models"], "devices": state["devices"]}
+            told += self._watchers.tell("badges", "distorch.update", part)
+        return told > 0
 
     def note_run(self, run: dict[str, Any]) -> None:
         """Remember what a run has needed so far, for the next look; one that has ended is told at once.
@@ -108,11 +119,8 @@ class Updates:
         """Send the runs that have gone on since the last look; returns how many."""
         with self._lock:
             runs, self._runs = self._runs, {}
-        if not self._server.sockets:
-            return 0
-        for run in runs.values():
-            self._server.send_sync("distorch.run", run)
-        return len(runs)
+        told = [self._watchers.tell("tab", "distorch.run", run) for run in runs.values()]
+        return sum(1 for pages in told if pages)
 
 
 def news(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +137,18 @@ def news(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
             for p in found["placements"]
         ]
     return found
+
+
+def _badges(state: dict[str, Any]) -> tuple[Any, ...]:
+    """What the badges and their lists show: whole percents, and models with their sizes."""
+    return (
+        [
+            (d["device"], round(100 * (d["total"] - d["free"]) / max(1, d["total"])))
+            for d in state["devices"]
+            if d["device"] != "cpu"
+        ],
+        [(model["id"], model["name"], model["bytes"]) for model in state["models"]],
+    )
 
 
 def _moved(old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -6,6 +6,8 @@ import { el } from './dom.js'
 import { deviceTitle, formatBytes } from './format.js'
 import { t } from './text.js'
 
+const MOST_PROCESSES = 5
+
 /** The rows and the legend of their bars. */
 export function deviceList(panel) {
   const { devices } = panel.store
@@ -40,8 +42,38 @@ function details(panel, device) {
     'div',
     { class: 'dt-device-more' },
     node,
-    el('div', { class: 'dt-small' }, t('device.peak', { peak: formatBytes(peak), average: formatBytes(average) }))
+    el('div', { class: 'dt-small' }, t('device.peak', { peak: formatBytes(peak), average: formatBytes(average) })),
+    ...(device.activity ? activity(device.activity) : [])
   )
+}
+
+/** What NVML tells of a GPU; what it does not tell is not there. */
+function activity(does) {
+  const watts = does.power === null ? null : Math.round(does.power)
+  const traffic = [does.pcie_received, does.pcie_sent].map((bytes) => (bytes === null ? t('unknown') : `${formatBytes(bytes)}/s`))
+  const facts = [
+    ['load', does.load, `${does.load} %`],
+    ['temperature', does.temperature, `${does.temperature} °C`],
+    ['power', watts, does.power_limit === null ? `${watts} W` : t('device.power_of', { now: watts, limit: Math.round(does.power_limit) })],
+    ['pcie', does.pcie_received ?? does.pcie_sent, traffic.join(', ')]
+  ].filter(([, known]) => known !== null)
+  const processes = does.processes ?? []
+  return [
+    facts.length ? el('dl', { class: 'dt-activity' }, ...facts.map(([key, , words]) => el('div', { 'data-key': key }, el('dt', {}, t(`device.${key}`)), el('dd', {}, words)))) : null,
+    processes.length
+      ? el(
+          'ul',
+          { class: 'dt-changes', 'aria-label': t('device.processes') },
+          ...processes.slice(0, MOST_PROCESSES).map((one) => el('li', { 'data-key': `process-${one.pid}` }, el('span', {}, processName(one)), el('span', { class: 'dt-number' }, one.bytes === null ? t('unknown') : formatBytes(one.bytes)))),
+          processes.length > MOST_PROCESSES ? el('li', {}, t('more', { count: processes.length - MOST_PROCESSES })) : null
+        )
+      : null
+  ]
+}
+
+function processName({ name, pid, own }) {
+  if (own) return t('device.process_own', { pid })
+  return name ? t('device.process', { name, pid }) : t('device.process_unnamed', { pid })
 }
 
 function legend() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The workflow on the canvas, as far as the tab needs it: a node's title, a jump to it, the string in it.
 
-const STRINGS = ['expert_mode_allocations', 'unet_expert_mode_allocations', 'clip_expert_mode_allocations']
+const STRINGS = ['expert_mode_allocations', 'unet_expert_mode_allocations', 'clip_expert_mode_allocations', 'compare_with']
 
 export class Graph {
   /** `app`: ComfyUI's; where it has no graph, no node is found. */
@@ -36,9 +36,14 @@ export class Graph {
     return true
   }
 
+  /** Every widget for an allocation string of a node. */
+  stringWidgets(node) {
+    return (node?.widgets ?? []).filter((widget) => STRINGS.includes(widget.name))
+  }
+
   /** The widget for the allocation string of a node; `part` is "model" or "text encoder". */
   stringWidget(node, part = 'model') {
-    const widgets = (node?.widgets ?? []).filter((widget) => STRINGS.includes(widget.name))
+    const widgets = this.stringWidgets(node)
     return widgets.find((widget) => part === 'text encoder' && widget.name.startsWith('clip_')) ?? widgets[0] ?? null
   }
 

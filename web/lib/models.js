@@ -5,7 +5,7 @@ import { deviceColour, modelColour } from './colours.js'
 import { el, lazy } from './dom.js'
 import { deviceTitle, formatAge, formatBytes, formatLayers, formatMilliseconds, modelDetails } from './format.js'
 import { placementStrip } from './strip.js'
-import { t } from './text.js'
+import { said, t } from './text.js'
 
 /** The list of cards. `panel` has store, graph, steer(model), and fold(key, open) for what is folded. */
 export function modelList(panel) {
@@ -95,7 +95,7 @@ function actions(store, model) {
       { type: 'button', class: 'dt-button', disabled, title: why, 'data-key': `${key}-${model.id}`, 'aria-label': `${model.name}: ${label}`, onclick: () => store.post('/distorch/eject', body) },
       label
     )
-  const why = model.ejectable ? t(model.kept ? 'move.why_kept' : 'move.why') : t(model.why_not.includes('RAM') ? 'why.in_ram' : 'why.foreign')
+  const why = model.ejectable ? t(model.kept ? 'move.why_kept' : 'move.why') : said(model.why_not)
   const move = button('eject', t('move'), why, !model.ejectable, { ids: [model.id] })
   const letGo = model.kept ? button('let-go', t('let_go'), t('let_go.why'), false, { ids: [model.id], let_go: true }) : null
   if (!model.ejectable && !model.kept) return el('div', { class: 'dt-actions' }, el('span', { class: 'dt-small' }, why))
@@ -123,7 +123,7 @@ function placed(panel, model, placement) {
     el('div', { class: 'dt-small dt-mono', title: t('placement.requested') }, placement.requested),
     placementStrip(placement),
     deviceTable(rowsOf(placement)),
-    ...placement.notes.map((note) => el('p', { class: 'dt-note' }, note)),
+    ...placement.notes.map((note) => el('p', { class: 'dt-note' }, said(note))),
     el('div', { class: 'dt-small' }, [placement.streamed_bytes ? t('placement.streamed', { size: formatBytes(placement.streamed_bytes) }) : '', stepTimes(placement)].filter(Boolean).join(' · ')),
     el(
       'details',

@@ -7,7 +7,7 @@ import { modelList } from './models.js'
 import { reportSection, spoken } from './report.js'
 import { runSection } from './runs.js'
 import { Steer } from './steer.js'
-import { t } from './text.js'
+import { said, t } from './text.js'
 
 export class Panel {
   /** `graph`: the workflow on the canvas (graph.js). */
@@ -26,7 +26,7 @@ export class Panel {
   mount(parent) {
     parent.append(this.element)
     this.store.addEventListener('change', this.onChange)
-    this.unwatch = this.store.watch()
+    this.unwatch = this.store.watch('tab')
     this.render()
   }
 
@@ -84,11 +84,11 @@ export class Panel {
     const { error, reports, runs } = this.store
     const live = new Set(this.store.models.map((model) => model.id))
     for (const id of this.steers.keys()) if (!live.has(id)) this.steers.delete(id)
-    update(this.status, el('p', {}, error || spoken(reports[0])))
+    update(this.status, el('p', {}, said(error) || spoken(reports[0])))
     update(
       this.body,
       this.buttons(),
-      error ? el('p', { class: 'dt-report dt-error' }, error) : null,
+      error ? el('p', { class: 'dt-report dt-error' }, said(error)) : null,
       reportSection(reports, () => this.store.clearReports()),
       el('h3', {}, t('models')),
       modelList(this),

@@ -3,7 +3,7 @@
 
 import { el } from './dom.js'
 import { deviceTitle, formatBytes, formatClock } from './format.js'
-import { t } from './text.js'
+import { said, t } from './text.js'
 
 const MOST_KEPT = 3
 const NOTICED = 2 ** 20
@@ -40,7 +40,7 @@ function one(report) {
 function headline(report) {
   const names = (report.details?.names ?? report.names ?? []).join(', ')
   const what = report.kind === 'eject' && !names ? t('eject_flagged') : t(`job.${report.kind}`, { names })
-  if (report.state === 'failed') return t('report.failed', { what, error: report.error })
+  if (report.state === 'failed') return t('report.failed', { what, error: said(report.error) })
   if (report.state !== 'done') return report.ticket ? t(report.when === 'now' ? 'report.queued' : 'report.queued_run', { what }) : t('report.nothing')
   const freed = Object.entries(report.freed).map(([device, bytes]) => t('strip.part', { size: formatBytes(bytes), device: deviceTitle(device) }))
   if (freed.length) return t('report.freed', { what, freed: freed.join(', ') })
@@ -49,16 +49,18 @@ function headline(report) {
   return ram >= NOTICED_RAM ? t('report.freed', { what, freed: t('strip.part', { size: formatBytes(ram), device: t('ram') }) }) : t('report.none', { what })
 }
 
-/** A line for each device whose memory changed: before → after. */
+/** A line for each device whose memory changed: before → after; the others by name. */
 function changes(report) {
   const { before, after } = report
   if (report.state !== 'done' || report.kind === 'links' || !before || !after) return null
-  const rows = Object.keys(before).filter((d) => d === 'cpu' || Math.abs(before[d] - (after[d] ?? before[d])) >= NOTICED)
-  if (!rows.length) return null
+  const devices = Object.keys(before)
+  const moved = devices.filter((d) => d === 'cpu' || Math.abs(before[d] - (after[d] ?? before[d])) >= NOTICED)
+  const rest = devices.filter((d) => !moved.includes(d)).map(deviceTitle)
   return el(
     'ul',
     { class: 'dt-changes' },
-    ...rows.map((d) => el('li', { 'data-device': d }, el('span', {}, deviceTitle(d)), el('span', { class: 'dt-number' }, `${formatBytes(before[d])} → ${formatBytes(after[d] ?? before[d])}`)))
+    ...moved.map((d) => el('li', { 'data-device': d }, el('span', {}, deviceTitle(d)), el('span', { class: 'dt-number' }, `${formatBytes(before[d])} → ${formatBytes(after[d] ?? before[d])}`))),
+    rest.length ? el('li', {}, t('report.unchanged', { devices: rest.join(', ') })) : null
   )
 }
 
@@ -76,7 +78,7 @@ function links(found) {
     el(
       'ul',
       { class: 'dt-changes' },
-      ...found.map((link) => el('li', {}, el('span', {}, `${deviceTitle(link.source)} → ${deviceTitle(link.target)}`), el('span', { class: 'dt-number' }, link.gbps ? `${link.gbps.toFixed(1)} GB/s` : link.error || t('unknown'))))
+      ...found.map((link) => el('li', {}, el('span', {}, `${deviceTitle(link.source)} → ${deviceTitle(link.target)}`), el('span', { class: 'dt-number' }, link.gbps ? `${link.gbps.toFixed(1)} GB/s` : said(link.error || '') || t('unknown'))))
     )
   ]
 }

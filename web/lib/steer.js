@@ -4,10 +4,10 @@
 
 import { deviceColour } from './colours.js'
 import { el, update } from './dom.js'
-import { deviceTitle, formatBytes, formatMilliseconds } from './format.js'
-import { deviceTable } from './models.js'
-import { planStrip } from './strip.js'
+import { deviceTitle, formatBytes } from './format.js'
+import { outlook } from './outlook.js'
 import { t } from './text.js'
+import { wrongString } from './wrong.js'
 
 const GB = 2 ** 30
 const MB = 2 ** 20
@@ -69,11 +69,11 @@ export class Steer {
 
   render() {
     const wrong = this.error
-    update(this.error_, wrong ? el('pre', {}, wrong.caret || wrong.message || wrong.error) : null, wrong?.caret ? el('p', {}, t('string.expected', { expected: wrong.expected })) : null)
+    update(this.error_, ...wrongString(wrong))
     this.input.setAttribute('aria-invalid', String(Boolean(wrong)))
     if (!this.answer) return
     update(this.sliders, ...this.devices().map((device) => this.slider(device)))
-    update(this.shown, wrong ? null : [planStrip(this.key, this.subject.name, this.answer), deviceTable(this.answer.devices.filter((row) => row.weights || row.slots || row.device === this.answer.compute)), ...this.facts()])
+    update(this.shown, wrong ? null : outlook(this.key, this.subject.name, this.answer))
     update(this.buttons, ...this.actions())
   }
 
@@ -135,18 +135,6 @@ export class Steer {
     const parts = used.map((device) => `${device},${size(this.amounts.get(device))}${device === compute ? '' : mode(device)}`)
     if (compute === 'cpu') return 'cpu,*'
     return [...parts, `cpu,*${mode('cpu')}`].join(';')
-  }
-
-  facts() {
-    const { step, streamed_bytes: streamed, notes } = this.answer
-    const found = [el('div', { class: 'dt-fact' }, el('span', {}, t('steer.streamed')), el('strong', { 'data-streamed': streamed }, formatBytes(streamed)))]
-    found.push(el('div', { class: 'dt-fact' }, el('span', {}, t('steer.step')), el('strong', { 'data-step': step.seconds ?? '' }, step.seconds === null ? t('unknown') : formatMilliseconds(step.seconds * 1000))))
-    const copies = Object.entries(step.copies ?? {}).map(([device, seconds]) => t('steer.copy', { device: deviceTitle(device), time: formatMilliseconds(seconds * 1000) }))
-    if (step.seconds !== null) copies.unshift(step.bound === 'compute' ? t('steer.by_compute') : t('steer.by_link', { device: deviceTitle(step.bound) }))
-    if (copies.length) found.push(el('div', { class: 'dt-small' }, copies.join(' · ')))
-    for (const one of step.missing) found.push(el('p', { class: 'dt-note' }, one === 'compute' ? t('steer.lacks_compute') : t('steer.lacks_link', { device: deviceTitle(one) })))
-    for (const note of notes) found.push(el('p', { class: 'dt-note' }, note))
-    return found
   }
 
   actions() {

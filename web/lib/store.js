@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The state of the memory, as the server last told. It comes by websocket; it is fetched once
-// when something begins to show it, and after the page was hidden. Nothing is ever polled.
+// when something begins to show it, and after the page was hidden. Nothing is ever polled. The server is told what the
+// page shows (nothing, the badges, the tab), and sends no more than that needs.
 
 import { debugLog } from './debug.js'
-import { t } from './text.js'
+import { said, t } from './text.js'
 
 const HISTORY_SECONDS = 600
 const MOST_SAMPLES = 2000
 const MOST_RUNS = 10
+const LEVELS = ['nothing', 'badges', 'tab']
 const CLOCK_SECONDS = 10 // clocks may differ by that much unnoticed
 
 export class Store extends EventTarget {
@@ -23,7 +25,8 @@ export class Store extends EventTarget {
     this.runs = [] // prompts with their nodes, last first
     this.reports = [] // last first
     this.error = ''
-    this.watchers = 0
+    this.watchers = [] // a level each
+    this.asked = LEVELS[0] // the level that the server knows
     this.stale = true
     this.told = {} // what came by websocket since a refresh began
     this.ahead = 0 // seconds by which this machine's clock is before the server's
@@ -31,27 +34,48 @@ export class Store extends EventTarget {
     api.addEventListener('distorch.sample', (event) => this.sample(event.detail))
     api.addEventListener('distorch.run', (event) => this.run(event.detail))
     api.addEventListener('distorch.report', (event) => this.report(event.detail))
-    api.addEventListener('reconnected', () => this.wake(true))
+    api.addEventListener('reconnected', () => {
+      this.asked = LEVELS[0]
+      this.wake(true)
+    })
+    api.addEventListener('status', () => this.tell()) // with the first one, the page has its id
     document.addEventListener('visibilitychange', () => this.wake(false))
   }
 
-  /** Begins to keep the state fresh; call the function it returns to end that. */
-  watch() {
-    this.watchers += 1
-    if (this.watchers === 1 || this.stale) this.wake(false)
-    let watching = true
+  /** Begins to keep fresh what "badges" or the "tab" show; call the function it returns to end that. */
+  watch(level) {
+    const one = { level }
+    this.watchers.push(one)
+    this.wake(false)
     return () => {
-      if (watching) this.watchers -= 1
-      watching = false
+      this.watchers = this.watchers.filter((other) => other !== one)
+      this.tell()
     }
   }
 
+  /** The most that is shown now. */
+  get level() {
+    const shown = document.hidden ? [] : this.watchers.map((one) => LEVELS.indexOf(one.level))
+    return LEVELS[Math.max(0, ...shown)]
+  }
+
   get awake() {
-    return this.watchers > 0 && !document.hidden
+    return this.level !== LEVELS[0]
   }
 
   wake(force) {
+    this.tell()
     if (this.awake && (this.stale || force)) this.refresh()
+  }
+
+  /** Says to the server what is shown, where it does not know. */
+  async tell() {
+    const { level } = this
+    if (level === this.asked || !this.api.clientId) return
+    this.asked = level
+    if (level !== 'tab') this.stale = true // samples and runs are not told of any more
+    const answer = await this.ask('/distorch/watch', { client: this.api.clientId, what: level })
+    if (answer.ok === false) debugLog('[watch] Error:', answer.message)
   }
 
   receive(state) {
@@ -92,7 +116,7 @@ export class Store extends EventTarget {
 
   sample(sample) {
     this.sampled = true
-    if (!this.awake) {
+    if (this.level !== 'tab') {
       this.stale = true
       return
     }
@@ -101,10 +125,14 @@ export class Store extends EventTarget {
   }
 
   run(run) {
-    // Reports are of what was asked for before this run: they go with it.
-    if (!this.runs.some((other) => other.prompt === run.prompt)) this.reports = this.reports.filter((report) => !isOver(report) || report.asked > run.started)
+    if (!this.runs.some((other) => other.prompt === run.prompt)) this.forgetReports(run)
     this.runs = [run, ...this.runs.filter((other) => other.prompt !== run.prompt)].slice(0, MOST_RUNS)
     if (this.awake) this.changed()
+  }
+
+  /** Reports are of what was asked for before a run: they go with it. */
+  forgetReports(run) {
+    this.reports = this.reports.filter((report) => !isOver(report) || report.asked > run.started)
   }
 
   report(report) {
@@ -137,7 +165,7 @@ export class Store extends EventTarget {
       this.apply({ ...models, ...devices, ...placements, ...this.told }, placements.placements)
     } catch (error) {
       this.stale = true
-      this.error = t('no_answer', { error: error.message })
+      this.error = t('no_answer', { error: said(error.message) })
       debugLog('[refresh] Error:', error)
       debugLog('[refresh] Error stack:', error.stack)
       this.changed()
@@ -155,6 +183,7 @@ export class Store extends EventTarget {
     this.samples = samples
     const ids = new Set((history.runs ?? []).map((run) => run.prompt))
     const runs = (history.runs ?? []).toReversed()
+    if (runs.length) this.forgetReports(runs[0])
     this.runs = [...this.runs.filter((run) => !ids.has(run.prompt) && run.started > (runs[0]?.started ?? 0)), ...runs].slice(0, MOST_RUNS)
   }
 
@@ -178,7 +207,7 @@ export class Store extends EventTarget {
       const data = await response.json()
       return response.ok ? data : { ok: false, message: data.error }
     } catch (error) {
-      return { ok: false, message: t('no_answer', { error: error.message }) }
+      return { ok: false, message: t('no_answer', { error: said(error.message) }) }
     }
   }
 
@@ -198,7 +227,7 @@ export class Store extends EventTarget {
     } catch (error) {
       debugLog(`[POST ${path}] Error:`, error)
       debugLog(`[POST ${path}] Error stack:`, error.stack)
-      return failed(t('no_answer', { error: error.message }))
+      return failed(t('no_answer', { error: said(error.message) }))
     }
     const data = await response.json().catch(() => ({}))
     debugLog(`[POST ${path}] Response status: ${response.status}`, data)

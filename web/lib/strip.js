@@ -5,7 +5,7 @@
 import { deviceColour } from './colours.js'
 import { lazy, svg } from './dom.js'
 import { deviceTitle, formatBytes } from './format.js'
-import { t } from './text.js'
+import { said, t } from './text.js'
 
 const WIDTH = 1000
 const HEIGHT = 26
@@ -109,7 +109,7 @@ function draw(key, parts, total, compute, slots) {
 
 function title(part) {
   const lines = [part.name, `${formatBytes(part.bytes)} · ${deviceTitle(part.device)} · ${t(`how.${part.how}`)}`]
-  if (part.reason) lines.push(t('strip.reason', { reason: part.reason }))
+  if (part.reason) lines.push(t('strip.reason', { reason: said(part.reason) }))
   if (part.waits) lines.push(t('strip.waits', { device: deviceTitle(part.waits) }))
   return lines.join('\n')
 }

@@ -60,7 +60,7 @@ def preview(pack: Any, comfy: comfy_standin.StandIn, tmp_path: pathlib.Path) -> 
 
 
 def test_a_file_of_pytorch_is_planned(preview: Any) -> None:
-    text = preview.describe(
+    _, text = preview.describe(
         "checkpoints/old.ckpt", "model", [of("sim:1,3mb;sim:0,*#sim:0")], "sim:0", free_now=False
     )
     assert text.startswith("checkpoints/old.ckpt: 8 MB in 8 blocks, computed on sim:0")
@@ -103,7 +103,7 @@ def test_a_part_that_a_checkpoint_lacks_is_an_error(preview: Any) -> None:
 
 
 def test_the_text_shows_sizes_devices_and_the_string(preview: Any) -> None:
-    text = preview.describe(
+    _, text = preview.describe(
         "diffusion_models/dit.safetensors",
         "model",
         [of("sim:1,9mb;sim:0,*#sim:0")],
@@ -123,7 +123,7 @@ def test_the_text_shows_sizes_devices_and_the_string(preview: Any) -> None:
 
 def test_notes_of_the_plan_are_shown(preview: Any) -> None:
     file = "diffusion_models/dit.safetensors"
-    text = preview.describe(file, "model", [of("sim:1,9mb")], "sim:0", free_now=False)
+    _, text = preview.describe(file, "model", [of("sim:1,9mb")], "sim:0", free_now=False)
     assert "note: " in text
     assert "cpu" in text[text.index("note: ") :]
 

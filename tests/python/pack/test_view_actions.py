@@ -136,6 +136,18 @@ def test_a_model_can_be_moved_off_its_device_and_stays_kept(view: View) -> None:
     assert not view.keep.is_flagged(model.model)
 
 
+def test_a_model_that_lies_in_ram_has_nothing_to_move_off_a_gpu(view: View) -> None:
+    """As a text encoder that ComfyUI runs on the processor: on its list, and nowhere but in RAM."""
+    patcher = view.load()
+    row = view.row(patcher)
+    assert view.actions.why_not(row) == ""
+    (entry,) = [e for e in view.comfy.mm.current_loaded_models if e.model is patcher]
+    patcher.model.to("cpu")
+    view.scanner.invalidate()
+    assert view.loaded(patcher), entry
+    assert view.actions.why_not(view.row(patcher)) == "It is in RAM already"
+
+
 def test_a_kept_model_in_host_memory_is_let_go_of_when_that_is_asked(view: View) -> None:
     model = view.load(keep=True)
     number = view.row(model).id

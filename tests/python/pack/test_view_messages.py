@@ -44,8 +44,9 @@ class Server:
         self.prompt_queue = comfy.queue
         self.prompt_queue.get_tasks_remaining = lambda: 0
         self.view = pack.load("patches.view.memory_view").MemoryView(self, comfy.mm)
+        self.view.watch("page", "tab")
 
-    def send_sync(self, event: str, data: Any) -> None:
+    def send_sync(self, event: str, data: Any, _page: str | None = None) -> None:
         self.sent.append((event, json.loads(json.dumps(data))))
 
     def told(self, event: str) -> list[Any]:

@@ -29,8 +29,10 @@ class Page:
             sockets={"a": object()}, send_sync=lambda *message: self.sent.append(message)
         )
         self.server = server
+        self.watchers = pack.load("patches.view.watchers").Watchers(server)
+        self.watchers.watch("a", "tab")
         self.updates = pack.load("patches.view.updates").Updates(
-            server, None, lambda: copy.deepcopy(self.state), lambda: None
+            self.watchers, None, lambda: copy.deepcopy(self.state), lambda: None, lambda: None
         )
 
     def told(self) -> Any:
@@ -74,10 +76,50 @@ def test_blocks_are_told_again_only_when_they_moved(page: Page) -> None:
 
 
 def test_nothing_is_worked_out_without_a_page(page: Page) -> None:
-    page.server.sockets.clear()
+    page.watchers.watch("a", "nothing")
     page.state = None  # type: ignore[assignment]
     assert page.updates.push_update() is False
+    page.watchers.watch("a", "tab")
+    page.server.sockets.clear()
+    assert page.updates.push_update() is False
     assert page.sent == []
+
+
+def test_badges_are_told_of_whole_percents_and_of_models_only(page: Page) -> None:
+    page.watchers.watch("a", "badges")
+    page.state["models"] = [{"id": 1, "name": "wan", "bytes": {"sim:0": 1}, "last_used": 0.0}]
+    page.state["devices"] = [
+        {"device": "sim:0", "models": 0, "tensors": 0, "unused": 0, "free": 900, "total": 1000},
+        {"device": "cpu", "models": 0, "tensors": 0, "unused": 0, "free": 10, "total": 1000},
+    ]
+    assert list(page.told()) == ["models", "devices"]
+    page.state["devices"][0]["free"] = 901
+    page.state["devices"][1]["free"] = 500
+    page.state["models"][0]["last_used"] = 9.0
+    page.state["placements"][0]["measured_step_ms"] = 1.0
+    assert page.told() is None
+    page.state["devices"][0]["free"] = 880
+    assert page.told()["devices"][0]["free"] == 880
+    page.updates.note_run({"prompt": "a", "status": "running", "nodes": []})
+    assert page.updates.push_runs() == 0
+
+
+def test_each_page_is_told_what_it_shows(page: Page) -> None:
+    page.server.sockets["b"] = object()
+    page.watchers.watch("b", "badges")
+    page.state["devices"][0]["total"] = 1000
+    page.state["models"][0] |= {"name": "wan", "bytes": {}}
+    page.updates.push_update()
+    assert [(client, "placements" in data) for _, data, client in page.sent] == [
+        ("a", True),
+        ("b", False),
+    ]
+
+
+def test_pages_that_are_gone_are_forgotten(page: Page) -> None:
+    for number in range(1000):
+        page.watchers.watch(f"old {number}", "tab")
+    assert len(page.watchers._levels) <= 256
 
 
 def test_a_run_is_told_once_a_look_and_at_once_when_it_has_ended(page: Page) -> None:
@@ -89,7 +131,7 @@ def test_a_run_is_told_once_a_look_and_at_once_when_it_has_ended(page: Page) -> 
     page.updates.note_run({"prompt": "b", "status": "running", "nodes": []})
     assert page.updates._wake.is_set()
     assert page.updates.push_runs() == 2
-    told = [(event, run["prompt"], run["status"]) for event, run in page.sent]
+    told = [(event, run["prompt"], run["status"]) for event, run, _ in page.sent]
     assert told == [("distorch.run", "a", "success"), ("distorch.run", "b", "running")]
     assert page.updates.push_runs() == 0
     page.server.sockets.clear()

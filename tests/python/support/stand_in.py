@@ -31,6 +31,7 @@ def load_patches(name: str) -> ModuleType:
 
 
 routes = load_patches("view.server_routes")
+checks = load_patches("view.request_checks")
 
 
 def row(
@@ -113,6 +114,15 @@ PLAN_BLOCKS = [
 ]
 
 
+ACTIVITY = {
+    "load": 37, "temperature": 61, "power": 215.4, "power_limit": 450.0,
+    "pcie_received": 9 * GB, "pcie_sent": 20 * 2**20,
+    "processes": [{"pid": 11, "name": "python3", "bytes": 15 * GB, "own": True},
+                  {"pid": 912, "name": "firefox", "bytes": GB // 2, "own": False},
+                  {"pid": 913, "name": "", "bytes": None, "own": False}],
+}  # fmt: skip
+
+
 class StandInBackend:
     """Answers from `rows`; ejecting takes a row's accelerator bytes at once."""
 
@@ -123,12 +133,15 @@ class StandInBackend:
         self.nodes: dict[int, str] = {}
         self.reports: dict[int, dict[str, Any]] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.watched: list[tuple[str, str]] = []
+        self.activity = {"cuda:0": dict(ACTIVITY)}
 
     def models(self) -> dict[str, Any]:
         found = []
         for r in sorted(self.rows, key=lambda r: -r.total):
             loaded = any(d != "cpu" for d in r.bytes) and r.id != 3
-            why = "" if loaded else "it was not loaded through ComfyUI"
+            ram = all(d == "cpu" for d in r.bytes)
+            why = "" if loaded else checks.IN_RAM if ram else checks.FOREIGN
             eject = self.flags.get(r.id, False)
             told = {"eject": eject, "ejectable": loaded, "why_not": why, "kept": r.id in self.kept,
                     "node": self.nodes.get(r.id, "")}  # fmt: skip
@@ -147,7 +160,7 @@ class StandInBackend:
             free = total - models - tensors - unused - other
             views.append({"device": device, "name": name, "total": total, "free": free,
                           "models": models, "tensors": tensors, "unused": unused,
-                          "other": other})  # fmt: skip
+                          "other": other, "activity": self.activity.get(device)})  # fmt: skip
         return {"devices": views}
 
     def placements(self) -> dict[str, Any]:
@@ -164,7 +177,8 @@ class StandInBackend:
             "streaming": "8 groups are streamed, 6144.00 MB a step; 18 groups run on cuda:1",
             "streamed_bytes": 6 * GB, "staging_bytes": 2 * GB, "model": 1,
             "caps": {"cuda:0": 11 * GB, "cuda:1": 12 * GB, "cpu": 64 * GB}, "pinned_bytes": 6 * GB,
-            "notes": ["cuda:0: its cap of 12.00 GB was lowered to 11.00 GB, which is free"], "predicted_step_ms": 1030.0, "measured_step_ms": 1084.2,
+            "notes": ["cuda:0 has 11.00 GB free (less its reserve), its entry asks for 12.00 GB: its cap is lowered to 11.00 GB"],
+            "predicted_step_ms": 1030.0, "measured_step_ms": 1084.2,
         }]}  # fmt: skip
 
     def history(self, seconds: int, prompt: str | None = None) -> dict[str, Any]:
@@ -242,6 +256,10 @@ class StandInBackend:
     def measure_links(self) -> dict[str, Any]:
         self.calls.append(("links",))
         return self._ticket("links", {}, "measure the links", [])
+
+    def watch(self, client: str, what: str) -> dict[str, Any]:
+        self.watched.append((client, what))
+        return {"client": client, "what": what}
 
     def _known(self, model_id: int) -> None:
         if all(r.id != model_id for r in self.rows):

@@ -159,7 +159,7 @@ def test_the_strip_is_in_bytes_and_shows_how_each_block_runs() -> None:
             assert words in rows
         text = await page.evaluate("document.querySelector('.dt-placement').innerText")
         assert "a step: predicted 1030 ms, measured 1084 ms" in text
-        assert "was lowered to 11.00 GB" in await page.evaluate(
+        assert "is lowered to 11.00 GB" in await page.evaluate(
             "document.querySelector('.dt-note').innerText"
         )
 
@@ -419,6 +419,7 @@ def test_nothing_is_asked_for_while_nothing_shows_it() -> None:
         await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
         await page.click("#tab-distorch")  # closes it
         await page.wait_for("!document.querySelector('.dt-panel')")
+        await until(lambda: server.backend.watched[-1:] == [("page", "nothing")])
         page.requests.clear()
         server.backend.rows = server.backend.rows[:2]
         await server.push()
@@ -429,6 +430,7 @@ def test_nothing_is_asked_for_while_nothing_shows_it() -> None:
         await page.wait_for(f"{ROWS} === 2")
         assert {u.split("/api")[1].split("?")[0] for u in page.requests if "/api" in u} == {
             "/distorch/models", "/distorch/devices", "/distorch/placements", "/distorch/history",
+            "/distorch/watch",
         }  # fmt: skip
         page.requests.clear()
         server.backend.rows = []
@@ -457,3 +459,47 @@ def test_pictures_of_both_themes(scheme: str, tmp_path: pathlib.Path) -> None:
         assert ratio >= 4.5
 
     on_page(check, height=1320)
+
+
+def test_an_unfolded_device_says_what_it_does_and_who_holds_the_rest() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        await page.wait_for(f"{ROWS} === 5")
+        more = "document.querySelector('.dt-device[data-device=\"cuda:{}\"] .dt-device-more')"
+        for index in (0, 1):
+            head = f"document.querySelector('[data-key=\"device-cuda:{index}-head\"]')"
+            await page.evaluate(f"{head}.click()")
+            await page.wait_for(more.format(index))
+        text = await page.evaluate(f"{more.format(0)}.innerText")
+        words = " ".join(text.split())
+        for figure in ("load 37 %", "temperature 61 °C", "power 215 of 450 W"):
+            assert figure in words
+        assert "PCIe in, out 9.0 GB/s, 20 MB/s" in words
+        assert "this ComfyUI, process 11 15.0 GB" in words
+        assert "firefox, process 912 512 MB" in words
+        assert "process 913 not known" in words
+        other = await page.evaluate(f"{more.format(1)}.innerText")
+        assert not {"load", "process"} & set(other.split()), "NVML does not know it"
+        server.backend.activity["cuda:0"].update(
+            load=None, power=None, pcie_sent=None, pcie_received=None, processes=None
+        )
+        await server.push()
+        await page.wait_for(f"!{more.format(0)}.innerText.includes('load')")
+        text = await page.evaluate(f"{more.format(0)}.innerText")
+        assert "61 °C" in text
+        assert not {"%", "PCIe"} & set(text.split()), "unknown is not nothing"
+
+    on_page(check)
+
+
+def test_the_server_is_told_what_the_page_shows() -> None:
+    async def check(page: Page, server: StandIn) -> None:
+        told = server.backend.watched
+        await until(lambda: told == [("page", "badges")])
+        await page.click("#tab-distorch")
+        await until(lambda: told[1:] == [("page", "tab")])
+        await page.click("#tab-distorch")
+        await until(lambda: told[2:] == [("page", "badges")])
+        await page.evaluate("app.extensionManager.setting.set('DisTorch.badges', false)")
+        await until(lambda: told[3:] == [("page", "nothing")])
+
+    on_page(check, tab=False)

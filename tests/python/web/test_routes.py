@@ -18,9 +18,10 @@ from stand_in import StandInBackend, serve
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SCHEMA = json.loads((ROOT / "docs/openapi.json").read_text())
-POSTS = ("flag", "eject", "free", "clear_cache", "parse")
+POSTS = ("flag", "eject", "free", "clear_cache", "parse", "watch")
 GOOD = {"flag": {"id": 1, "eject": True}, "eject": {"ids": [1]}, "free": {"unload_models": True},
-        "clear_cache": {}, "parse": {"text": "cuda:0,1gb"}}  # fmt: skip
+        "clear_cache": {}, "parse": {"text": "cuda:0,1gb"},
+        "watch": {"client": "a", "what": "tab"}}  # fmt: skip
 
 
 def asked(
@@ -122,6 +123,12 @@ def test_only_a_json_object_is_read(kind: str, data: bytes, status: int, message
         ),
         ("parse", {"text": "x" * 16001}, "text", "text must be text of at most 16000 characters"),
         ("parse", {}, "text", "text is missing"),
+        (
+            "watch",
+            {"client": "a", "what": "all"},
+            "what",
+            "what must be one of nothing, badges, tab",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(name: str, body: Any, field: str, message: str) -> None:

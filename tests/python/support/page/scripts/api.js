@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 class Api extends EventTarget {
   registered = new Set()
+  clientId = 'page'
   received = 0 // messages that all listeners have had
 
   addEventListener(type, ...rest) {
