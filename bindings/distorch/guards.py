@@ -24,26 +24,29 @@ class PlacementError(RuntimeError):
 _CLOSED = ("_apply", "__deepcopy__", "__reduce_ex__")
 
 
-# Modules of models that are placed now.
-_PLACED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+class _Refusal:
+    """Stands for those methods in a module of a placed model, and tells by that that it is one."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise PlacementError(
+            f"{self._model} is placed: its weights cannot be moved, converted, copied or pickled under it. "
+            "Call unload() first"
+        )
 
 
 def check_free(blocks: Iterable[tuple[str, nn.Module]]) -> None:
     """Raise PlacementError if one of these blocks belongs to a model that is placed: two would undo each other."""
     for name, module in blocks:
-        if module in _PLACED:
+        if isinstance(module.__dict__.get("__deepcopy__"), _Refusal):
             raise PlacementError(f"block {name} is placed already: unload that model first")
 
 
 def close(model: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Let a model and its modules, those that own tensors, refuse to be moved, converted, copied, pickled, placed again."""
-    name = type(model).__name__
-
-    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
-        raise PlacementError(
-            f"{name} is placed: its weights cannot be moved, converted, copied or pickled under it. "
-            "Call unload() first"
-        )
+    refuse = _Refusal(type(model).__name__)
 
     def convert(
         reference: weakref.ref[nn.Module], change: Any, *_args: Any, **_kwargs: Any
@@ -51,21 +54,18 @@ def close(model: nn.Module, modules: Iterable[nn.Module]) -> None:
         # A model's own code may bring a layer to the type that it has: that changes nothing.
         module = reference()
         assert module is not None, "somebody calls it"
-        if all(change(t) is t for t in (*module.parameters(), *module.buffers())):
-            return module
-        refuse()
+        if not all(change(t) is t for t in (*module.parameters(), *module.buffers())):
+            refuse()
+        return module
 
-    modules = list(modules)
-    _PLACED.update(modules)
     for module in (model, *modules):
-        module.__dict__.update(dict.fromkeys(_CLOSED, refuse))
-        module.__dict__["_apply"] = functools.partial(convert, weakref.ref(module))
+        state = module.__dict__
+        state["__deepcopy__"] = state["__reduce_ex__"] = refuse
+        state["_apply"] = functools.partial(convert, weakref.ref(module))
 
 
 def open_again(model: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Undo `close`."""
-    modules = list(modules)
-    _PLACED.difference_update(modules)
     for module in (model, *modules):
         for method in _CLOSED:
             module.__dict__.pop(method, None)

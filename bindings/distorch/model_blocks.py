@@ -10,7 +10,8 @@ move together. Works on graphs of any depth and with modules that are reached by
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,11 +19,10 @@ import torch
 from torch import nn
 
 from distorch.allocation import Block, group_names
+from distorch.devices import name_of
 from distorch.group_costs import block_costs, planned_groups
-from distorch.parts import can_rebuild, is_composite, parts_of, tensor_bytes
-
-# See `tensor_key`.
-TensorKey = tuple[Any, ...]
+from distorch.parts import PLAIN_TYPES, can_rebuild, tensor_bytes
+from distorch.same_tensors import FirstTensors
 
 # A block's name and module -> why it has to stay on the compute device, or "" when it may go anywhere.
 Pin = Callable[[str, nn.Module], str]
@@ -70,7 +70,9 @@ class TensorRef(NamedTuple):
 
     def get(self) -> torch.Tensor:
         """Return the tensor as it is now."""
-        tensor: torch.Tensor = self.table[self.name]
+        module = self.module
+        table: Any = module._parameters if self.kind == "parameter" else module._buffers
+        tensor: torch.Tensor = table[self.name]
         return tensor
 
 
@@ -93,8 +95,10 @@ class Inventory:
 
     blocks: tuple[ModelBlock, ...]
     groups: dict[str, nn.Module] = field(default_factory=dict)
-    # `tensor_key` of every tensor, in the order of the blocks, when the inventory was made
-    keys: tuple[TensorKey, ...] = field(default=(), repr=False)
+    # Of every tensor, in the order of the blocks: the index of the first that was the same when the inventory was made
+    # (`same_tensors`). And where the bytes were then, each tensor once.
+    same: tuple[int, ...] = field(default=(), repr=False)
+    held: dict[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def total_bytes(self) -> int:
@@ -115,15 +119,7 @@ class Inventory:
         sizes = [(group, b.bytes) for b, group in zip(self.blocks, groups, strict=True)]
         costs = block_costs(sizes, seconds or {})
         return [
-            Block(
-                name=b.name,
-                bytes=b.bytes,
-                group=group,
-                pinned=b.pinned,
-                tied=b.tied,
-                patched=b.patched,
-                cost=cost,
-            )
+            Block(b.name, b.bytes, group, b.pinned, b.tied, b.patched, "", cost)
             for b, group, cost in zip(self.blocks, groups, costs, strict=True)
         ]
 
@@ -138,28 +134,25 @@ def walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         seen.add(id(module))
         yield name, module
+        if not module._modules:
+            continue
         prefix = f"{name}." if name else ""
         children = [(prefix + n, c) for n, c in module._modules.items() if c is not None]
         stack.extend(reversed(children))
 
 
-def tensor_key(tensor: torch.Tensor) -> TensorKey:
-    """Return what two tensors have in common that are one: the same elements of the same memory.
-
-    Views of other parts of that memory are tensors of their own: each is copied, and counted, by itself. (The engine
-    keeps the tensors of a layer group in one slab, a checkpoint may keep all in one storage.) A tensor that is made of
-    others has no memory of its own, whatever its storage says: theirs counts.
-    """
-    if is_composite(tensor) and hasattr(tensor, "__tensor_flatten__"):
-        return "parts", *map(tensor_key, parts_of(tensor))
-    try:
-        own = not is_composite(tensor) or tensor.untyped_storage().nbytes() > 0
-        address = tensor.data_ptr() if own else 0
-        if address:
-            return tensor.device, address, tensor.shape, tensor.stride(), tensor.dtype
-    except (RuntimeError, NotImplementedError):
-        pass  # a wrapper without storage of its own, or a sparse tensor
-    return "object", id(tensor)
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of `walk`, in its order."""
+    seen: set[nn.Module] = set()
+    stack = [model]
+    while stack:
+        module = stack.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield module
+        if module._modules:
+            stack += [c for c in reversed(module._modules.values()) if c is not None]
 
 
 def stay_reason(name: str, module: nn.Module) -> str:
@@ -170,21 +163,25 @@ def stay_reason(name: str, module: nn.Module) -> str:
     if isinstance(module, nn.Embedding) or _HEAD_NAMES.search(name):
         return "embedding: its weight is read to choose the device"
     for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None and not can_rebuild(tensor):
+        if tensor is not None and type(tensor) not in PLAIN_TYPES and not can_rebuild(tensor):
             return f"{type(tensor).__name__} does not say how it is made from its bytes"
     return ""
 
 
-def _device_tellers(model: nn.Module) -> set[nn.Module]:
-    """Return the modules that hold the first parameter of one that says by it where it is (`model.device`).
+def _device_tellers(modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Return the modules that hold the first parameter of one of these that says by it where it is (`model.device`).
 
     The classes of transformers and diffusers do, and send their inputs there.
     """
     tellers = set()
-    for _, module in walk(model):
-        if isinstance(getattr(type(module), "device", None), property):
+    classes: dict[type, bool] = {}
+    for module in modules:
+        kind = type(module)
+        if kind not in classes:
+            classes[kind] = isinstance(getattr(kind, "device", None), property)
+        if classes[kind]:
             owners = (
-                m for _, m in walk(module) if any(p is not None for p in m._parameters.values())
+                m for m in modules_of(module) if any(p is not None for p in m._parameters.values())
             )
             tellers.add(next(owners, module))
     return tellers
@@ -194,7 +191,6 @@ class _Ties:
     """Unites blocks that share a tensor."""
 
     def __init__(self) -> None:
-        self.first: dict[TensorKey, str] = {}
         self.parent: dict[str, str] = {}
 
     def find(self, name: str) -> str:
@@ -202,15 +198,11 @@ class _Ties:
             name = self.parent[name]
         return name
 
-    def note(self, key: TensorKey, block: str) -> bool:
-        """Return whether the tensor is new; if not, tie its first holder and this block."""
-        if key not in self.first:
-            self.first[key] = block
-            return True
-        a, b = self.find(self.first[key]), self.find(block)
+    def unite(self, first: str, block: str) -> None:
+        """Tie the first holder of a tensor and another."""
+        a, b = self.find(first), self.find(block)
         self.parent.setdefault(a, a)
         self.parent[b] = a
-        return False
 
 
 def _tensors(name: str, module: nn.Module) -> list[TensorRef]:
@@ -245,13 +237,15 @@ def inventory(
             no module.
     """
     patched = set(patches or ())
-    tellers = _device_tellers(model) if pin else set()
-    ties = _Ties()
+    named = list(walk(model))
+    tellers = _device_tellers([module for _, module in named]) if pin else set()
+    ties, firsts = _Ties(), FirstTensors()
     found: list[tuple[str, nn.Module, tuple[TensorRef, ...], int, str, bool]] = []
-    keys: list[TensorKey] = []
-    modules: dict[str, nn.Module] = {}
-    for name, module in walk(model):
-        modules[name] = module
+    same: list[int] = []
+    owners: list[str] = []
+    held: dict[torch.device, int] = defaultdict(int)
+    modules = dict(named)
+    for name, module in named:
         refs = _tensors(name, module)
         if not refs:
             continue
@@ -267,9 +261,15 @@ def inventory(
                 raise ValueError(
                     f"{ref.qualified} is on the device 'meta': load its weights before placing it"
                 )
-            keys.append(key := tensor_key(tensor))
-            if ties.note(key, label):
-                size += tensor_bytes(tensor)
+            here = len(same)
+            same.append(first := firsts.of(here, tensor))
+            owners.append(label)
+            if first == here:
+                bytes_of = tensor_bytes(tensor)
+                size += bytes_of
+                held[tensor.device] += bytes_of
+            else:
+                ties.unite(owners[first], label)
         reason = pin(label, module) if pin else ""
         if not reason and module in tellers:
             reason = "its first parameter is read to choose the device"
@@ -287,5 +287,6 @@ def inventory(
         root = ties.find(label)
         tied = root if root in tied_names else ""
         blocks.append(ModelBlock(label, module, owned, size, group, reason, tied, hit))
-    named = {group: modules[group] for group in dict.fromkeys(names) if group}
-    return Inventory(tuple(blocks), named, tuple(keys))
+    layers = {group: modules[group] for group in dict.fromkeys(names) if group}
+    by_name = {name_of(device): size for device, size in held.items()}
+    return Inventory(tuple(blocks), layers, tuple(same), by_name)

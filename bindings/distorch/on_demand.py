@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distorch.model_blocks import TensorRef, walk
+from distorch.model_blocks import TensorRef, modules_of
 from distorch.parts import moved, tensor_bytes, version
 
 # Modules that read the weights of their children without calling them.
@@ -41,7 +41,7 @@ class OnDemandCopies:
         self.bytes = 0
         self._model = model
         # Outside of groups a parent may be the whole model, which is not to hold its children's weights all the time.
-        self._inside = {m for group in groups for _, m in walk(group)}
+        self._inside = {m for group in groups for m in modules_of(group)}
         self._modules: dict[nn.Module, OnDemandModule] = {}
         self._before = {m: list(m._forward_pre_hooks) for m in owners if m._forward_pre_hooks}
 
@@ -176,9 +176,11 @@ def readers(
     `inside`: the modules of layer groups.
     """
     reading = {module: list(own) for module, own in refs.items() if _can_be_called(module)}
-    for _, module in walk(model):
+    for module in modules_of(model):
+        if not module._modules:
+            continue
         if isinstance(module, _READS_CHILDREN):
-            below = [child for _, child in walk(module) if child is not module]
+            below = [child for child in modules_of(module) if child is not module]
         elif _can_be_called(module):
             below = _held(module)
             if module in inside:

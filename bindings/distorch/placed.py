@@ -22,6 +22,7 @@ from distorch.model_blocks import Inventory, TensorPlace
 from distorch.model_inputs import ModelInputs
 from distorch.on_demand import OnDemandCopies
 from distorch.patching import Patch, Patches, check_patches
+from distorch.slabs import unrecorded
 from distorch.tables import ModuleTable, Reporter, bytes_per_device
 
 
@@ -80,6 +81,8 @@ class PlacedModel:
             raise
 
     def _check(self, patches: Patches) -> None:
+        if not patches:
+            return
         found = zip(self._table.refs, self._table.found, strict=True)
         check_patches(patches, {ref.qualified: tensor for ref, tensor in found})
 
@@ -89,7 +92,7 @@ class PlacedModel:
         before = self.patches, self._table.patches
         found: dict[int, list[Patch]] = {}
         # Gathered for each tensor, under whichever of its names they were given.
-        for i, ref in enumerate(self._table.refs):
+        for i, ref in enumerate(self._table.refs if patches else ()):
             if ref.kind == "parameter" and ref.qualified in patches:
                 known = found.setdefault(self._table.same[i], [])
                 known.extend(p for p in patches[ref.qualified] if all(p is not k for k in known))
@@ -102,12 +105,13 @@ class PlacedModel:
 
     def _bring(self, changed: Collection[int] = ()) -> None:
         patches, same = self._table.patches, self._table.same
-        self._core.bring(
-            self._table,
-            patched=[first in patches for first in same],
-            changed=[first in changed for first in same],
-            host_free=hostmemory.available_bytes() if patches else None,
-        )
+        with unrecorded():
+            self._core.bring(
+                self._table,
+                patched=[first in patches for first in same],
+                changed=[first in changed for first in same],
+                host_free=hostmemory.available_bytes() if patches else None,
+            )
 
     @property
     def on_demand_bytes(self) -> int:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -21,11 +20,10 @@ from distorch.devices import device_names, name_of
 from distorch.model_blocks import Grouping, Inventory, Pin, inventory, stay_reason
 from distorch.patching import Patches
 from distorch.placed import PlacedModel
-from distorch.tables import Reporter, bytes_per_device
+from distorch.tables import Reporter
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a load has come; bytes and blocks done and in all, seconds since it began."""
 
     done_blocks: int
@@ -125,7 +123,7 @@ def place(
 
 def _counting(blocks: Inventory, table: Iterable[Any]) -> list[Any]:
     """Return the table with what the model holds itself counted as free: a block that stays needs no memory."""
-    held = bytes_per_device(blocks)
+    held = blocks.held
     return [
         Device(
             device=row.device,

@@ -7,7 +7,8 @@ whole pages, because memory is pinned by pages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,17 +99,25 @@ def allocate(size: int, device: torch.device) -> torch.Tensor:
         return whole[start : start + size]
 
 
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Make plain tensors, not inference tensors, in whatever mode the caller is: they outlive it.
+
+    They are saved, viewed and written to outside of inference mode, too. Entered once for many tensors.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def in_slab(
     source: torch.Tensor, slab: torch.Tensor, offsets: Sequence[int], parts: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Return what `source` is, with the bytes of `parts` copied to these offsets of a slab."""
-    # Plain tensors in every mode: they are saved, viewed and written to outside of inference mode, too.
-    with torch.inference_mode(False), torch.no_grad():
-        # `.data`: tensors of one slab that are written to do not count as one another's new versions.
-        places = [part.data for part in views(slab, offsets, source)]
-        for place, part in zip(places, parts, strict=True):
-            place.copy_(part)
-        result = rebuilt(source, places)
+    """Return what `source` is, with the bytes of `parts` copied to these offsets of a slab. To be called `unrecorded`."""
+    # `.data`: tensors of one slab that are written to do not count as one another's new versions.
+    places = [part.data for part in views(slab, offsets, source)]
+    for place, part in zip(places, parts, strict=True):
+        place.copy_(part)
+    result = rebuilt(source, places)
     setattr(result, SLAB, slab)
     return result
 
@@ -126,9 +135,10 @@ def pack(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         sizes = [[part.nbytes for part in parts_of(tensor)] for tensor in loose]
         offsets, size = core().lay_out(sizes)
         slab = allocate(size, loose[0].device)
-        for tensor, places in zip(loose, offsets, strict=True):
-            there = in_slab(tensor, slab, places, parts_of(tensor))
-            packed[id(tensor)] = tensor if _moves_into(tensor, there) else there
+        with unrecorded():
+            for tensor, places in zip(loose, offsets, strict=True):
+                there = in_slab(tensor, slab, places, parts_of(tensor))
+                packed[id(tensor)] = tensor if _moves_into(tensor, there) else there
     return [packed.get(id(tensor), tensor) for tensor in tensors]
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from distorch._load import core
 from distorch.devices import name_of
-from distorch.model_blocks import Inventory, TensorKey, TensorPlace, TensorRef
+from distorch.model_blocks import Inventory, TensorPlace, TensorRef
 from distorch.on_demand import refresh_flat_weights, was_written
 from distorch.parts import (
     can_rebuild,
@@ -93,19 +93,22 @@ class ModuleTable:
     def __init__(self, inventory: Inventory, compute: str, devices: Sequence[str]) -> None:
         self.refs: list[TensorRef] = [r for b in inventory.blocks for r in b.tensors]
         self.found = [ref.get() for ref in self.refs]
-        first: dict[TensorKey, int] = {}
-        self.same = [first.setdefault(key, i) for i, key in enumerate(inventory.keys)]
-        where = [name_of(tensor.device) for tensor in self.found]
+        self.same = inventory.same
+        where = map(name_of, dict.fromkeys(tensor.device for tensor in self.found))
         self.devices = list(dict.fromkeys(["cpu", compute, *devices, *where]))
         self._index = {name: i for i, name in enumerate(self.devices)}
+        self._index_at: dict[torch.device, int] = {}  # what `_at` has found
         self._compute = torch.device(compute)
         self._hung = list(self.found)
         self._versions: list[int] = [-1] * len(self.refs)
-        self._made: dict[int, tuple[torch.Tensor, bool]] = {}
+        self._ids_hung = [0] * len(self.refs)  # of what was made and hangs; 0: what was found does
+        self._made: dict[int, torch.Tensor] = {}
+        self._carried: set[int] = set()  # ids: made from what somebody had written
         self._slabs: dict[int, torch.Tensor] = {}
         # What was found where a copy stands in for it, and the copy's version then.
         self._before: dict[int, tuple[torch.Tensor, int]] = {}
         self._ids = itertools.count(1)
+        self._by_place = {(id(ref.table), ref.name): i for i, ref in enumerate(self.refs)}
         self.patches: Mapping[int, Sequence[Patch]] = {}
         self.ran = False
         self.progress: Reporter | None = None
@@ -118,7 +121,7 @@ class ModuleTable:
             (
                 block,
                 same,
-                self._index[name_of(tensor.device)],
+                self._at(tensor.device),
                 [plain_bytes(part) for part in parts_of(tensor)],
                 True,
                 can_rebuild(tensor) and all(p.layout == torch.strided for p in parts_of(tensor)),
@@ -127,7 +130,7 @@ class ModuleTable:
             else (
                 block,
                 same,
-                self._index[name_of(tensor.device)],
+                self._at(tensor.device),
                 (plain_bytes(tensor),),
                 True,
                 tensor.layout is torch.strided,
@@ -135,6 +138,13 @@ class ModuleTable:
             for block, same, tensor in zip(owner, self.same, self.found, strict=True)
         ]
         return core().Placement(self.devices, self._index[compute], blocks, rows)
+
+    def _at(self, device: torch.device) -> int:
+        """Return the index of a device, -1 for one that is none of the placement's."""
+        index = self._index_at.get(device)
+        if index is None:
+            index = self._index_at[device] = self._index.get(name_of(device), -1)
+        return index
 
     def index_of(self, device: str) -> int:
         """Return the index of a device by its canonical name."""
@@ -144,24 +154,24 @@ class ModuleTable:
         self, i: int, device: int, current: bool, slab: int, offsets: Sequence[int]
     ) -> tuple[int, int]:
         """See TensorTable."""
-        # Plain tensors, not inference tensors, whatever mode the caller is in: they outlive it.
-        with torch.inference_mode(False), torch.no_grad():
-            source = self._hung[i] if current else self.found[i]
-            patches = () if current else self.patches.get(self.same[i], ())
-            factors = 0
-            parts = [part.detach() for part in parts_of(source)]
-            if patches:
-                work = parts[0].to(self._compute, memory_format=torch.contiguous_format)
-                if work.data_ptr() == parts[0].data_ptr():
-                    work = work.clone()
-                factors = apply_patches(work, patches)
-                parts = [work]
-            if slab:
-                tensor = in_slab(source, self._slabs[slab], offsets, parts)
-            else:
-                tensor = self._apart(source, parts, device, patched=bool(patches))
+        source = self._hung[i] if current else self.found[i]
+        patches = () if current else self.patches.get(self.same[i], ())
+        factors = 0
+        parts = [part.detach() for part in parts_of(source)]
+        if patches:
+            work = parts[0].to(self._compute, memory_format=torch.contiguous_format)
+            if work.data_ptr() == parts[0].data_ptr():
+                work = work.clone()
+            factors = apply_patches(work, patches)
+            parts = [work]
+        if slab:
+            tensor = in_slab(source, self._slabs[slab], offsets, parts)
+        else:
+            tensor = self._apart(source, parts, device, patched=bool(patches))
         made = next(self._ids)
-        self._made[made] = tensor, current and self.written(i)
+        self._made[made] = tensor
+        if current and self.written(i):
+            self._carried.add(made)
         return made, factors
 
     def _apart(
@@ -177,8 +187,9 @@ class ModuleTable:
     def hang(self, i: int, made: int) -> None:
         """See TensorTable."""
         ref = self.refs[i]
-        tensor = self._made[made][0] if made else self.found[i]
+        tensor = self._made[made] if made else self.found[i]
         self._versions[i] = version(tensor) if made else -1
+        self._ids_hung[i] = made
         self._hung[i] = ref.table[ref.name] = tensor
         if isinstance(ref.module, nn.RNNBase):
             refresh_flat_weights(ref.module)
@@ -186,6 +197,7 @@ class ModuleTable:
     def drop(self, made: int) -> None:
         """See TensorTable."""
         del self._made[made]
+        self._carried.discard(made)
 
     def make_slab(self, device: int, size: int) -> int:
         """See TensorTable."""
@@ -201,8 +213,12 @@ class ModuleTable:
         """See TensorTable."""
         places = []
         for ref in self.refs:
-            names = device_names(ref.get())
-            places.append(self._index.get(names.pop(), -1) if len(names) == 1 else -1)
+            tensor = ref.get()
+            devices = {part.device for part in parts_of(tensor)} if is_composite(tensor) else ()
+            if len(devices) < 2:
+                places.append(self._at(next(iter(devices), tensor.device)))
+            else:
+                places.append(-1)
         return places
 
     def place_of(self, i: int) -> str:
@@ -214,7 +230,7 @@ class ModuleTable:
         before, tensor, ref = self._versions[i], self._hung[i], self.refs[i]
         if before < 0:
             return False  # it is what was found
-        if any(entry is tensor and carried for entry, carried in self._made.values()):
+        if self._ids_hung[i] in self._carried:
             return True  # it came from where it had been written
         if ref.kind == "buffer":
             return self.ran and was_written(ref.module, tensor, before)
@@ -240,18 +256,15 @@ class ModuleTable:
             if now is not None and now is not self._hung[i]:
                 self.found[i] = self._hung[i] = now
                 self._before.pop(i, None)
-                self._versions[i] = -1
+                self._versions[i], self._ids_hung[i] = -1, 0
 
     def replace(self, moved_tensors: Sequence[tuple[TensorPlace, torch.Tensor]]) -> None:
         """Hang copies of tensors that hang, on the same device: an engine has packed them."""
-        index = {(id(ref.table), ref.name): i for i, ref in enumerate(self.refs)}
         for place, tensor in moved_tensors:
-            i = index[id(place.table), place.name]
-            for made, (entry, carried) in self._made.items():
-                if entry is self._hung[i]:
-                    self._made[made] = tensor, carried
-                    self._versions[i] = version(tensor)
-                    break
+            i = self._by_place[id(place.table), place.name]
+            if made := self._ids_hung[i]:
+                self._made[made] = tensor
+                self._versions[i] = version(tensor)
             else:
                 self._before.setdefault(i, (self.found[i], version(tensor)))
                 self.found[i] = tensor
@@ -276,12 +289,10 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def bytes_per_device(inventory: Inventory) -> dict[str, int]:
     """Return where the bytes of a model are now, tensors that are one counted once."""
-    seen: set[TensorKey] = set()
     totals: dict[str, int] = defaultdict(int)
     refs = (ref for block in inventory.blocks for ref in block.tensors)
-    for key, ref in zip(inventory.keys, refs, strict=True):
-        if key not in seen:
-            seen.add(key)
+    for i, (first, ref) in enumerate(zip(inventory.same, refs, strict=True)):
+        if first == i:
             tensor = ref.get()
             totals[name_of(tensor.device)] += tensor_bytes(tensor)
     return dict(totals)

@@ -22,7 +22,7 @@ import torch
 from distorch._load import core
 from distorch.devices import name_of
 from distorch.parts import device_names, parts_of, same_bytes
-from distorch.slabs import alias, allocate, as_parameter, in_slab, moved_to
+from distorch.slabs import alias, allocate, as_parameter, in_slab, moved_to, unrecorded
 from distorch.tables import Reporter
 
 from .blocks import Block, BlockTensor, streamable
@@ -172,7 +172,8 @@ class Weights:
         if held.key in self.patched or not current:
             tensor = self._stored(tensor, target, held)
         if slab and [part.nbytes for part in parts_of(tensor)] == held.sizes:
-            tensor = in_slab(tensor, self._slabs[slab], offsets, parts_of(tensor))
+            with unrecorded():
+                tensor = in_slab(tensor, self._slabs[slab], offsets, parts_of(tensor))
         made = next(self._ids)
         tensor = tensor if tensor.device == target else tensor.to(target)
         self._made[made] = tensor if held.buffer else as_parameter(tensor)

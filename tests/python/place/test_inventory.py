@@ -9,6 +9,7 @@ from torch import nn
 
 from distorch.group_costs import block_costs
 from distorch.model_blocks import inventory, walk
+from distorch.same_tensors import FirstTensors
 
 
 def nested(depth: int) -> nn.Module:
@@ -120,3 +121,11 @@ def test_groups_can_be_the_callers() -> None:
         inventory(model, groups=lambda names: ["layers"] * len(names))
     with pytest.raises(ValueError, match="groups: one a block"):
         inventory(model, groups=lambda names: [])
+
+
+def test_tensors_that_begin_at_one_address_are_told_apart_by_all_else() -> None:
+    base, firsts = torch.zeros(4), FirstTensors()
+    tensors = [base, base.view(2, 2), base[:], base[1:], base, base.view(2, 2), base[:2], base[1:]]
+    assert [firsts.of(i, tensor) for i, tensor in enumerate(tensors)] == [0, 1, 0, 3, 0, 1, 6, 3]
+    empty = [torch.empty(0), torch.empty(0)]
+    assert [firsts.of(8 + i, tensor) for i, tensor in enumerate([*empty, empty[0]])] == [8, 9, 8]
