@@ -73,6 +73,7 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _indexed(path: pathlib.Path) -> list[str]:
     """The names of the files that an index names, each once."""
+    _check_file(path)
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
         names = sorted(set(files))
@@ -86,11 +87,18 @@ def _indexed(path: pathlib.Path) -> list[str]:
     return names
 
 
+def _check_file(path: pathlib.Path) -> None:
+    """Refuse a pipe, which may never say anything, and a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name}: not a regular file")
+
+
 def _of_file(path: pathlib.Path, first: pathlib.Path) -> list[tuple[str, int]]:
     """The tensors of one file; `first`: that of the model, which alone may say of what kind it is."""
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"{path.name}: no model file; known are {', '.join((*ENDINGS, INDEX))}")
+    _check_file(path)
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise ValueError(

@@ -8,7 +8,6 @@ What is decided here is only how a tensor is made; which one, where and in which
 from __future__ import annotations
 
 import itertools
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -32,12 +31,13 @@ from distorch.parts import (
     version,
 )
 from distorch.patching import Patch, apply_patches
+from distorch.printable import logger
 from distorch.slabs import allocate, in_slab
 
 if TYPE_CHECKING:
     from distorch._C import Placement
 
-log = logging.getLogger("distorch")
+log = logger("distorch")
 
 # (blocks done, blocks, bytes done, bytes), after each block of a load.
 Reporter = Callable[[int, int, int, int], None]

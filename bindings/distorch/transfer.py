@@ -18,7 +18,6 @@ current device or changes it.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -27,8 +26,9 @@ from typing import Any
 import torch
 
 from distorch._load import core
+from distorch.printable import logger
 
-_log = logging.getLogger("distorch")
+_log = logger("distorch")
 
 # Pageable host memory below this goes as torch does it: there is nothing to overlap in one buffer.
 PAGEABLE_THRESHOLD = 32 << 20

@@ -9,15 +9,15 @@ without one: then the donor takes that many GB of the model and the compute devi
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 from distorch import allocation
 from distorch.allocation import Spec
 from distorch.devices import name_of
+from distorch.printable import logger
 
 from ..seams import devices
 
-log = logging.getLogger("DisTorch")
+log = logger("DisTorch")  # all of the pack's
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,10 +63,13 @@ async def read_body(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise RequestError(415, "the body must be application/json")
     body = bytearray()
-    async for chunk in request.content.iter_chunked(64 * 1024):
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise RequestError(413, f"the body is larger than {BODY_LIMIT} bytes")
+    try:
+        async for chunk in request.content.iter_chunked(64 * 1024):
+            body += chunk
+            if len(body) > BODY_LIMIT:
+                raise RequestError(413, f"the body is larger than {BODY_LIMIT} bytes")
+    except web.RequestPayloadError:
+        raise RequestError(400, "the body is not encoded as its header says") from None
     try:
         value = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):

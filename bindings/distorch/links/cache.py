@@ -8,7 +8,6 @@ another schema, or comes from another driver or torch counts as not there.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
 import threading
@@ -17,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from distorch.links import identity
+from distorch.printable import logger
 
 SCHEMA = 1
 
-_log = logging.getLogger("distorch")
+_log = logger("distorch")
 _lock = threading.Lock()  # guards _read
 _read: dict[str, tuple[int, dict[str, Any]]] = {}  # path -> (its time of change, contents)
 

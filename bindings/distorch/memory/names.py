@@ -7,7 +7,6 @@ model. What the node returns is matched first; what it keeps to itself is matche
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from distorch import safetensors_header
+from distorch import printable, safetensors_header
 from distorch.memory.scan_log import told_files
 
-logger = logging.getLogger(__name__)
+logger = printable.logger(__name__)
 
 # (folder of ComfyUI's model folders, name) -> path of the file, or None where there is none. With "" for the folder: the
 # folder that has a file of that name.

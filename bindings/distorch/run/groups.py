@@ -11,7 +11,6 @@ their use, and those of a donor in the mode "migrate" run there.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,12 +18,13 @@ import torch
 from torch import nn
 
 from distorch.devices import name_of
+from distorch.printable import logger
 from distorch.run.attached import AttachedGroups
 from distorch.run.choice import decide
 from distorch.run.hooks import GroupHooks, touches
 from distorch.run.specs import ActiveGroup, GroupSpec, refresh
 
-log = logging.getLogger("distorch")
+log = logger("distorch")
 
 
 class GroupEngine(AttachedGroups):

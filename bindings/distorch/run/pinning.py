@@ -8,7 +8,6 @@ go through small pinned buffers.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -17,9 +16,10 @@ import torch
 
 from distorch._load import core
 from distorch.hostmemory import total_bytes
+from distorch.printable import logger
 from distorch.run.cuda import CudaDevice, cuda_device
 
-log = logging.getLogger("distorch")
+log = logger("distorch")
 
 # What may be pinned at most: pinned memory cannot be paged out, and Windows refuses more than about half.
 _SHARE = 0.4 if sys.platform == "win32" else 0.75

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distorch._load import core
+from distorch.printable import printable
 
 TITLE = "VRAM Usage Statistics"
 _MOST_NAMES = 20  # rows of a table of the text
@@ -176,7 +177,7 @@ class LogStatistics:
         notes = self._notes()
         whole = "\n\n".join(parts + ["\n".join(notes)] * bool(notes)) + "\n"
         # Names in a log may be anything, and a terminal obeys what it is given.
-        return "".join(c if c.isprintable() or c == "\n" else "?" for c in whole)
+        return printable(whole)
 
     def _notes(self) -> list[str]:
         notes = [f"No answer {count} times: {reason}" for reason, count in self.failures.items()]

@@ -101,6 +101,12 @@ def test_only_a_json_object_is_read(kind: str, data: bytes, status: int, message
     assert answer == (status, {"error": message})
 
 
+def test_a_body_that_is_encoded_otherwise_is_refused() -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    message = "the body is not encoded as its header says"
+    assert asked("/distorch/eject", data=b"{}", headers=headers) == (400, {"error": message})
+
+
 @pytest.mark.parametrize(
     ("name", "body", "field", "message"),
     [
@@ -138,21 +144,23 @@ def test_a_wrong_field_is_named(name: str, body: Any, field: str, message: str) 
     assert backend.calls == []
 
 
+WHOLE = "must be a whole number from 0 to"
+UNKNOWN = "unknown parameter; known are:"
+
+
 @pytest.mark.parametrize(
-    ("path", "field"),
+    ("path", "field", "message"),
     [
-        ("/distorch/history?seconds=-1", "seconds"),
-        ("/distorch/history?seconds=1e9", "seconds"),
-        ("/distorch/history?seconds=604801", "seconds"),
-        ("/distorch/history?file=../../etc/passwd", "file"),
-        ("/distorch/report", "ticket"),
-        ("/distorch/report?ticket=x", "ticket"),
+        ("/distorch/history?seconds=-1", "seconds", f"seconds {WHOLE} 604800"),
+        ("/distorch/history?seconds=1e9", "seconds", f"seconds {WHOLE} 604800"),
+        ("/distorch/history?seconds=604801", "seconds", f"seconds {WHOLE} 604800"),
+        ("/distorch/history?file=../../etc/passwd", "file", f"{UNKNOWN} seconds, prompt"),
+        ("/distorch/report", "ticket", f"ticket {WHOLE} 9007199254740991"),
+        ("/distorch/report?ticket=x", "ticket", f"ticket {WHOLE} 9007199254740991"),
     ],
 )
-def test_a_wrong_parameter_is_named(path: str, field: str) -> None:
-    status, body = asked(path, method="GET")
-    assert status == 400
-    assert body["field"] == field
+def test_a_wrong_parameter_is_named(path: str, field: str, message: str) -> None:
+    assert asked(path, method="GET") == (400, {"error": message, "field": field})
 
 
 def test_no_route_takes_a_path() -> None:
@@ -174,7 +182,10 @@ def test_an_unknown_model_or_device_is_said() -> None:
         409,
         {"error": "there is no device 'cuda:9'"},
     )
-    assert asked("/distorch/report?ticket=7", method="GET")[0] == 404
+    found = asked("/distorch/report?ticket=7", method="GET")
+    assert found == (404, {"error": "there is no such ticket", "field": "ticket"})
+    found = asked("/distorch/plan", json={"text": "auto"})
+    assert found == (400, {"error": "give either id or model", "field": "id"})
 
 
 def test_the_profiler_route_has_the_form_its_users_know() -> None:

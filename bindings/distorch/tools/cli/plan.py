@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distorch import allocation, plan_drawing, plan_view
+from distorch.printable import printable
 from distorch.tools.cli import plan_rows
 
 _EPILOG = """\
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             sys.stdout.write(json.dumps({"error": error_object(error)}) + "\n")
         else:
-            sys.stderr.write(f"distorch plan: {error}\n")
+            sys.stderr.write(printable(f"distorch plan: {error}\n"))
         return 2
     if args.json:
         text = plan.to_stable_json()
@@ -117,9 +118,9 @@ def run(args: argparse.Namespace) -> int:
     views = [plan_view.view(plan, devices, args.step_seconds, args.activations)]
     if other is not None:
         views.append(plan_view.view(other, devices, args.step_seconds, args.activations))
-        sys.stdout.write(plan_drawing.comparison(views) + "\n")
+        sys.stdout.write(printable(plan_drawing.comparison(views)) + "\n")
     else:
-        sys.stdout.write(f"{plan.tables()}\n{plan_drawing.text(views[0])}\n")
+        sys.stdout.write(printable(f"{plan.tables()}\n{plan_drawing.text(views[0])}\n"))
         sys.stdout.writelines(f"  {line}\n" for line in (step.lines if step else ()))
     return 0
 

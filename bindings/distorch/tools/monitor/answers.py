@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from distorch.printable import printable
 from distorch.tools.monitor.sample import DeviceSample, ModelSample, NodeRun, PromptRun, Queue
 
 _MB = 2**20
@@ -19,7 +20,6 @@ _LARGEST = 2**53  # of JSON's integers
 _MAX_DEVICES = 256
 _DEVICE = re.compile(r"[a-z][a-z0-9_]{0,31}(:\d{1,4})?", re.ASCII)
 _DEVICE_IN_NAME = re.compile(r"^([a-z]+:\d{1,4})\b *(.*?)(?: : \w+)?$", re.DOTALL)
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class AnswerError(ValueError):
@@ -42,11 +42,11 @@ def size(value: object) -> int | None:
 
 
 def text(value: object, most: int = 200) -> str:
-    """Return a text without control characters, cut at `most` of them; "" for what is none."""
+    """Return a text that is printable, cut at `most` of them; "" for what is none."""
     if not isinstance(value, str):
         return ""
     whole = value[:most].encode("utf-8", "replace").decode()  # JSON may hold half a character
-    return _UNPRINTABLE.sub(" ", whole)
+    return printable(whole, " ").replace("\n", " ")
 
 
 def mapping(value: object) -> Mapping[str, Any]:
