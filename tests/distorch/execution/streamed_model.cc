@@ -61,6 +61,30 @@ void Machine::Order(void* stream, void* before, int device) {
   sound.event_destroy(event);
 }
 
+std::vector<std::string> Machine::Finish() {
+  router.reset();
+  fake.RunAll();
+  const std::vector<std::string>& told = fake.violations;
+  found.insert(found.end(), told.begin(), told.end());
+  const std::size_t streams = compute.size() + kDonors;
+  if (fake.handles() != streams) {
+    found.push_back(absl::StrCat(fake.handles() - streams,
+                                 " streams and events were left behind"));
+  }
+  if (budget.used() != 0) {
+    found.push_back(
+        absl::StrCat(budget.used(), " bytes still count as pinned"));
+  }
+  if (fake.current() != -1) found.push_back("a context was left");
+  if (fake.registrations() != 0) {
+    found.push_back("host memory was left registered");
+  }
+  if (fake.last_error() != 0) {
+    found.push_back("an error was left for the next call");
+  }
+  return found;
+}
+
 StreamedModel::StreamedModel(Machine* machine, int number)
     : machine_(*machine), number_(number) {
   const int groups = 2 + machine_.Draw(6);

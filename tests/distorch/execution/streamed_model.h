@@ -28,6 +28,8 @@ struct Machine {
   void Check(const char* what, const absl::Status& status);
   // Lets `stream` come behind all that is queued on `before`.
   void Order(void* stream, void* before, int device);
+  // After the last model: all that was found, and what is left behind.
+  std::vector<std::string> Finish();
 
   std::mt19937 random;
   const PlantedFault& fault;

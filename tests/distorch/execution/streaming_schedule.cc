@@ -4,7 +4,6 @@
 #include <memory>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "tests/distorch/execution/streamed_model.h"
 
 namespace distorch {
@@ -35,28 +34,7 @@ std::vector<std::string> RunSchedule(std::uint32_t seed,
     }
   }
   models.clear();
-  machine.router.reset();
-  machine.fake.RunAll();
-  std::vector<std::string> found = std::move(machine.found);
-  const std::vector<std::string>& told = machine.fake.violations;
-  found.insert(found.end(), told.begin(), told.end());
-  const std::size_t streams = machine.compute.size() + Machine::kDonors;
-  if (machine.fake.handles() != streams) {
-    found.push_back(absl::StrCat(machine.fake.handles() - streams,
-                                 " streams and events were left behind"));
-  }
-  if (machine.budget.used() != 0) {
-    found.push_back(
-        absl::StrCat(machine.budget.used(), " bytes still count as pinned"));
-  }
-  if (machine.fake.current() != -1) found.push_back("a context was left");
-  if (machine.fake.registrations() != 0) {
-    found.push_back("host memory was left registered");
-  }
-  if (machine.fake.last_error() != 0) {
-    found.push_back("an error was left for the next call");
-  }
-  return found;
+  return machine.Finish();
 }
 
 }  // namespace distorch
