@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor reference clean
+.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format errors faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -77,6 +77,9 @@ format: $(DEPS_STAMP)  ## rewrite the sources in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix --quiet . || true
 	@git ls-files --cached --others --exclude-standard '*.h' '*.cc' '*.cu' | xargs -r $(BIN)/clang-format -i
+
+errors: $(DEPS_STAMP)  ## docs/errors.md from the sources; fails where no test asks for a message
+	@$(BIN)/python tools/errors.py
 
 faults: package  ## every call of every operation failing in turn: told, nothing left, nothing changed
 	@cmake --build --preset dev --target distorch_fake_cuda_library distorch_os_faults

@@ -48,6 +48,9 @@ TEST_F(PlacementSpillTest, TheLastLeaveFirstAndNothingIsCopied) {
   EXPECT_TRUE(table.made_of.empty());
   EXPECT_EQ(table.hanging(6), kFound);
   EXPECT_TRUE(placement.Verify(table).ok());
+  table.Current(4).device = kDonor;
+  EXPECT_EQ(placement.Verify(table).message(),
+            "block layers.1.a is on cuda:1, it was spilled to cpu");
 }
 
 TEST_F(PlacementSpillTest, WhatStaysIsLeft) {

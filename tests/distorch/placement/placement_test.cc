@@ -190,6 +190,8 @@ TEST_F(PlacementTest, VerifyNamesTheFirstBlockThatIsElsewhere) {
   table.lost = 1;
   EXPECT_EQ(placement.Verify(table).message(),
             "block layers.0.a is on xpu:0, the plan says cuda:1");
+  FakeTable other({});
+  EXPECT_EQ(placement.Verify(other).message(), "0 of 8 tensors were read back");
 }
 
 TEST_F(PlacementTest, ReleaseHangsWhatWasFoundAndCopiesNothing) {

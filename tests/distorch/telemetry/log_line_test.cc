@@ -175,6 +175,17 @@ TEST(LogLineTest, SaysWhatIsWrong) {
   }
 }
 
+TEST(LogLineTest, AModelLiesOnAFewDevicesAtMost) {
+  std::string line = R"({"time":1,"model":"m","bytes":{)";
+  for (int i = 0; i < 257; ++i) {
+    line += (i == 0 ? "\"d" : ",\"d") + std::to_string(i) + "\":1";
+  }
+  line += "}}";
+  LogLineParser parser;
+  LogLine read;
+  EXPECT_STREQ(parser.Parse(line, &read), "not the JSON of a log");
+}
+
 // A space after the brace sends a line past the fast way.
 TEST(LogLineTest, TheFastWayReadsWhatTheOtherReads) {
   std::mt19937_64 random(5);

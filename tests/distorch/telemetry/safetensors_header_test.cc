@@ -290,7 +290,7 @@ TEST(SafetensorsFileTest, RefusesLengthsThatLie) {
       {FileBytes("{}", 0, 100'000'000), "the file is truncated"},
       {FileBytes("{}", 0, ~uint64_t{0}), "the format allows 100000000"},
       {FileBytes("{}", 0, uint64_t{1} << 63), "the format allows 100000000"},
-      {FileBytes("{}", 0, 0), "starts with '{'"},
+      {FileBytes("{}", 0, 0), "a safetensors header starts with '{'"},
       {FileBytes("{}", 0, 1), "expected a string"},
       {"PK\x03\x04 this is a zip file, as torch.save makes",
        "is this a safetensors file?"},
@@ -302,6 +302,18 @@ TEST(SafetensorsFileTest, RefusesLengthsThatLie) {
     EXPECT_THAT(std::string(header.status().message()), HasSubstr(c.message));
     EXPECT_THAT(std::string(header.status().message()), HasSubstr(file.path()));
   }
+}
+
+TEST(SafetensorsFileTest, HasNoEndOfMetadata) {
+  std::string json = R"({"__metadata__":{"a":"")";
+  for (size_t i = 0; i < SafetensorsHeader::kMaxMetadata; ++i) {
+    json += R"(,"a":"")";
+  }
+  json += "}}";
+  const TempFile file(FileBytes(json, 0, json.size()));
+  const auto header = SafetensorsHeader::ReadFile(file.path());
+  EXPECT_THAT(std::string(header.status().message()),
+              HasSubstr("too many metadata"));
 }
 
 TEST(SafetensorsFileTest, PassesOnThatThereIsNoFile) {

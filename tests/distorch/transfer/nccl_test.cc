@@ -47,8 +47,9 @@ TEST(LoadNcclTest, SaysWhatIsMissing) {
 #else
   const std::string system = "libc.so.6";
 #endif
-  EXPECT_THAT(std::string(LoadNccl(system).status().message()),
-              HasSubstr(system + " lacks ncclCommInitAll, "));
+  const std::string lacks(LoadNccl(system).status().message());
+  EXPECT_THAT(lacks, HasSubstr(system + " lacks ncclCommInitAll, "));
+  EXPECT_THAT(lacks, HasSubstr(": update NCCL to 2.7 or later"));
 }
 
 class NcclTest : public testing::TestWithParam<std::uint32_t> {

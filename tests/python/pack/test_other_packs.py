@@ -107,6 +107,12 @@ def test_a_node_whose_pack_has_failed_is_left_out(pack, rows, monkeypatch) -> No
     assert "UNetLoaderLP" in core.NODE_CLASS_MAPPINGS
 
 
+def test_a_node_that_never_came_is_told(pack, rows, monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules["nodes"], "NODE_CLASS_MAPPINGS", {})
+    with pytest.raises(RuntimeError, match=r"^the pack with the node Far has not been loaded$"):
+        pack.load("nodes.wrapped").Later("Far", "MODEL")()
+
+
 def test_all_other_packs_ids(pack, rows) -> None:
     assert {pack_: len(found) for pack_, found in rows.PACKS.items()} == {
         "ComfyUI-WanVideoWrapper": 20,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from distorch.allocation import PlanError, parse
+from distorch.guards import PlacementError
 from distorch.memory import placements
 
 SIZE = 128
@@ -43,6 +44,14 @@ def run(patcher, device: str = "sim:0") -> torch.Tensor:
 @pytest.fixture
 def expected(comfy) -> torch.Tensor:
     return run(comfy.model(size=SIZE), "cpu")
+
+
+def test_two_blocks_of_one_name_are_told(make, pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pack.load("patches.placing.model_placement")
+    blocks = found.find_blocks
+    monkeypatch.setattr(found, "find_blocks", lambda model: [*blocks(model)] * 2)
+    with pytest.raises(PlacementError, match=r"^two blocks are called '"):
+        make()
 
 
 def test_blocks_lie_where_the_plan_wants_them(make, comfy, expected) -> None:

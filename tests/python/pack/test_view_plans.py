@@ -57,6 +57,9 @@ def test_a_placed_model_is_planned_anew(pack: Any, comfy: comfy_standin.StandIn,
     assert (wrong["ok"], wrong["offset"]) == (False, 9)
     with pytest.raises(Exception, match="none that DisTorch has placed"):
         view.plan({"id": 10**9, "text": "auto"})
+    comfy.folders.folder_names_and_paths = {}
+    with pytest.raises(Exception, match=r"no model file 'x' in ComfyUI's model folders"):
+        view.plan({"model": "x", "text": "auto"})
 
 
 def test_the_parser_knows_this_machines_devices(view: Any) -> None:
