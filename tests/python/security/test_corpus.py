@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import pathlib
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,6 @@ from xml.etree import ElementTree
 import aiohttp
 import comfy_standin
 import hostile
-import psutil
 import pytest
 from chromium import Page
 from on_page import drawn, on_page
@@ -29,7 +27,7 @@ from pack_import import Pack, forget
 from stand_in import GB, StandIn, StandInBackend, row, serve
 
 from distorch import model_files
-from distorch.tools import cli
+from distorch.printable import printable
 from distorch.tools.monitor import Sample, answers, lines, plot
 from distorch.tools.monitor.sample import PromptRun
 from distorch.tools.monitor.sinks import Timeline
@@ -209,26 +207,9 @@ def safe(text: str) -> bool:
 
 
 @pytest.mark.parametrize("text", hostile.TERMINAL, ids=range(len(hostile.TERMINAL)))
-def test_a_terminal_is_given_nothing_to_obey(
-    text: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture, pack: Any
-) -> None:
+def test_a_terminal_is_given_nothing_to_obey(text: str, pack: Any) -> None:
     assert safe(answers.text(text))
-    header = {f"blocks.{i}.{text}.weight": {"dtype": "U8", "shape": [4], "data_offsets": [4 * i, 4 * i + 4]}
-              for i in range(2)}  # fmt: skip
-    data = json.dumps(header).encode()
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(data)) + data + bytes(8))
-    command = ["plan", str(tmp_path / "x.safetensors"), "--compute", "cpu", "--alloc"]
-    assert cli.main([*command, "cpu,*"]) == 0
-    assert cli.main([*command, f"cpu,*{text}"]) in (0, 2)
-    name = text.encode("utf-8", "replace")
-    (tmp_path / "x.gguf").write_bytes(
-        b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", len(name)) + name
-        + struct.pack("<I9Q", 9, *range(9))
-    )  # fmt: skip
-    assert cli.main(["plan", str(tmp_path / "x.gguf"), "--compute", "cpu", "--alloc", "cpu,*"]) == 2
-    told = capsys.readouterr()
-    assert safe(told.out), told.out
-    assert safe(told.err), told.err
+    assert safe(printable(text))
     pack.load("patches.placing.request")
     for logger in ("distorch", "DisTorch"):
         stream = io.StringIO()
@@ -280,7 +261,6 @@ def bodies() -> dict[str, tuple[bytes, dict[str, str], set[int]]]:
         "UTF-16": ('{"id":1}'.encode("utf-16"), {}, {400}),
         "no text": (bytes(range(256)), {}, {400}),
         "a bomb": (bomb, {"Content-Encoding": "gzip"}, {400, 413}),
-        "no gzip": (b"{}", {"Content-Encoding": "gzip"}, {400}),
         "a form": (b"ids=1", {"Content-Type": "application/x-www-form-urlencoded"}, {415}),
         "a file": (b"--x--", {"Content-Type": "multipart/form-data; boundary=x"}, {415}),
     }
@@ -305,8 +285,8 @@ def test_a_page_of_another_site_changes_nothing(name: str) -> None:
     assert backend.calls == []
 
 
-def test_a_body_costs_little_and_changes_nothing() -> None:
-    backend, process, given = StandInBackend(), psutil.Process(), bodies()
+def test_a_body_changes_nothing() -> None:
+    backend, given = StandInBackend(), bodies()
 
     async def run() -> dict[tuple[str, str], int]:
         found = {}
@@ -324,9 +304,7 @@ def test_a_body_costs_little_and_changes_nothing() -> None:
                         found[kind, name] = answer.status
         return found
 
-    before = process.memory_info().rss
     found = asyncio.run(run())
-    assert process.memory_info().rss - before < 60 * 2**20
     wrong = {key: status for key, status in found.items() if status not in given[key[0]][2]}
     assert wrong == {}
     assert [call for call in backend.calls if call[0] not in ("plan",)] == []
