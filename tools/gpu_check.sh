@@ -52,7 +52,7 @@ on_the_spot() {
   echo "building the package on the spot: $1"
   compiled=$stage/build/python/distorch
   local limit=${DISTORCH_SPOT_LIMIT:-170}  # seconds for each of the two
-  if ! { timeout "$limit" cmake -S . -B "$stage/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=OFF \
+  if ! { timeout "$limit" cmake -S . -B "$stage/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_UNITY_BUILD=ON -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=OFF \
     -DDISTORCH_ABSL_SOURCE="$kit/absl" -DPython_EXECUTABLE="$PYTHON" > "$out/build.log" 2>&1 &&
     timeout "$limit" cmake --build "$stage/build" >> "$out/build.log" 2>&1; }; then
     tail -n 40 "$out/build.log"

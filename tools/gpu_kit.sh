@@ -18,8 +18,8 @@ missing() { printf 'MISSING: %s\n' "$*" >&2; }
 
 declare -A pythons
 for version in ${PYTHONS:-3.12 3.11}; do
-  pythons[$version]=$(tools/find_python.sh "$version")
-  [ -n "${pythons[$version]}" ] || missing "Python $version with its headers: the kit has no package for it"
+  python=$(tools/find_python.sh "$version")
+  if [ -n "$python" ]; then pythons[$version]=$python; else missing "Python $version with its headers: the kit has no package for it"; fi
 done
 runner=3.12
 if [ -z "${pythons[3.12]:-}" ]; then
@@ -35,32 +35,23 @@ if [ ! -e "$venv/.installed" ] || [ requirements/gpu-kit.txt -nt "$venv/.install
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements/gpu-kit.txt
   touch "$venv/.installed"
 fi
-torch_dir=$("$venv/bin/python" -c 'import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("torch").origin).parent)')
 
 rm -rf "$kit"
 mkdir -p "$kit/bin" "$build"
 
-say "building Abseil"
-CCACHE=$(command -v ccache || true) tools/abseil.sh "$build/abseil" "$kit/absl" > "$build/abseil.log" 2>&1 ||
-  { tail -n 40 "$build/abseil.log"; exit 1; }
-
-# compile VERSION: the package for one Python; the simulated accelerator too for the one that makes the dry run.
-compile() {
-  local version=$1 sim=OFF
-  [ "$version" = "$runner" ] && sim=ON
-  cmake -S . -B "$build/$version" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_UNITY_BUILD=ON -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=$sim \
-    -DDISTORCH_ABSL_SOURCE="$kit/absl" -DPython_EXECUTABLE="${pythons[$version]}" -DDISTORCH_TORCH_DIR="$torch_dir" \
-    -Dpybind11_DIR="$("$venv/bin/python" -m pybind11 --cmakedir)" > "$build/$version.log" || { cat "$build/$version.log"; return 1; }
-  cmake --build "$build/$version" --parallel "$(nproc)" >> "$build/$version.log" || { tail -n 60 "$build/$version.log"; return 1; }
+versions=$(printf '%s\n' "${!pythons[@]}" | sort -V)
+say "building the wheels of Python ${versions//$'\n'/ and }"
+# shellcheck disable=SC2086
+tools/wheels.sh $versions
+cp -r build/wheels/absl "$kit/absl"
+for version in $versions; do
+  rm -rf "$build/wheel"
+  "$venv/bin/python" -m zipfile -e dist/distorch-*-cp"${version/./}"-cp"${version/./}"-manylinux*.whl "$build/wheel"
   mkdir -p "$kit/python/$version"
-  cp "$build/$version/python/distorch/"{*.so,_version.py} "$kit/python/$version/"
-  strip --strip-unneeded "$kit/python/$version/"*.so
-}
-for version in $(printf '%s\n' "${!pythons[@]}" | sort -rV); do
-  [ -n "${pythons[$version]}" ] || continue
-  say "building the package for Python $version"
-  compile "$version"
+  cp "$build/wheel/distorch/"{*.so,_version.py} "$kit/python/$version/"
 done
+say "building the simulated accelerator for torch $("$venv/bin/python" -c 'import torch; print(torch.__version__)')"
+tools/build_sim.sh "$venv/bin/python" "$build/$runner"
 
 nvcc=${DISTORCH_NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 if [ -x "$nvcc" ]; then

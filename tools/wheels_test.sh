@@ -46,14 +46,6 @@ environment() {  # environment PYTHON TORCH: makes $env
   "${pip[@]}" install --no-index --no-deps --find-links dist --force-reinstall distorch
 }
 
-simulator() {  # builds it for $env in $sim
-  {
-    cmake -S . -B "$sim" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDISTORCH_BUILD_TESTS=ON -DDISTORCH_INSTALL=OFF \
-      -DDISTORCH_BUILD_EXAMPLES=OFF -DPython_EXECUTABLE="$env/bin/python" -Dpybind11_DIR="$(.venv/bin/python -m pybind11 --cmakedir)" &&
-      cmake --build "$sim" --target distorch_sim distorch_sim_stage distorch_fake_cuda_library
-  } > "$work/sim.log" 2>&1
-}
-
 cell() {
   local python=$1 torch=$2 tagged=cp${1/./} sim env=$work/env passed imports
   [ "$torch" = newest ] && torch=$(.venv/bin/python -m pip index versions torch 2> /dev/null | sed -nE '1s/.*\((.*)\)/\1/p')
@@ -68,7 +60,7 @@ cell() {
   if [ "${SIM:-1}" = 0 ]; then
     export DISTORCH_WITHOUT_SIM=1
   else
-    simulator || { tail -n 40 "$work/sim.log"; exit 1; }
+    tools/build_sim.sh "$env/bin/python" "$sim"
   fi
   imports=$(env -u PYTHONPATH "$env/bin/python" - << 'PYTHON'
 import statistics, subprocess, sys
