@@ -200,7 +200,7 @@ class PlacedModel:
         away = any(device != self.compute for device in self.assignment.values())
         if self.executor is None and away and self.compute != "cpu":
             self._must_be_loaded()
-            self.executor = StreamedExecutor(self, **options)
+            StreamedExecutor(self, **options)  # becomes `executor`
 
     def attach_hooks(self, skip: Collection[str] = ()) -> None:
         """Have the hooks that bring weights to the compute device, module by module, on all blocks but those in `skip`.

@@ -47,7 +47,7 @@ class StreamedExecutor:
         pin_cap: int | None = None,
         pinner: HostPinner | None = None,
     ) -> None:
-        """Take over from the placed model's own hooks.
+        """Take over from the placed model's own hooks, and from the executor that it has (`placed.executor`), if any.
 
         Args:
             placed: a placed model.
@@ -70,6 +70,8 @@ class StreamedExecutor:
         for device, mode in wanted.items():
             if mode not in ("auto", "stream", "migrate"):
                 raise ValueError(f"mode of {device} must be auto, stream or migrate, not {mode!r}")
+        if placed.executor is not None:  # two would swap the same tensors
+            placed.executor.detach()
         specs, resident = self._choose()
         if pinner is None and pin_cap is not None:
             pinner = HostPinner(registrar_for(placed.compute_device), pin_cap)
@@ -84,6 +86,7 @@ class StreamedExecutor:
             resident=resident if specs else {},
             changed=self._lend_the_rest,
         )
+        placed.executor = self
         if not specs:
             self._input_notes.append("no layer group has weights elsewhere: nothing to stream")
             return
@@ -239,12 +242,16 @@ class StreamedExecutor:
         self._handle.remove()
         self._end_handle.remove()
         self._handle = None
+        if self.placed.executor is self:
+            self.placed.executor = None
         self.placed.forget(self._close)
         self.placed.forget(self._repatched)
 
     def detach(self) -> None:
         """Give the slots back and let the placed model bring its weights module by module again."""
         if self._handle is None:
+            if self.placed.executor is self:
+                self.placed.executor = None
             return
         self._close()
         self.placed.attach_hooks()

@@ -180,6 +180,26 @@ def test_a_detached_executor_is_let_go(model: Deep) -> None:
     placed.unload()
 
 
+@pytest.mark.parametrize("mode", ["stream", "migrate"])
+def test_a_second_executor_takes_over_from_the_first(mode: str) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(4))).eval()
+    x = torch.randn(3, 32)
+    with torch.inference_mode():
+        expected = model(x)
+        placed = place(model, "sim:1,*", compute="sim:0")
+        first = placed.executor
+        second = StreamedExecutor(placed, modes={"sim:1": mode})
+        assert placed.executor is second
+        for _ in range(3):
+            assert torch.equal(model(x).cpu(), expected)
+            assert {str(t.device) for t in model.parameters()} == {"sim:1"}
+        first.detach()  # is no longer there: nothing happens
+        assert placed.executor is second
+        placed.unload()
+    assert torch.equal(model(x), expected)
+
+
 def test_unloading_puts_the_originals_back(model: Deep, x: torch.Tensor) -> None:
     before = State.of(model)
     placed = streamed(model, ("cpu", "sim:1"))
