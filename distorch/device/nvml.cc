@@ -11,7 +11,6 @@
 namespace distorch {
 namespace {
 
-constexpr int kSuccess = 0;
 constexpr unsigned kTextSize = 96;     // NVML's largest name and UUID buffer
 constexpr unsigned kMostNvlinks = 18;  // NVML_NVLINK_MAX_LINKS
 constexpr int kP2pByNvlink = 2;        // NVML_P2P_CAPS_INDEX_NVLINK
@@ -69,7 +68,7 @@ absl::StatusOr<NvmlFunctions> LoadNvml() {
 // What a function tells, or 0 where it is not there or does not know.
 int Asked(const std::function<int(void*, unsigned*)>& function, void* handle) {
   unsigned value = 0;
-  const bool known = function && function(handle, &value) == kSuccess;
+  const bool known = function && function(handle, &value) == kNvmlSuccess;
   return known ? static_cast<int>(value) : 0;
 }
 
@@ -78,7 +77,7 @@ int CountNvlinks(const NvmlFunctions& functions, void* handle) {
   for (unsigned link = 0; functions.nvlink_state && link < kMostNvlinks;
        ++link) {
     unsigned up = 0;
-    if (functions.nvlink_state(handle, link, &up) != kSuccess) break;
+    if (functions.nvlink_state(handle, link, &up) != kNvmlSuccess) break;
     count += up != 0 ? 1 : 0;
   }
   return count;
@@ -114,7 +113,7 @@ absl::StatusOr<std::unique_ptr<Nvml>> Nvml::Open() {
 }
 
 absl::StatusOr<std::unique_ptr<Nvml>> Nvml::Open(NvmlFunctions functions) {
-  if (const int code = functions.init(); code != kSuccess) {
+  if (const int code = functions.init(); code != kNvmlSuccess) {
     return Failed("nvmlInit", code);
   }
   return std::unique_ptr<Nvml>(new Nvml(std::move(functions)));
@@ -124,7 +123,7 @@ Nvml::~Nvml() { functions_.shutdown(); }
 
 absl::StatusOr<std::vector<NvmlDevice>> Nvml::Devices() const {
   unsigned count = 0;
-  if (const int code = functions_.count(&count); code != kSuccess) {
+  if (const int code = functions_.count(&count); code != kNvmlSuccess) {
     return Failed("nvmlDeviceGetCount", code);
   }
   std::vector<NvmlDevice> devices;
@@ -132,7 +131,7 @@ absl::StatusOr<std::vector<NvmlDevice>> Nvml::Devices() const {
     NvmlDevice& device = devices.emplace_back();
     device.index = static_cast<int>(i);
     NvmlFunctions::Handle handle = nullptr;
-    if (const int code = functions_.handle(i, &handle); code != kSuccess) {
+    if (const int code = functions_.handle(i, &handle); code != kNvmlSuccess) {
       device.problem = Failure("nvmlDeviceGetHandleByIndex", code);
       continue;
     }
@@ -152,17 +151,18 @@ absl::StatusOr<std::vector<NvmlDevice>> Nvml::Devices() const {
 void Nvml::Describe(NvmlFunctions::Handle handle, NvmlDevice* device) const {
   std::array<char, kTextSize> text{};
   if (const int code = functions_.uuid(handle, text.data(), kTextSize);
-      code == kSuccess) {
+      code == kNvmlSuccess) {
     device->uuid = text.data();
   } else {
     device->problem = Failure("nvmlDeviceGetUUID", code);
   }
   text.fill('\0');
-  if (functions_.name(handle, text.data(), kTextSize) == kSuccess) {
+  if (functions_.name(handle, text.data(), kTextSize) == kNvmlSuccess) {
     device->name = text.data();
   }
   NvmlFunctions::Memory memory{};
-  if (const int code = functions_.memory(handle, &memory); code != kSuccess) {
+  if (const int code = functions_.memory(handle, &memory);
+      code != kNvmlSuccess) {
     device->problem = Failure("nvmlDeviceGetMemoryInfo", code);
     return;
   }
@@ -180,15 +180,15 @@ void Nvml::AddSlices(NvmlFunctions::Handle card,
   unsigned cut = 0;
   unsigned will_be = 0;
   unsigned most = 0;
-  if (functions_.mig_mode(card, &cut, &will_be) != kSuccess || cut == 0 ||
-      functions_.mig_count(card, &most) != kSuccess) {
+  if (functions_.mig_mode(card, &cut, &will_be) != kNvmlSuccess || cut == 0 ||
+      functions_.mig_count(card, &most) != kNvmlSuccess) {
     return;
   }
   to->back().cut = true;
   const NvmlDevice whole = to->back();
   for (unsigned i = 0; i < most; ++i) {
     NvmlFunctions::Handle handle = nullptr;
-    if (functions_.mig_handle(card, i, &handle) != kSuccess) continue;
+    if (functions_.mig_handle(card, i, &handle) != kNvmlSuccess) continue;
     NvmlDevice slice;
     slice.index = whole.index;
     slice.slice = static_cast<int>(i);
@@ -204,12 +204,12 @@ void Nvml::AddSlices(NvmlFunctions::Handle card,
 std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
   std::vector<NvlinkPair> pairs;
   unsigned count = 0;
-  if (!functions_.p2p_status || functions_.count(&count) != kSuccess) {
+  if (!functions_.p2p_status || functions_.count(&count) != kNvmlSuccess) {
     return pairs;
   }
   std::vector<NvmlFunctions::Handle> handles(count, nullptr);
   for (unsigned i = 0; i < count; ++i) {
-    if (functions_.handle(i, &handles[i]) != kSuccess) handles[i] = nullptr;
+    if (functions_.handle(i, &handles[i]) != kNvmlSuccess) handles[i] = nullptr;
   }
   for (unsigned first = 0; first < count; ++first) {
     for (unsigned second = first + 1; second < count; ++second) {
@@ -217,7 +217,8 @@ std::vector<NvlinkPair> Nvml::NvlinkPairs() const {
       int status = -1;
       const int code = functions_.p2p_status(handles[first], handles[second],
                                              kP2pByNvlink, &status);
-      if (code == kSuccess && status == 0) pairs.emplace_back(first, second);
+      if (code == kNvmlSuccess && status == 0)
+        pairs.emplace_back(first, second);
     }
   }
   return pairs;
@@ -227,7 +228,7 @@ absl::StatusOr<NvmlFunctions::Handle> Nvml::HandleOf(int index,
                                                      int slice) const {
   NvmlFunctions::Handle handle = nullptr;
   if (const int code = functions_.handle(static_cast<unsigned>(index), &handle);
-      code != kSuccess) {
+      code != kNvmlSuccess) {
     return Failed("nvmlDeviceGetHandleByIndex", code);
   }
   if (slice >= 0) {
@@ -237,7 +238,7 @@ absl::StatusOr<NvmlFunctions::Handle> Nvml::HandleOf(int index,
     const NvmlFunctions::Handle card = handle;
     if (const int code =
             functions_.mig_handle(card, static_cast<unsigned>(slice), &handle);
-        code != kSuccess) {
+        code != kNvmlSuccess) {
       return Failed("nvmlDeviceGetMigDeviceHandleByIndex", code);
     }
   }
@@ -248,7 +249,8 @@ absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index, int slice) const {
   const auto handle = HandleOf(index, slice);
   if (!handle.ok()) return handle.status();
   NvmlFunctions::Memory memory{};
-  if (const int code = functions_.memory(*handle, &memory); code != kSuccess) {
+  if (const int code = functions_.memory(*handle, &memory);
+      code != kNvmlSuccess) {
     return Failed("nvmlDeviceGetMemoryInfo", code);
   }
   return Memory{static_cast<std::int64_t>(memory.total),
@@ -258,7 +260,7 @@ absl::StatusOr<Nvml::Memory> Nvml::MemoryOf(int index, int slice) const {
 std::string Nvml::DriverVersion() const {
   std::array<char, kTextSize> text{};
   if (!functions_.driver ||
-      functions_.driver(text.data(), kTextSize) != kSuccess) {
+      functions_.driver(text.data(), kTextSize) != kNvmlSuccess) {
     return "";
   }
   return text.data();

@@ -15,7 +15,6 @@
 namespace distorch {
 namespace {
 
-constexpr int kSuccess = 0;
 constexpr int kTooSmall = 7;         // NVML_ERROR_INSUFFICIENT_SIZE
 constexpr int kSensor = 0;           // NVML_TEMPERATURE_GPU
 constexpr int kSent = 0;             // NVML_PCIE_UTIL_TX_BYTES
@@ -31,7 +30,7 @@ using Processes = std::function<int(Handle, unsigned*, Process*)>;
 std::optional<double> Watts(const std::function<int(Handle, unsigned*)>& ask,
                             Handle handle) {
   unsigned milliwatts = 0;
-  if (!ask || ask(handle, &milliwatts) != kSuccess) return std::nullopt;
+  if (!ask || ask(handle, &milliwatts) != kNvmlSuccess) return std::nullopt;
   return milliwatts / 1000.0;
 }
 
@@ -39,7 +38,7 @@ std::optional<std::int64_t> Traffic(const NvmlFunctions& functions,
                                     Handle handle, int counter) {
   unsigned kilobytes = 0;
   if (!functions.pcie_traffic ||
-      functions.pcie_traffic(handle, counter, &kilobytes) != kSuccess) {
+      functions.pcie_traffic(handle, counter, &kilobytes) != kNvmlSuccess) {
     return std::nullopt;
   }
   return std::int64_t{kilobytes} * 1024;
@@ -57,7 +56,7 @@ std::optional<std::vector<Process>> List(const Processes& ask, Handle handle) {
     count = static_cast<unsigned>(found.size());
     code = ask(handle, &count, found.data());
   }
-  if (code != kSuccess) return std::nullopt;
+  if (code != kNvmlSuccess) return std::nullopt;
   found.resize(std::min<size_t>(found.size(), count));
   return found;
 }
@@ -65,7 +64,7 @@ std::optional<std::vector<Process>> List(const Processes& ask, Handle handle) {
 std::string NameOf(const NvmlFunctions& functions, unsigned pid) {
   std::array<char, kNameSize> text{};
   if (!functions.process_name ||
-      functions.process_name(pid, text.data(), kNameSize - 1) != kSuccess) {
+      functions.process_name(pid, text.data(), kNameSize - 1) != kNvmlSuccess) {
     return "";
   }
   const std::string path = text.data();
@@ -125,12 +124,12 @@ absl::StatusOr<NvmlActivity> Nvml::ActivityOf(int index, int slice) const {
   NvmlActivity activity;
   NvmlFunctions::Utilization utilization{};
   if (functions_.utilization &&
-      functions_.utilization(*handle, &utilization) == kSuccess) {
+      functions_.utilization(*handle, &utilization) == kNvmlSuccess) {
     activity.load = static_cast<int>(utilization.gpu);
   }
   unsigned degrees = 0;
   if (functions_.temperature &&
-      functions_.temperature(*handle, kSensor, &degrees) == kSuccess) {
+      functions_.temperature(*handle, kSensor, &degrees) == kNvmlSuccess) {
     activity.temperature = static_cast<int>(degrees);
   }
   activity.power = Watts(functions_.power, *handle);

@@ -8,6 +8,8 @@
 
 namespace distorch {
 
+inline constexpr int kNvmlSuccess = 0;  // NVML_SUCCESS
+
 // Looks them up in NVML's library; what it lacks stays null.
 void BindActivity(const SharedLibrary& library, NvmlFunctions* functions);
 
