@@ -98,11 +98,15 @@ class Page:
         await self.wait_for("document.readyState === 'complete'")
 
     async def click(self, selector: str) -> None:
-        """A real mouse click in the middle of the element."""
+        """A real mouse click in the middle of the element, once it has lain still for 100 ms: the page may be drawing."""
         box = await self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "(async () => { const middle = () => {"
+            f" const e = document.querySelector({json.dumps(selector)});"
             " e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2] })()"
+            " return [r.x + r.width / 2, r.y + r.height / 2] };"
+            " for (let before = middle(), i = 0; i < 50; i++) {"
+            " await new Promise((resolve) => setTimeout(resolve, 100)); const now = middle();"
+            " if (String(before) === String(now)) return now; before = now } return middle() })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             await self.send(
