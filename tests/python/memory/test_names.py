@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distorch import memory
-from distorch.memory import Scanner, names
+from distorch.memory import Scanner, names, scanning
 
 
 @pytest.fixture
@@ -250,3 +250,15 @@ def test_a_managed_model_says_how(scanner):
     row = row_of(scanner, model)
     assert row.managed
     assert (row.eject, row.compute, row.streamed, row.migrated) == (True, "cuda:0", 5, 7)
+
+
+@pytest.mark.parametrize(("grown_mb", "told"), [(150, True), (50, False)])
+def test_a_node_that_changes_memory_much_is_told(scanner, monkeypatch, caplog, grown_mb, told):
+    used = iter([{"sim:0": 0}, {"sim:0": grown_mb << 20}])
+    monkeypatch.setattr(scanning, "memory_used", lambda: next(used))
+    with caplog.at_level(logging.DEBUG, "distorch.memory"):
+        scanner.node_started("n", {"seed": 1}, lambda *_: None)
+        scanner.node_ended("n", [])
+    line = "Significant change of memory (150.0 MB on sim:0): the models are looked at anew"
+    assert (line in caplog.messages) == told
+    assert any("Significant" in message for message in caplog.messages) == told
