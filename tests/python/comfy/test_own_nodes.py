@@ -92,7 +92,7 @@ def test_a_plan_runs_again_when_nothing_changed(comfy: ComfyServer) -> None:
 
 
 def test_a_wrong_string_points_at_the_fault(comfy: ComfyServer) -> None:
-    with pytest.raises(ComfyError, match=r"(?s)unknown unit 'xyz' at offset 9.*\n +\^~~"):
+    with pytest.raises(ComfyError, match=r"(?s)unknown unit 'xyz' at offset 9.*\\n +\^~~"):
         comfy.run(plan(expert_mode_allocations="sim:1,1.5xyz;cpu,*"))
     with pytest.raises(ComfyError, match=r"sim:1"):
         comfy.run(plan(expert_mode_allocations="sim:1,1mb;cpu,1mb"))
