@@ -98,9 +98,8 @@ def _around_load(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
         _load.reset(token)
     for patcher in filter(_shares, patchers):
         _note(patcher)
-        if isinstance(
-            patcher, DisTorchMixin
-        ):  # its parts on donors are asked for no room when all is there
+        # Its parts on donors are asked for no room when all is there.
+        if isinstance(patcher, DisTorchMixin):
             for part in patcher.distorch_placed().donor_patchers.values():
                 _note(part)
     return answer

@@ -60,7 +60,7 @@ class StreamedExecutor:
 
         Raises:
             torch.OutOfMemoryError: a donor has no room for one group more, or the compute device none for the slots;
-                the placed model then runs as before.
+                the placed model then runs as before, module by module where it had an executor.
             ValueError: fewer than one slot, or an unknown mode.
         """
         self.placed = placed
