@@ -56,49 +56,4 @@ double PredictStep(const StepModel& model,
   return sources.empty() ? seconds : seconds * (1 + model.contention);
 }
 
-double PredictWithoutOverlap(const StepModel& model,
-                             absl::Span<const StreamSource> sources,
-                             double calls_per_group, double seconds_per_call) {
-  double seconds = model.compute_seconds;
-  for (const StreamSource& source : sources) {
-    seconds += CopySeconds(source) +
-               source.groups * calls_per_group * seconds_per_call;
-  }
-  return seconds;
-}
-
-double StepBound(double compute_seconds,
-                 absl::Span<const StreamSource> sources) {
-  double bound = compute_seconds;
-  for (const StreamSource& source : sources) {
-    bound = std::max(bound, CopySeconds(source));
-  }
-  return bound;
-}
-
-double FreeOffloadBytes(double compute_seconds, double bytes_per_second) {
-  return compute_seconds * bytes_per_second;
-}
-
-std::vector<double> SplitByBandwidth(
-    double bytes, absl::Span<const double> bytes_per_second) {
-  double sum = 0;
-  for (const double bandwidth : bytes_per_second) sum += bandwidth;
-  std::vector<double> split;
-  for (const double bandwidth : bytes_per_second) {
-    split.push_back(sum > 0 ? bytes * bandwidth / sum : 0);
-  }
-  return split;
-}
-
-double BreakEvenTokens(double bytes_per_parameter, double flops_per_second,
-                       double bytes_per_second) {
-  return bytes_per_parameter * flops_per_second / (2 * bytes_per_second);
-}
-
-double PredictMigrated(double compute_seconds, const MigrationModel& model) {
-  return compute_seconds - model.local_seconds + model.donor_seconds +
-         2 * model.activation_bytes / model.bytes_per_second;
-}
-
 }  // namespace distorch

@@ -4,7 +4,6 @@
 // groups, of which n_o are offloaded to a source whose link moves W bytes a
 // second; c = compute / n, tau = time to copy one group, f = n_o / n.
 //
-//   copies wait for compute and compute for copies     C + B / W + host time
 //   overlapped, 1 slot, evenly spread        C + n_o max(0, tau + c - c / f)
 //   overlapped, S >= 2 slots, evenly spread               max(C, B / W)
 //   overlapped, S slots, a contiguous tail      max(C, B / W, fill-up bound)
@@ -47,42 +46,6 @@ struct StepModel {
 // Seconds of one step. Without sources: compute_seconds.
 double PredictStep(const StepModel& model,
                    absl::Span<const StreamSource> sources);
-
-// The same where nothing overlaps: every copy is waited for, and each of its
-// `calls_per_group` calls costs the host `seconds_per_call`. With the bandwidth
-// of pageable memory this is the predecessor's way.
-double PredictWithoutOverlap(const StepModel& model,
-                             absl::Span<const StreamSource> sources,
-                             double calls_per_group, double seconds_per_call);
-
-// max(C, B_j / W_j over the sources): no schedule is faster.
-double StepBound(double compute_seconds,
-                 absl::Span<const StreamSource> sources);
-
-// The most bytes that can be streamed from a link without slowing the step.
-double FreeOffloadBytes(double compute_seconds, double bytes_per_second);
-
-// How to split `bytes` over links so that all end together: in proportion to
-// their bandwidth. All zero if no link has any.
-std::vector<double> SplitByBandwidth(double bytes,
-                                     absl::Span<const double> bytes_per_second);
-
-// Tokens a pass above which streaming all weights is free: bytes a parameter *
-// effective FLOP/s / (2 * bytes a second).
-double BreakEvenTokens(double bytes_per_parameter, double flops_per_second,
-                       double bytes_per_second);
-
-// What running a donor's groups on the donor adds to a step.
-struct MigrationModel {
-  double activation_bytes = 0;  // one way, over all crossings of a step
-  double bytes_per_second = 0;  // of the link to the donor; above 0
-  double donor_seconds = 0;     // its groups' compute there
-  double local_seconds = 0;     // the same on the compute device
-};
-
-// Step time where those groups run on the donor: nothing overlaps, since each
-// group needs the output of the one before.
-double PredictMigrated(double compute_seconds, const MigrationModel& model);
 
 }  // namespace distorch
 

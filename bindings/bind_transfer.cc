@@ -3,31 +3,22 @@
 // device of -1 is the host. The lock is released around every call: all of them
 // may wait for a device.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <tuple>
 #include <utility>
-#include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/names.h"
 #include "bindings/status.h"
-#include "distorch/transfer/nccl.h"
 #include "distorch/transfer/router.h"
 
 namespace distorch::bindings {
 namespace {
 
 namespace py = pybind11;
-
-// (address, device, stream)
-using End = std::tuple<std::uintptr_t, int, std::uintptr_t>;
-// (source address, device, stream, target address, device, stream, bytes)
-using Message = std::tuple<std::uintptr_t, int, std::uintptr_t, std::uintptr_t,
-                           int, std::uintptr_t, std::int64_t>;
 
 template <typename Call>
 auto Unlocked(Call call) {
@@ -57,7 +48,9 @@ std::shared_ptr<Router> MakeRouterShim(const std::string& runtime,
                                   Router::Clock(), sample_bytes, chunk);
 }
 
-py::dict ChooseShim(Router& router, int source, int target) {
+// "way", "gbps", "peer_access", and "candidates": (way, GB/s, error) each
+py::typing::Dict<py::str, py::object> ChooseShim(Router& router, int source,
+                                                 int target) {
   const Choice choice =
       Value(Unlocked([&] { return router.Choose(source, target); }));
   py::list candidates;
@@ -65,7 +58,7 @@ py::dict ChooseShim(Router& router, int source, int target) {
     candidates.append(
         py::make_tuple(std::string(WayName(each.way)), each.gbps, each.error));
   }
-  py::dict result;
+  py::typing::Dict<py::str, py::object> result;
   result["way"] = std::string(WayName(choice.way));
   result["gbps"] = choice.gbps;
   result["peer_access"] = choice.peer_access;
@@ -100,50 +93,6 @@ double MeasureShim(Router& router, int source, int target,
   }));
 }
 
-// An NcclGroup with the functions that must outlive it.
-class PythonNccl {
- public:
-  PythonNccl(std::vector<int> devices, const std::string& nccl,
-             const std::string& runtime, const std::string& driver)
-      : cuda_(Value(Unlocked([&] { return LoadCuda(runtime, driver); }))) {
-    NcclFunctions functions = Value(Unlocked([&] { return LoadNccl(nccl); }));
-    group_ = Value(Unlocked([&] {
-      return NcclGroup::Open(std::move(functions), &cuda_, std::move(devices));
-    }));
-  }
-
-  const std::vector<int>& devices() const { return group_->devices(); }
-
-  void Broadcast(const End& source, const std::vector<End>& targets,
-                 std::int64_t bytes) {
-    std::vector<NcclTarget> ends;
-    for (const auto& [data, device, stream] : targets) {
-      ends.push_back({Pointer(data), {device, Pointer(stream)}});
-    }
-    const auto& [data, device, stream] = source;
-    const StreamOn on{device, Pointer(stream)};
-    void* from = Pointer(data);
-    Check(Unlocked([&] { return group_->Broadcast(from, on, ends, bytes); }));
-  }
-
-  void Exchange(const std::vector<Message>& messages) {
-    std::vector<NcclMessage> all;
-    for (const auto& [from, from_device, from_stream, to, to_device, to_stream,
-                      bytes] : messages) {
-      all.push_back({Pointer(from),
-                     {from_device, Pointer(from_stream)},
-                     Pointer(to),
-                     {to_device, Pointer(to_stream)},
-                     bytes});
-    }
-    Check(Unlocked([&] { return group_->Exchange(all); }));
-  }
-
- private:
-  CudaFunctions cuda_;
-  std::unique_ptr<NcclGroup> group_;
-};
-
 }  // namespace
 
 void BindTransfer(py::module_& module) {
@@ -163,20 +112,6 @@ void BindTransfer(py::module_& module) {
       .def("measure", &MeasureShim, py::arg("source"), py::arg("target"),
            py::arg("way"), py::arg("pinned"), py::arg("bytes"),
            py::arg("repeats"));
-  py::class_<PythonNccl>(module, "NcclGroup")
-      .def(py::init<std::vector<int>, const std::string&, const std::string&,
-                    const std::string&>(),
-           py::arg("devices"), py::arg("nccl") = "", py::arg("runtime") = "",
-           py::arg("driver") = "")
-      .def_property_readonly("devices", &PythonNccl::devices)
-      .def("broadcast", &PythonNccl::Broadcast, py::arg("source"),
-           py::arg("targets"), py::arg("bytes"))
-      .def("exchange", &PythonNccl::Exchange, py::arg("messages"));
-  module.def(
-      "check_nccl_allocator",
-      [](const std::string& text) { Check(CheckAllocator(text)); },
-      py::arg("configuration"),
-      "Raises RuntimeError where the allocator's configuration forbids NCCL.");
 }
 
 }  // namespace distorch::bindings

@@ -21,7 +21,7 @@ PYTHON_IMPORT = re.compile(
 # folder -> what an include or import may not start with
 FORBIDDEN = {
     "allocation": (
-        "torch/", "ATen/", "c10/", "cuda", "nccl", "Python.h", "pybind11/",
+        "torch/", "ATen/", "c10/", "cuda", "Python.h", "pybind11/",
         "distorch/", "bindings/", "fstream", "filesystem", "chrono", "ctime",
     ),
     "distorch": ("ATen/", "c10/", "torch/extension", "torch/torch", "torch/csrc/api", "Python.h", "pybind11/", "bindings/"),

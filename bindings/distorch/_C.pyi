@@ -379,22 +379,6 @@ class TransferRouter:
         self, source: int, target: int, way: str, pinned: bool, bytes: int, repeats: int
     ) -> float: ...
 
-# address, device, stream
-_End = tuple[int, int, int]
-
-@final
-class NcclGroup:
-    def __init__(
-        self, devices: Sequence[int], nccl: str = "", runtime: str = "", driver: str = ""
-    ) -> None: ...
-    @property
-    def devices(self) -> list[int]: ...
-    def broadcast(self, source: _End, targets: Sequence[_End], bytes: int) -> None: ...
-    # from: address, device, stream; to: the same; bytes
-    def exchange(self, messages: Sequence[tuple[int, int, int, int, int, int, int]]) -> None: ...
-
-def check_nccl_allocator(configuration: str) -> None: ...
-
 # bind_unload.cc
 
 class UnloadedModel:

@@ -15,7 +15,6 @@ namespace distorch {
 namespace {
 
 using ::testing::DoubleNear;
-using ::testing::ElementsAre;
 
 constexpr int kGroups = 40;
 
@@ -90,11 +89,7 @@ TEST(CostModelTest, SourcesOnTheirOwnLinksAddUp) {
   const StreamSource host = {2e9, 1e9, 10};
   const StreamSource peer = {9e9, 3e9, 10};
   EXPECT_DOUBLE_EQ(PredictStep(model, {host, peer}), 3);
-  EXPECT_DOUBLE_EQ(StepBound(1, {host, peer}), 3);
-  EXPECT_DOUBLE_EQ(StepBound(1, {}), 1);
   EXPECT_DOUBLE_EQ(PredictStep(model, {}), 1);
-  EXPECT_THAT(SplitByBandwidth(8, {1.0, 3.0}), ElementsAre(2, 6));
-  EXPECT_THAT(SplitByBandwidth(8, {0.0}), ElementsAre(0));
 }
 
 TEST(CostModelTest, TheFirstStepPaysForOneCopyAndContentionForAll) {
@@ -105,23 +100,6 @@ TEST(CostModelTest, TheFirstStepPaysForOneCopyAndContentionForAll) {
   model.first_step = false;
   model.contention = 0.05;
   EXPECT_DOUBLE_EQ(PredictStep(model, {source}), 4.2);
-}
-
-TEST(CostModelTest, WithoutOverlapEverythingAddsUp) {
-  const StepModel model = {.compute_seconds = 1, .groups = 40};
-  EXPECT_DOUBLE_EQ(PredictWithoutOverlap(model, {{8e9, 8e9, 20}}, 10, 1e-4),
-                   2.02);
-}
-
-TEST(CostModelTest, KnowsTheCorollaries) {
-  EXPECT_DOUBLE_EQ(FreeOffloadBytes(0.43, 55e9), 23.65e9);
-  // bf16 at 500 TFLOP/s effective over 55 GB/s: 9.1k tokens.
-  EXPECT_NEAR(BreakEvenTokens(2, 500e12, 55e9), 9091, 1);
-  EXPECT_DOUBLE_EQ(PredictMigrated(1.0, {.activation_bytes = 1e9,
-                                         .bytes_per_second = 10e9,
-                                         .donor_seconds = 0.5,
-                                         .local_seconds = 0.25}),
-                   1.45);
 }
 
 }  // namespace

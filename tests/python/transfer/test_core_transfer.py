@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core's copies from Python, on a library that plays CUDA and NCCL with three devices."""
+"""The core's copies from Python, on a library that plays CUDA with three devices."""
 
 from __future__ import annotations
 
@@ -61,33 +61,3 @@ def test_wrong_arguments_are_value_errors(router: Any) -> None:
         router.copy(1, 0, 1, 1, 5, 2, 0)
     with pytest.raises(RuntimeError, match="cuda:9 cannot be used: the driver answers error 101"):
         router.choose(0, 9)
-
-
-def test_a_block_reaches_all_devices_and_all_devices_exchange(cuda: Any) -> None:
-    group = core().NcclGroup([0, 1, 2], nccl=LIBRARY, runtime=LIBRARY, driver=LIBRARY)
-    streams = [cuda.fake_stream(device) for device in range(3)]
-    ends = [(filled(cuda, i, i + 1), i, streams[i]) for i in range(3)]
-    group.broadcast(ends[0], ends[1:], BYTES)
-    cuda.fake_run_all()
-    assert [ctypes.string_at(address, 1) for address, _, _ in ends] == [b"\1"] * 3
-    messages = []
-    for i in range(3):
-        ctypes.memset(ends[i][0], 50 + i, BYTES)
-        for j in range(3):
-            if i != j:
-                messages.append((*ends[i], filled(cuda, j, 0), j, streams[j], BYTES))
-    group.exchange(messages)
-    cuda.fake_run_all()
-    for message in messages:
-        assert ctypes.string_at(message[3], BYTES) == bytes([50 + message[1]]) * BYTES
-    assert cuda.fake_violations() == 0
-    with pytest.raises(ValueError, match="a broadcast over cuda:0, cuda:1, cuda:2 needs all"):
-        group.broadcast(ends[0], ends[1:2], BYTES)
-    with pytest.raises(ValueError, match="two or more different CUDA devices, not cuda:1"):
-        core().NcclGroup([1], nccl=LIBRARY, runtime=LIBRARY, driver=LIBRARY)
-
-
-def test_allocator_configurations(cuda: Any) -> None:
-    core().check_nccl_allocator("expandable_segments:True")
-    with pytest.raises(RuntimeError, match="NCCL cannot be used with the allocator"):
-        core().check_nccl_allocator("backend:cudaMallocAsync")

@@ -23,7 +23,6 @@ def names(source: str, prefix: str) -> list[str]:
     ("source", "prefix", "library", "least"),
     [
         ("distorch/transfer/cuda_api.cc", "cuda", "libcudart.so.*", 25),
-        ("distorch/transfer/nccl.cc", "nccl", "libnccl.so.2", 10),
     ],
 )
 def test_every_name_is_there(source: str, prefix: str, library: str, least: int) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import types
 
 import distorch_sim
@@ -51,63 +50,11 @@ def test_a_failed_copy_says_what_failed() -> None:
         transfer.copy(target, source)
 
 
-def test_a_broadcast_uses_each_link_once() -> None:
-    source = block("sim:1")
-    distorch_sim.reset_counters()
-    copies = transfer.broadcast(source, ["sim:0", "sim:1", "sim:2", "cpu", "sim:0"])
-    assert distorch_sim.transfers() == {
-        ("sim:1", other): source.nbytes for other in ("sim:0", "sim:2", "cpu")
-    }
-    assert [str(c.device) for c in copies] == ["sim:0", "sim:1", "sim:2", "cpu", "sim:0"]
-    assert copies[1] is source
-    assert copies[0] is copies[4]
-    assert all(torch.equal(c.cpu(), source.cpu()) for c in copies)
-
-
-def test_an_exchange_moves_each_tensor_once_to_each_other_device() -> None:
-    tensors = [block(f"sim:{i}", size=100 * (i + 1), seed=i) for i in range(4)]
-    distorch_sim.reset_counters()
-    rows = transfer.exchange(tensors)
-    assert distorch_sim.transfers() == {
-        (f"sim:{i}", f"sim:{j}"): tensors[i].nbytes for i in range(4) for j in range(4) if i != j
-    }
-    for i, row in enumerate(rows):
-        assert row[i] is tensors[i]
-        for j, received in enumerate(row):
-            assert received.device == tensors[i].device
-            assert torch.equal(received.cpu(), tensors[j].cpu())
-
-
-def test_an_exchange_needs_one_tensor_a_device() -> None:
-    with pytest.raises(ValueError, match=r"not \['sim:0', 'sim:0'\]"):
-        transfer.exchange([block("sim:0"), block("sim:0")])
-
-
 def test_strided_tensors_arrive_whole() -> None:
     source = block("sim:0", 12).view(3, 4).t()
-    (copy,) = transfer.broadcast(source, ["sim:1"])
-    assert torch.equal(copy.cpu(), source.cpu())
-
-
-def test_demanding_nccl_says_why_it_cannot_be_had() -> None:
-    with pytest.raises(transfer.TransferError, match="NCCL serves CUDA devices, not sim"):
-        transfer.broadcast(block("sim:0"), ["sim:1", "sim:2"], nccl=True)
-    with pytest.raises(transfer.TransferError, match="not cpu, sim"):
-        transfer.exchange([block("sim:0"), block("cpu")], nccl=True)
-
-
-@pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
-def test_nccl_is_refused_beside_cuda_malloc_async(
-    monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.setenv(variable, "max_split_size_mb:64,backend:cudaMallocAsync")
-    reason = transfer.why_not_nccl(["cuda:0", "cuda:1"])
-    assert reason.startswith("NCCL cannot be used with the allocator cudaMallocAsync")
-    assert "Remove backend:cudaMallocAsync" in reason
-    monkeypatch.delenv(variable)
-    assert transfer.why_not_nccl(["cuda", "cuda:1"]) == ""
-    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
-    assert transfer.why_not_nccl(["cuda:0", "cuda:1"]) == reason
+    target = torch.empty(4, 3, device="sim:1")
+    transfer.copy(target, source)
+    assert torch.equal(target.cpu(), source.cpu())
 
 
 class Stub:
@@ -186,75 +133,6 @@ def test_large_pageable_tensors_are_routed_and_need_no_second_stream(log: list[o
 )
 def test_everything_else_is_left_to_torch(target: Stub, source: Stub) -> None:
     assert not transfer._is_routed(target, source)
-
-
-def test_a_missing_library_falls_back_to_copies_with_one_warning(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    transfer._warn_once.cache_clear()
-
-    class Missing:
-        def __init__(self, devices: list[int]) -> None:
-            raise RuntimeError("libnccl.so.2 was not found")
-
-    fake = types.SimpleNamespace(
-        NcclGroup=Missing, check_nccl_allocator=core().check_nccl_allocator
-    )
-    monkeypatch.setattr(transfer, "core", lambda: fake)
-    tensors = [Stub(f"cuda:{i}", i, 64) for i in range(3)]
-    with caplog.at_level(logging.WARNING, "distorch"):
-        assert transfer._group_for(tensors, None, 2) is None
-        assert transfer._group_for(tensors, None, 2) is None
-    assert caplog.messages == ["NCCL is not used: libnccl.so.2 was not found"]
-    with pytest.raises(transfer.TransferError, match="was not found"):
-        transfer._group_for(tensors, True, 2)
-
-
-class Group:
-    """A communicator that writes down what it was asked to send."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[object, ...]] = []
-
-    def broadcast(self, source: object, targets: object, size: int) -> None:
-        self.sent.append((source, targets, size))
-
-    def exchange(self, messages: list[tuple[int, ...]]) -> None:
-        self.sent += messages
-
-
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Group:
-    """Let the simulated devices count as CUDA's, with stream 100 + index."""
-    made = Group()
-    monkeypatch.setattr(transfer, "_group_for", lambda *_, **__: made)
-    monkeypatch.setattr(transfer, "_stream", lambda device: 100 + device.index)
-    return made
-
-
-def test_nccl_gets_every_end_of_a_broadcast_once(group: Group) -> None:
-    source = block("sim:1")
-    distorch_sim.reset_counters()
-    copies = transfer.broadcast(source, ["sim:0", "sim:1", "sim:2"])
-    assert group.sent == [
-        (
-            (source.data_ptr(), 1, 101),
-            [(copies[0].data_ptr(), 0, 100), (copies[2].data_ptr(), 2, 102)],
-            source.nbytes,
-        )
-    ]
-    assert distorch_sim.transfers() == {}, "nothing is copied beside it"
-
-
-def test_nccl_gets_every_ordered_pair_of_an_exchange(group: Group) -> None:
-    tensors = [block(f"sim:{i}", 10 * (i + 1)) for i in range(3)]
-    rows = transfer.exchange(tensors)
-    assert sorted(group.sent) == sorted(
-        (tensors[j].data_ptr(), j, 100 + j, rows[i][j].data_ptr(), i, 100 + i, tensors[j].nbytes)
-        for i in range(3)
-        for j in range(3)
-        if i != j
-    )
 
 
 def test_the_router_says_why_there_is_none() -> None:

@@ -45,7 +45,6 @@
 #include <vector>
 
 #include "distorch/transfer/cuda_api.h"
-#include "distorch/transfer/nccl.h"
 #include "tests/support/cuda/memory_ranges.h"
 #include "tests/support/cuda/stream_simulation.h"
 
@@ -59,7 +58,6 @@ class FakeCuda {
   FakeCuda& operator=(const FakeCuda&) = delete;
 
   CudaFunctions Functions();
-  NcclFunctions Nccl();
 
   // The `nth` call from now (1: the next) of a function, or of any that can
   // fail where the name is empty, returns `code` once; `sticky`: and all later
@@ -146,14 +144,6 @@ class FakeCuda {
     bool pool = false;
     int error = 0;
   };
-  struct Posted {
-    bool send = false;
-    int rank = 0;
-    int peer = 0;
-    void* data = nullptr;
-    std::size_t bytes = 0;
-    Stream* stream = nullptr;
-  };
 
   // The calling thread's stack of devices.
   std::vector<int>& Contexts() const;
@@ -172,7 +162,6 @@ class FakeCuda {
   void Move(void* to, int to_device, const void* from, int from_device,
             std::size_t bytes);
   int HostWaits(const StreamSimulation::MarkPtr& mark);
-  int FlushNccl();
   void BindMemory(CudaFunctions& f);
   void BindCopies(CudaFunctions& f);
   void BindStreams(CudaFunctions& f);
@@ -200,9 +189,6 @@ class FakeCuda {
   std::set<int> contexts_;
   int last_error_ = 0;
   std::recursive_mutex mutex_;  // held by every function of the tables
-  bool grouping_ = false;
-  std::vector<Posted> posted_;
-  std::map<void*, std::pair<int, std::vector<int>>> comms_;  // rank, devices
 };
 
 }  // namespace distorch

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // FakeCuda as a shared library with CUDA's own names, three devices, for tests
-// that load it in place of libcudart, libcuda and libnccl. Its streams run when
+// that load it in place of libcudart and libcuda. Its streams run when
 // somebody waits; fake_run_all runs the rest, fake_violations counts what real
 // CUDA would have refused.
 #include <memory>
@@ -20,7 +20,6 @@ struct Library {
   }
   FakeCuda fake;
   CudaFunctions cuda = fake.Functions();
-  NcclFunctions nccl = fake.Nccl();
 };
 
 std::unique_ptr<Library>& Holder() {
@@ -34,7 +33,6 @@ Library& TheLibrary() { return *Holder(); }
 bool idle = false;
 
 CudaFunctions& Cuda() { return TheLibrary().cuda; }
-NcclFunctions& Nccl() { return TheLibrary().nccl; }
 
 }  // namespace
 
@@ -162,29 +160,6 @@ FAKE_HIP(hipDeviceGet, cuDeviceGet);
 FAKE_HIP(hipDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain);
 FAKE_HIP(hipCtxPushCurrent, cuCtxPushCurrent_v2);
 FAKE_HIP(hipCtxPopCurrent, cuCtxPopCurrent_v2);
-
-FAKE_EXPORT int ncclCommInitAll(void** comms, int count, const int* devices) {
-  return Nccl().init_all(comms, count, devices);
-}
-FAKE_EXPORT int ncclCommDestroy(void* comm) { return Nccl().destroy(comm); }
-FAKE_EXPORT int ncclCommAbort(void* comm) { return Nccl().abort(comm); }
-FAKE_EXPORT int ncclGroupStart() { return Nccl().group_start(); }
-FAKE_EXPORT int ncclGroupEnd() { return Nccl().group_end(); }
-FAKE_EXPORT int ncclBroadcast(const void* from, void* to, std::size_t count,
-                              int type, int root, void* comm, void* stream) {
-  return Nccl().broadcast(from, to, count, type, root, comm, stream);
-}
-FAKE_EXPORT int ncclSend(const void* from, std::size_t count, int type,
-                         int peer, void* comm, void* stream) {
-  return Nccl().send(from, count, type, peer, comm, stream);
-}
-FAKE_EXPORT int ncclRecv(void* to, std::size_t count, int type, int peer,
-                         void* comm, void* stream) {
-  return Nccl().receive(to, count, type, peer, comm, stream);
-}
-FAKE_EXPORT const char* ncclGetErrorString(int code) {
-  return Nccl().error_text(code);
-}
 
 // A machine that nothing was done on so far. Nobody may hold anything of the
 // one before.

@@ -26,7 +26,6 @@ CHECKS: list[tuple[str, Callable[[Case], Finding], str]] = [
     ("CUDA", gpus.cuda, "see: torch"),
     ("NVIDIA driver", gpus.driver, "see: distorch core"),
     ("peer access", gpus.peers, "see: torch"),
-    ("NCCL", gpus.nccl, "see: torch"),
     ("accelerators", gpus.accelerators, "see: distorch core"),
     ("simulated devices", installation.simulated, "report this"),
     ("optional packages", installation.packages, "report this"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPUs: what torch was built for, the driver and its age, NCCL, the links between GPUs."""
+"""GPUs: what torch was built for, the driver and its age, the links between GPUs."""
 
 from __future__ import annotations
 
@@ -95,16 +95,6 @@ def _on_nvml(problem: str) -> tuple[str, str]:
     code = re.search(r"NVML error (\d+)", problem)
     unknown = (BROKEN, "`nvidia-smi` should say more; report this if it finds nothing wrong")
     return _NVML_ERRORS.get(code[1] if code else "", unknown)
-
-
-def nccl(_case: Case) -> Finding:
-    """Copies between GPUs work without it."""
-    import torch
-
-    if not torch.distributed.is_available() or not torch.distributed.is_nccl_available():
-        advice = "it comes with CUDA builds of torch; copies between GPUs work without it"
-        return Finding("NCCL", ABSENT, "this torch was built without", advice)
-    return Finding("NCCL", OK, ".".join(str(n) for n in torch.cuda.nccl.version()))
 
 
 def peers(_case: Case) -> Finding:
