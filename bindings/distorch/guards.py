@@ -71,6 +71,27 @@ def open_again(model: nn.Module, modules: Iterable[nn.Module]) -> None:
             module.__dict__.pop(method, None)
 
 
+def name_added(error: BaseException | None, model: nn.Module, known: Iterable[nn.Module]) -> None:
+    """Complete the message of an error between devices where modules were hung into `model` after it was placed.
+
+    An adapter, say: nothing has placed its weights. `known`: the modules that own the placed tensors.
+    """
+    if not isinstance(error, RuntimeError) or "device" not in str(error):
+        return
+    names = {module: name for name, module in model.named_modules()}
+    for module in known:
+        names.pop(module, None)
+    added = {n: t for m, n in names.items() for t in m.parameters(recurse=False)}
+    if not added:
+        return
+    name, tensor = next(iter(added.items()))
+    others = f" (and {len(added) - 1} more)" if len(added) > 1 else ""
+    error.args = (
+        f"{error}. {name}{others} was added after {type(model).__name__} was placed, and lies on {tensor.device}: "
+        "call unload(), add it, and place the model again",
+    )
+
+
 def refuse_assigned(
     module: nn.Module, _state: Any, _prefix: str, metadata: dict[str, Any], *_: Any
 ) -> None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -16,9 +17,16 @@ from distorch.nested import Exchange, map_tensors
 class ModelInputs:
     """Hooks at the outermost module. One thread at a time."""
 
-    def __init__(self, model: nn.Module, compute: torch.device, before: Callable[[], None]) -> None:
-        """`before()` is called when a forward pass begins."""
+    def __init__(
+        self,
+        model: nn.Module,
+        compute: torch.device,
+        owners: Collection[nn.Module],
+        before: Callable[[], None],
+    ) -> None:
+        """`before()` is called when a forward pass begins; `owners` hold what is placed."""
         self._model, self._compute, self._before = model, compute, before
+        self._owners = owners
         self._exchange = Exchange()
         self._handles: list[Any] = []
 
@@ -64,3 +72,4 @@ class ModelInputs:
 
     def _end(self, *_: Any) -> None:
         self._exchange.give_back()
+        guards.name_added(sys.exc_info()[1], self._model, self._owners)

@@ -57,7 +57,7 @@ class PlacedModel:
         owners = [block.module for block in inventory.blocks]
         groups = inventory.groups.values()
         self._on_demand = OnDemandCopies(model, self.compute_device, owners, groups)
-        self._inputs = ModelInputs(model, self.compute_device, self._begin_run)
+        self._inputs = ModelInputs(model, self.compute_device, owners, self._begin_run)
         self._on_unload: list[Callable[[PlacedModel], None]] = []
         self._on_repatch: list[Callable[[PlacedModel], None]] = []
 

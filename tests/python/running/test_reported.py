@@ -240,10 +240,13 @@ def test_a_merge_in_place_is_seen_whole_and_kept(streamed: bool) -> None:
     "move",
     [
         lambda m: m.to("sim:0"), lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.cpu(),
-        lambda m: m.layers[1].double(), lambda m: nn.Sequential(m).to(torch.float64),
+        lambda m: m.layers[1].double(), lambda m: nn.Sequential(m).to(torch.float64), lambda m: m.cuda(),
     ],
 )  # fmt: skip
-def test_a_placed_model_refuses_to_be_moved_or_converted(move: Any, streamed: bool) -> None:
+def test_a_placed_model_refuses_to_be_moved_or_converted(
+    move: Any, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, *_: tensor.to("sim:0"))
     torch.manual_seed(0)
     model, x = Layers().eval(), torch.randn(3, 16)
     with torch.no_grad():
@@ -260,6 +263,45 @@ def test_a_placed_model_refuses_to_be_moved_or_converted(move: Any, streamed: bo
         assert torch.equal(model(x), expected)
         model.half()
         assert model.out.weight.dtype == torch.float16
+
+
+class Adapter(nn.Module):
+    """As LoRA libraries hang them around a layer."""
+
+    def __init__(self, base: nn.Linear, device: str) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False, device=device)
+        self.up = nn.Linear(2, base.out_features, bias=False, device=device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_adapter_added_after_placing_runs_or_is_named(streamed: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Layers().eval(), torch.randn(3, 16)
+    with torch.no_grad():
+        placed = spread_over(model, "cpu", "sim:1")
+        if streamed:
+            distorch.StreamedExecutor(placed)
+        model(x)
+        layer = model.layers[1][0]
+        model.layers[1][0] = adapter = Adapter(layer, "cpu")
+        message = r"two devices.*layers\.1\.0\.down \(and 1 more\) was added after Layers was placed.* cpu: call unload"
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=message):
+                model(x)
+        adapter.down.to("sim:0")
+        adapter.up.to("sim:0")
+        result = model(x).cpu()
+        placed.unload()
+        adapter.cpu()
+        assert torch.equal(model(x), result)
+        placed = distorch.place(model, "sim:0,1kb;cpu,*")
+        assert torch.equal(model(x).cpu(), result)
+        placed.unload()
 
 
 @pytest.mark.parametrize(
