@@ -142,17 +142,16 @@ def _plan(placed: ModelPlacement, *, empty: bool) -> None:
     placed.make_plan(found, strict=settings["strict"])
 
 
-def place(patcher: Any, placed: ModelPlacement, budget: float | None) -> None:
-    """Makes room on the donors, plans with what is free there, and brings the blocks.
+def place(patcher: Any, placed: ModelPlacement, budget: float) -> None:
+    """Makes room on the donors, plans with what is free there, and brings the blocks, also those that were spilled.
 
-    `budget` is what the core allows on the compute device in bytes; None: all.
+    `budget` is what the core allows on the compute device in bytes; infinity: all.
     """
     if not placed.loaded:
         _make_plan(patcher, placed)
     else:
         _call_back(patcher, placed)
-    if budget is not None:
-        _fit(placed, budget)
+    _fit(placed, budget)
     placed.load(patcher)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import weakref
 from typing import Any
 
@@ -121,7 +122,7 @@ class DisTorchMixin:
             placed = self.distorch_placed()
             before = placed.bytes_per_device() if placed.loaded else None
             patches = self.model.current_weight_patches_uuid
-            donors.place(self, placed, None if full_load else lowvram_model_memory)
+            donors.place(self, placed, math.inf if full_load else lowvram_model_memory)
             placed.run(self.model)
             self._distorch_pin(placed)
             self._distorch_account(placed)

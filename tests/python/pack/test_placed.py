@@ -204,6 +204,10 @@ def test_memory_on_the_compute_device_can_be_taken_and_comes_back(make, comfy, e
     comfy.load_models_gpu([patcher])
     assert patcher.loaded_size() == full
     assert patcher.distorch_placed().spilled == set()
+    patcher.partially_unload(torch.device("cpu"), slots + UP + 1)
+    patcher.load(torch.device("sim:0"), full_load=True)  # as the core does where there is much room
+    assert patcher.loaded_size() == full
+    assert patcher.distorch_placed().spilled == set()
 
 
 def test_patched_blocks_survive_being_moved(make, comfy) -> None:
