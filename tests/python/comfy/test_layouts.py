@@ -122,6 +122,10 @@ def greedy_vae() -> Workflow:
     return w.save(w.add("VAEDecode", vae=vae, samples=w.latent(1, 4, 8, 8)), "vae")
 
 
+CANNOT_READ_SCALES = """
+import comfy.memory_management as _m, comfy.utils as _u
+result = bool(getattr(_m, "aimdo_enabled", False)) and "F8_E8M0" not in getattr(_u, "_TYPES", {"F8_E8M0": 0})
+"""
 NOTHING = "pass"
 EVICT = """
 import comfy.model_management as mm
@@ -153,6 +157,8 @@ def test_a_layout_through_all_that_can_happen(comfy: ComfyServer, layout: str, d
     unknown = comfy.evaluate(f"ARGUMENTS = {(layout, *LAYOUTS[layout])!r}\n{WRITE}")
     if unknown:
         pytest.skip(f"this ComfyUI does not know {LAYOUTS[layout][0]}")
+    if layout == "mxfp8" and comfy.evaluate(CANNOT_READ_SCALES):
+        pytest.skip("with DynamicVRAM this ComfyUI cannot read a file with mxfp8's scales")
     file, expert = f"wan_layout_{layout}.safetensors", f"sim:0,25%;{donor}"
     references = {seed: wan_of(comfy, sample(None, file, seed=seed)) for seed in (7, 8)}
     twice = wan_of(comfy, sample(None, file, between=NOTHING))
