@@ -23,7 +23,7 @@ import pytest
 import torch
 from fake_comfy import FakeComfy
 
-from distorch import _load, model_files, transfer
+from distorch import _load, model_files
 from distorch.tools.cli import e2e, quantities
 from distorch.tools.demo import setting
 from distorch.tools.e2e.client import Client, UnreachableError
@@ -91,8 +91,6 @@ ROWS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
      lambda: quantities.address("x")),
     ("a number on the command line", argparse.ArgumentTypeError, "'some words' is no number",
      lambda: e2e._not_negative("some words")),
-    ("tensors on one device", ValueError, "an exchange needs one tensor a device, not ['cpu', 'cpu']",
-     lambda: transfer.exchange([torch.zeros(1), torch.zeros(1)])),
 ]  # fmt: skip
 
 
