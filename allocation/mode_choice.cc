@@ -87,9 +87,11 @@ ModeChoice ChooseModes(const StepModel& model,
   Migrates migrates = Fastest(model, donors);
   ModeChoice choice;
   const bool known = std::all_of(donors.begin(), donors.end(), LinkKnown);
+  choice.compute_seconds = model.compute_seconds;
   choice.step_seconds = known ? StepSeconds(model, donors, migrates) : 0;
   for (size_t i = 0; i < donors.size(); ++i) {
     DonorChoice donor;
+    donor.device = donors[i].device;
     donor.mode = migrates[i] ? ExecutionMode::kMigrate : ExecutionMode::kStream;
     if (LinkKnown(donors[i])) {
       Migrates other = migrates;

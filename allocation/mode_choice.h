@@ -34,6 +34,7 @@ struct DonorLoad {
 };
 
 struct DonorChoice {
+  DeviceId device;
   ExecutionMode mode = ExecutionMode::kStream;  // never kAuto
   // Seconds of a step with this donor used either way and the others as they
   // were chosen; 0 where its link is unknown.
@@ -45,6 +46,7 @@ struct DonorChoice {
 struct ModeChoice {
   std::vector<DonorChoice> donors;  // as given
   double step_seconds = 0;          // predicted; 0 where a link is unknown
+  double compute_seconds = 0;       // of these, what computing takes alone
 };
 
 // Migrating has to gain this share of a step: it makes donors work, and figures

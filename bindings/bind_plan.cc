@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // The planner of allocation/ for Python; see bind_allocation.cc for its inputs.
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <tuple>
-#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "allocation/plan.h"
 #include "allocation/plan_json.h"
+#include "allocation/plan_step.h"
 #include "allocation/planner.h"
 #include "allocation/report.h"
 #include "bindings/bindings.h"
@@ -61,12 +60,12 @@ std::variant<BoundPlan, PlanFault> PlanShim(const Spec& spec,
   return fault;
 }
 
-py::dict PlacementShim(const BoundPlan& bound) {
+py::typing::Dict<py::str, py::str> PlacementShim(const BoundPlan& bound) {
   std::vector<py::str> names;
   for (const DeviceShare& share : bound.plan.devices) {
     names.emplace_back(share.device.ToString());
   }
-  py::dict placement;
+  py::typing::Dict<py::str, py::str> placement;
   for (size_t i = 0; i < bound.blocks->size(); ++i) {
     placement[py::str((*bound.blocks)[i].name)] =
         names[bound.plan.placement[i]];
@@ -94,33 +93,8 @@ py::list StretchesShim(const BoundPlan& bound) {
   return stretches;
 }
 
-// The layer groups in the order of the model: [{device: bytes of its blocks}].
-py::list GroupsShim(const BoundPlan& bound) {
-  const Plan& plan = bound.plan;
-  std::unordered_map<std::string_view, size_t> index;
-  std::vector<std::vector<int64_t>> groups;
-  for (size_t i = 0; i < bound.blocks->size(); ++i) {
-    const Block& block = (*bound.blocks)[i];
-    if (block.group.empty()) continue;
-    const auto [at, fresh] = index.try_emplace(block.group, groups.size());
-    if (fresh) groups.emplace_back(plan.devices.size(), -1);
-    int64_t& sum = groups[at->second][plan.placement[i]];
-    sum = std::max<int64_t>(sum, 0) + block.bytes.value();
-  }
-  py::list found;
-  for (const std::vector<int64_t>& group : groups) {
-    py::dict by_device;
-    for (size_t d = 0; d < group.size(); ++d) {
-      if (group[d] < 0) continue;
-      by_device[py::str(plan.devices[d].device.ToString())] = group[d];
-    }
-    found.append(std::move(by_device));
-  }
-  return found;
-}
-
-py::dict ReasonsShim(const BoundPlan& bound) {
-  py::dict reasons;
+py::typing::Dict<py::str, py::str> ReasonsShim(const BoundPlan& bound) {
+  py::typing::Dict<py::str, py::str> reasons;
   for (size_t i = 0; i < bound.blocks->size(); ++i) {
     reasons[py::str((*bound.blocks)[i].name)] =
         ReasonText(bound.plan, *bound.blocks, i);
@@ -132,7 +106,7 @@ py::dict ReasonsShim(const BoundPlan& bound) {
 template <typename Value>
 auto ByDevice(Value value) {
   return [value](const BoundPlan& bound) {
-    py::dict by_device;
+    py::typing::Dict<py::str, decltype(value(DeviceShare()))> by_device;
     for (const DeviceShare& share : bound.plan.devices) {
       by_device[py::str(share.device.ToString())] = value(share);
     }
@@ -162,7 +136,6 @@ void BindPlan(py::module_& module) {
       .def_property_readonly("placement", &PlacementShim)
       .def_property_readonly("reasons", &ReasonsShim)
       .def_property_readonly("stretches", &StretchesShim)
-      .def_property_readonly("groups", &GroupsShim)
       .def_property_readonly("totals", ByDevice([](const DeviceShare& share) {
                                return share.used.value();
                              }))
@@ -209,6 +182,19 @@ void BindPlan(py::module_& module) {
            [](const BoundPlan& bound) {
              return FormatTables(bound.plan, *bound.blocks, bound.devices);
            })
+      .def(
+          "predict_step",
+          [](const BoundPlan& bound, double compute_seconds,
+             std::int64_t activations, int slots) {
+            return PredictPlan(bound.plan, *bound.blocks, bound.devices,
+                               {compute_seconds, activations, slots});
+          },
+          py::arg("compute_seconds"), py::arg("activations"),
+          py::arg("slots") = 2,
+          "How each donor is best used, and what a step then takes; its blocks "
+          "need layer groups. compute_seconds: with all weights on the compute "
+          "device; activations: bytes that one layer group takes, and as many "
+          "that it gives.")
       .def(
           "check_invariants",
           [](const BoundPlan& bound) {

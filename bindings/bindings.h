@@ -14,9 +14,9 @@
 namespace distorch::bindings {
 
 void BindAllocation(pybind11::module_& module);
-void BindCost(pybind11::module_& module);
 void BindDevice(pybind11::module_& module);
 void BindExecution(pybind11::module_& module);
+void BindModes(pybind11::module_& module);
 void BindPlacement(pybind11::module_& module);
 void BindPlan(pybind11::module_& module);
 void BindSampler(pybind11::module_& module);

@@ -9,16 +9,17 @@ PYBIND11_MODULE(_C, module) {
       "the package `distorch`.";
   module.attr("__version__") = DISTORCH_VERSION;
   module.attr("built_with_torch") = DISTORCH_BUILT_WITH_TORCH;
+  // What a signature names comes before it.
   distorch::bindings::BindAllocation(module);
-  distorch::bindings::BindCost(module);
   distorch::bindings::BindDevice(module);
-  distorch::bindings::BindExecution(module);
-  distorch::bindings::BindPlacement(module);
+  distorch::bindings::BindTransfer(module);
+  distorch::bindings::BindModes(module);
   distorch::bindings::BindPlan(module);
+  distorch::bindings::BindPlacement(module);
+  distorch::bindings::BindExecution(module);
+  distorch::bindings::BindStreaming(module);
+  distorch::bindings::BindUnload(module);
+  distorch::bindings::BindTelemetry(module);
   distorch::bindings::BindSampler(module);
   distorch::bindings::BindScan(module);
-  distorch::bindings::BindTelemetry(module);
-  distorch::bindings::BindTransfer(module);
-  distorch::bindings::BindUnload(module);
-  distorch::bindings::BindStreaming(module);
 }

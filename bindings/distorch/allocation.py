@@ -19,28 +19,27 @@ from typing import TYPE_CHECKING
 from distorch import _load
 
 if TYPE_CHECKING:
-    from distorch._C import Block, Device, Options, Plan, Spec
+    from distorch._C import Block, Device, ModeChoice, Options, Plan, Spec
 else:
     Block, Device, Options = _load.C.Block, _load.C.Device, _load.C.Options
-    Plan, Spec = _load.C.Plan, _load.C.Spec
+    ModeChoice, Plan, Spec = _load.C.ModeChoice, _load.C.Plan, _load.C.Spec
 
 __all__ = [
     "AllocationError",
     "Block",
     "Candidate",
     "Device",
+    "ModeChoice",
     "Options",
     "Plan",
     "PlanError",
     "Spec",
-    "Step",
     "blocks_of_tensors",
     "format_bytes",
     "format_spec",
     "group_names",
     "make_plan",
     "parse",
-    "predict_step",
     "text_encoder_head",
 ]
 
@@ -189,60 +188,6 @@ def make_plan(
         problem=outcome.problem,
         candidates=[Candidate(*row) for row in outcome.candidates],
         remedy=outcome.remedy,
-    )
-
-
-@dataclass(frozen=True)
-class Step:
-    """The predicted time of a step, and how each donor is used for it.
-
-    `seconds` is 0.0 where the link of a donor is not known. `modes` is "stream" or "migrate" by donor, `lines` a reason
-    for each.
-    """
-
-    seconds: float
-    modes: dict[str, str]
-    lines: tuple[str, ...]
-
-
-def predict_step(
-    plan: Plan, devices: Sequence[Device], seconds: float, activations: int, slots: int = 2
-) -> Step:
-    """Predict a step of a plan (`allocation/cost_model.h`, `allocation/mode_choice.h`).
-
-    Args:
-        plan: the plan; its blocks must have layer groups.
-        devices: the table it was made for; `link_gbps` counts in 2**30 bytes a second.
-        seconds: what a step computes with all weights on the compute device.
-        activations: bytes that one layer group takes, and as many that it gives.
-        slots: staging slots.
-
-    A donor can compute for the choice if it is of the compute device's kind. Groups are taken to compute equally long.
-    """
-    links = {d.device: d.link_gbps * 2**30 for d in devices}
-    where = plan.groups  # device -> bytes, of each layer group
-    sizes: dict[str, int] = {}
-    for group in where:
-        for device, size in group.items():
-            sizes[device] = sizes.get(device, 0) + size
-    rows = []
-    kind = plan.compute.partition(":")[0]
-    for donor in [d for d in sizes if d != plan.compute]:
-        groups = [group for group in where if donor in group]
-        runs = sum(
-            donor in now and donor not in before
-            for before, now in zip([{}, *where], where, strict=False)
-        )
-        whole = all(len(group) == 1 for group in groups)
-        can = whole and donor.partition(":")[0] == kind != "cpu"
-        link, wanted = links.get(donor, 0.0), plan.modes.get(donor, "auto")
-        crossing = float(2 * runs * activations)
-        rows.append((donor, float(sizes[donor]), len(groups), link, crossing, can, wanted))
-    predicted, chosen = _load.C.choose_modes(seconds, max(1, len(where)), slots, rows)
-    return Step(
-        seconds=float(predicted),
-        modes={row[0]: choice[0] for row, choice in zip(rows, chosen, strict=True)},
-        lines=tuple(choice[3] for choice in chosen),
     )
 
 

@@ -95,10 +95,8 @@ def view(
     here = plan.compute
     modes, seconds = plan.modes, 0.0
     if compute_seconds is not None:
-        step = allocation.predict_step(
-            plan, devices, compute_seconds, activations, max(1, plan.slots)
-        )
-        modes, seconds = {**modes, **step.modes}, step.seconds
+        step = plan.predict_step(compute_seconds, activations, max(1, plan.slots))
+        modes, seconds = {**modes, **step.modes}, step.step_seconds
     how = {
         device: "resident" if device == here else "migrated" if mode == "migrate" else "streamed"
         for device, mode in modes.items()

@@ -15,7 +15,7 @@ For inference, one thread at a time.
 
 from __future__ import annotations
 
-from distorch.run.choice import Decision
+from distorch.allocation import ModeChoice
 from distorch.run.executor import StreamedExecutor
 from distorch.run.groups import GroupEngine
 from distorch.run.pinning import HostPinner, share_budget
@@ -24,10 +24,10 @@ from distorch.slabs import ALIGNMENT
 
 __all__ = [
     "ALIGNMENT",
-    "Decision",
     "GroupEngine",
     "GroupSpec",
     "HostPinner",
+    "ModeChoice",
     "StreamedExecutor",
     "share_budget",
 ]

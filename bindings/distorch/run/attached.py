@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from distorch._load import core
+from distorch.allocation import ModeChoice
 from distorch.devices import name_of
 from distorch.parts import version
 from distorch.run.byte_streaming import ByteStreamer
-from distorch.run.choice import Decision
 from distorch.run.cuda import cuda_device
 from distorch.run.migration import MigratedGroup, Migrator
 from distorch.run.pinning import HostPinner, registrar_for
-from distorch.run.profile import Profile
+from distorch.run.profile import StepProfile
 from distorch.run.specs import ActiveGroup, GroupSpec, Store, pack_group
 from distorch.run.streaming import Streamer, slots_for
 from distorch.run.torch_streaming import TorchStreamer
@@ -58,8 +58,8 @@ class AttachedGroups:
         self.links = dict(links or {})
         self.notes: list[str] = []
         self.steps = 0
-        self.profile = Profile(compute)
-        self.decision: Decision | None = None
+        self.profile = StepProfile(compute)
+        self.decision: ModeChoice | None = None
         self._store = store
         self._own_pinner = pinner is None
         self._pinner = pinner or HostPinner(registrar_for(compute))

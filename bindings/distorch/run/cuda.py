@@ -45,6 +45,12 @@ class CudaDevice:
         self._opened.add(donor)
 
 
+def stream_of(device: torch.device) -> tuple[int, int]:
+    """Return a CUDA device's number and the handle of the stream on which torch queues kernels there now."""
+    index = int(device.index or 0)
+    return index, int(torch._C._cuda_getCurrentRawStream(index))
+
+
 @functools.cache
 def cuda_device(device: torch.device) -> CudaDevice | None:
     """Return a device's entry points; None where it is not CUDA's, or they are not to be found."""

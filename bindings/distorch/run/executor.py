@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from distorch.allocation import ModeChoice
 from distorch.model_blocks import ModelBlock, TensorRef
 from distorch.nested import map_tensors
 from distorch.parts import can_rebuild
 from distorch.placed import PlacedModel
-from distorch.run.choice import Decision
 from distorch.run.groups import GroupEngine
 from distorch.run.pinning import HostPinner, registrar_for
 from distorch.run.specs import GroupSpec
@@ -158,7 +158,7 @@ class StreamedExecutor:
         return self.engine.profile.often
 
     @property
-    def decision(self) -> Decision | None:
+    def decision(self) -> ModeChoice | None:
         """What was chosen after the measured steps; None until then."""
         return self.engine.decision
 

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from distorch.devices import name_of
 from distorch.printable import logger
 from distorch.run.attached import AttachedGroups
-from distorch.run.choice import decide
 from distorch.run.hooks import GroupHooks, touches
+from distorch.run.profile import decide
 from distorch.run.specs import ActiveGroup, GroupSpec, refresh
 
 log = logger("distorch")
@@ -144,7 +143,7 @@ class GroupEngine(AttachedGroups):
 
     def _decide(self) -> None:
         self.decision = decide(
-            self._specs, self.profile, self.modes, self.links, self.slots, name_of(self.compute)
+            self._specs, self.profile, self.modes, self.links, self.slots, self.compute
         )
         for line in self.decision.lines:
             log.debug("%s", line)  # whoever placed the model tells it with all else

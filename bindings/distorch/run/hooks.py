@@ -69,7 +69,7 @@ class GroupHooks:
             if recurrent:
                 refresh(group)
             if profile.active:
-                profile.enter(group.spec.name, args, kwargs)
+                profile.entered(group.spec.name, args, kwargs)
             return _resolved(args, kwargs) if engine._migrators else None
 
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
@@ -80,7 +80,7 @@ class GroupHooks:
                 return
             group.depth = 0
             if profile.active:
-                profile.leave(group.spec.name, output)
+                profile.left(group.spec.name, output)
             let_go(index, swap)
             if recurrent:
                 refresh(group)
@@ -109,7 +109,7 @@ class GroupHooks:
             moved = migrator.enter(migrated, args, kwargs)
             group.depth = 1
             if profile.active:
-                profile.enter(group.spec.name, args, kwargs, migrator.donor)
+                profile.entered(group.spec.name, args, kwargs, migrator.donor)
             return moved
 
         def leave(module: nn.Module, _args: Any, output: Any) -> Any:
@@ -120,7 +120,7 @@ class GroupHooks:
                 return None
             group.depth = 0
             if profile.active:
-                profile.leave(group.spec.name, output)
+                profile.left(group.spec.name, output)
             return migrator.leave(migrated, output)
 
         return enter, leave
@@ -133,12 +133,12 @@ class GroupHooks:
             if compiling():
                 return None
             if profile.active:
-                profile.enter(name, args, kwargs)
+                profile.entered(name, args, kwargs)
             return _resolved(args, kwargs) if engine._migrators else None
 
         def leave(_module: nn.Module, _args: Any, output: Any) -> None:
             if profile.active and not compiling():
-                profile.leave(name, output)
+                profile.left(name, output)
 
         return enter, leave
 

@@ -393,7 +393,7 @@ def test_sparse_inputs_are_measured_like_others() -> None:
         executor = StreamedExecutor(place(model, plan_of(homes), compute="cpu"))
         for _ in range(4):
             assert torch.equal(model(x, mask), expected)
-    sizes = {group.input_bytes for group in executor.engine.profile.groups.values()}
+    sizes = {group.input_bytes for group in executor.engine.profile.groups}
     assert sizes == {x.nbytes + 8 * (2 * 8 + 4)}
 
 

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         spec = allocation.parse(args.alloc, _names_here() if devices is None else devices)
         devices = _devices_here(args.compute, spec) if devices is None else devices
         plan = _plan(args, spec, devices)
-        step = _step(args, plan, devices)
+        step = _step(args, plan)
         other = _other(args, plan, devices)
         if args.svg:
             _draw(args, [plan, other] if other else [plan], devices)
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         text = plan.to_stable_json()
         if step is not None:
-            more = {"step": {"seconds": step.seconds, "modes": step.modes}}
+            more = {"step": {"seconds": step.step_seconds, "modes": step.modes}}
             text = json.dumps(json.loads(text) | more)
         sys.stdout.write(text + "\n")
         return 0
@@ -125,17 +125,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _step(
-    args: argparse.Namespace, plan: allocation.Plan, devices: list[allocation.Device]
-) -> allocation.Step | None:
+def _step(args: argparse.Namespace, plan: allocation.Plan) -> allocation.ModeChoice | None:
     if args.step_seconds is None:
         return None
     if not 0 < args.step_seconds < float("inf"):
         raise InputError("--step-seconds must be a number of seconds, above 0")
     if args.activations < 0:
         raise InputError("--activations must be a number of bytes, 0 or more")
-    slots = max(1, plan.slots)
-    return allocation.predict_step(plan, devices, args.step_seconds, args.activations, slots)
+    return plan.predict_step(args.step_seconds, args.activations, max(1, plan.slots))
 
 
 def _other(
