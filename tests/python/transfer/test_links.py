@@ -14,6 +14,7 @@ from typing import Any
 import distorch_sim
 import pytest
 import torch
+from fake_cuda import LIBRARY, library
 
 from distorch import allocation, devices, links, transfer
 from distorch._load import core
@@ -21,7 +22,6 @@ from distorch.device_table import device_table
 from distorch.links import cache, identity, measuring
 from distorch.tools.cli import main
 
-LIBRARY = str(Path(distorch_sim.__file__).parent / "libfake_cuda.so")
 GIB = 2**30
 SIZE = 1 << 16
 
@@ -58,6 +58,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A machine with three fake CUDA devices: 0 and 1 joined by NVLink, 2 in a slot of four lanes."""
+    library().fake_reset(
+        1
+    )  # it would refuse host memory where the tests before gave some of its own back
     state = types.SimpleNamespace(
         nvml={0: gpu(0, nvlinks=4), 1: gpu(1, nvlinks=4), 2: gpu(2, pcie_current_width=4)},
         pairs=frozenset({(0, 1)}),
