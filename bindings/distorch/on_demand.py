@@ -68,8 +68,12 @@ class OnDemandCopies:
 
     def bring(self, stored: torch.Tensor) -> torch.Tensor:
         """Return a copy of a stored tensor on the compute device, with its attributes."""
-        with torch.no_grad():
-            here = moved(stored, self.compute_device, temporary=True)
+        recorded = torch.is_grad_enabled()
+        # No tensor of inference mode: what is made of one, as its transpose, asks for no gradient.
+        with torch.inference_mode(False), torch.no_grad():
+            here = moved(stored, self.compute_device)
+            if recorded and here.requires_grad:
+                here.requires_grad_(False)  # the gradient of a copy helps nobody
         self.bytes += tensor_bytes(here)
         return here
 

@@ -88,20 +88,20 @@ def _hides_tensors(value: Any) -> bool:
     return not isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | None)
 
 
-def rebuilt(
-    source: torch.Tensor, parts: Sequence[torch.Tensor], *, temporary: bool = False
-) -> torch.Tensor:
+def rebuilt(source: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return `source` with other bytes.
+
+    A parameter that asks for gradients goes on asking: torch chooses kernels by that, also where it computes none. One of
+    inference mode stops: what is made of it there asks for none.
 
     Args:
         source: what it is to be: a plain tensor, a parameter with its attributes, a tensor of another class.
         parts: what holds the bytes, like `parts_of(source)`; not copied.
-        temporary: the result is only used while a module runs: it asks for no gradient.
     """
     left = iter(parts)
     result = _rebuilt(source, left)
     assert next(left, None) is None, "one part for each"
-    asks = isinstance(source, nn.Parameter) and source.requires_grad and not temporary
+    asks = isinstance(source, nn.Parameter) and source.requires_grad and not source.is_inference()
     if type(source) is nn.Parameter:
         result = nn.Parameter(result, requires_grad=asks)
     elif asks:
@@ -116,15 +116,11 @@ def rebuilt(
     return result
 
 
-def moved(
-    source: torch.Tensor, device: torch.device | str, *, temporary: bool = False
-) -> torch.Tensor:
-    """Return a copy of `source` on another device, of its class and with its attributes; `temporary` as in `rebuilt`."""
+def moved(source: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a copy of `source` on another device, of its class and with its attributes."""
     if not can_rebuild(source):
         return source.to(device)  # only its class knows all that it holds
-    return rebuilt(
-        source, [part.detach().to(device) for part in parts_of(source)], temporary=temporary
-    )
+    return rebuilt(source, [part.detach().to(device) for part in parts_of(source)])
 
 
 def version(tensor: torch.Tensor) -> int:

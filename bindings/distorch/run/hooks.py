@@ -66,6 +66,9 @@ class GroupHooks:
                 engine.rebuild()
                 return self._again(group, args, kwargs)
             group.depth = 1
+            if torch.is_grad_enabled():
+                # The next group overwrites these weights: a backward pass is refused, not computed with others.
+                torch.autograd.graph.increment_version(streamer.buffers)
             if recurrent:
                 refresh(group)
             if profile.active:

@@ -146,7 +146,7 @@ class Migrator:
         """Copy the group's companions to the donor. Raises torch.OutOfMemoryError when there is no room."""
         with torch.inference_mode(False), torch.no_grad():
             for ref in group.companions:
-                group.there.append(moved(ref.get(), self.donor, temporary=True))
+                group.there.append(moved(ref.get(), self.donor))
 
     def refresh(self, group: MigratedGroup) -> None:
         """The group's own tensors were written: bring its copies up to date."""

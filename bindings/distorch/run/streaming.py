@@ -74,7 +74,7 @@ class Streamer:
                 for buffer in self.buffers:
                     group.views.append(
                         [
-                            rebuilt(tensor, views(buffer, places, tensor), temporary=True)
+                            rebuilt(tensor, views(buffer, places, tensor))
                             for tensor, places in zip(group.stored, offsets, strict=True)
                         ]
                     )

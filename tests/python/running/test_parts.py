@@ -121,7 +121,7 @@ def test_a_quantised_tensor_is_made_in_the_mode_that_it_was_made_in(inference: b
 def test_bytes_with_notes_keep_their_notes_and_their_patches() -> None:
     raw = noted(parameter=True)
     other = torch.zeros(40, dtype=torch.uint8)
-    result = parts.rebuilt(raw, [other], temporary=True)
+    result = parts.rebuilt(raw, [other])
     assert type(result) is Noted
     assert isinstance(result, nn.Parameter)
     assert (result.tensor_type, result.shape) == ("Q8", (4, 8))
@@ -155,10 +155,7 @@ def test_a_slab_holds_all_parts_and_moves_in_one_copy() -> None:
     assert [(r.begin, r.at, r.size) for r in moves] == [(0, 0, size)]
     assert moved == size
     slot = slab.clone()
-    seen = [
-        parts.rebuilt(t, views(slot, at, t), temporary=True)
-        for t, at in zip(packed, offsets, strict=True)
-    ]
+    seen = [parts.rebuilt(t, views(slot, at, t)) for t, at in zip(packed, offsets, strict=True)]
     assert torch.equal(seen[0].full(), before[0].full())
     assert torch.equal(seen[1], before[1])
     assert torch.equal(parts.parts_of(seen[2])[0], parts.parts_of(before[2])[0])
@@ -266,4 +263,5 @@ def test_a_parameter_of_a_class_of_its_own_asks_for_gradients_as_before() -> Non
 
     weight = Own(torch.ones(3))
     assert parts.rebuilt(weight, [torch.zeros(3)]).requires_grad
-    assert not parts.rebuilt(weight, [torch.zeros(3)], temporary=True).requires_grad
+    weight.requires_grad_(False)
+    assert not parts.rebuilt(weight, [torch.zeros(3)]).requires_grad

@@ -16,8 +16,10 @@ from torch import nn
 
 import distorch
 from distorch.model_blocks import inventory
+from distorch.parts import rebuilt
 from distorch.placed import PlacedModel, PlacementError
 from distorch.placing import place
+from distorch.slabs import views
 
 pytestmark = pytest.mark.usefixtures("sim")
 
@@ -263,6 +265,62 @@ def test_a_placed_model_refuses_to_be_moved_or_converted(
         assert torch.equal(model(x), expected)
         model.half()
         assert model.out.weight.dtype == torch.float16
+
+
+class Turned(nn.Module):
+    """Its layers get their input as a motion module does: in another order of axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x.permute(0, 2, 1).contiguous().permute(0, 2, 1).transpose(0, 1)).transpose(
+                0, 1
+            )
+        return x
+
+
+@pytest.mark.parametrize("mode", ["", "stream", "migrate"])
+def test_weights_that_ask_for_gradients_are_computed_by_the_same_kernels(mode: str) -> None:
+    """torch folds a product or not by whether the weight asks, also where no gradient is computed."""
+    torch.manual_seed(0)
+    model, x = Turned().eval(), torch.randn(1, 256, 16)
+    whole = copy.deepcopy(model).to("sim:0")
+    with torch.inference_mode():
+        expected = whole(x.to("sim:0")).cpu()
+        placed = spread_over(model, "sim:1")
+        if mode:
+            distorch.StreamedExecutor(placed, modes={"sim:1": mode})
+        for _ in range(3):
+            assert torch.equal(model(x).cpu(), expected)
+        placed.unload()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_backward_pass_through_a_slot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time of it the slot holds another group: torch is told that it was written."""
+    weight, buffer = nn.Parameter(torch.randn(16)), torch.zeros(256, dtype=torch.uint8)
+    in_slot = rebuilt(weight, views(buffer, [0], weight))
+    result = (in_slot * in_slot).sum()
+    torch.autograd.graph.increment_version([buffer])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.backward()
+
+    told: list[Any] = []
+    monkeypatch.setattr(torch.autograd.graph, "increment_version", told.append)
+    model, x = Layers().eval().requires_grad_(False), torch.randn(3, 16)
+    placed = spread_over(model, "cpu", "sim:1")
+    executor = distorch.StreamedExecutor(placed)
+    with torch.no_grad():
+        model(x)
+    assert told == []
+    model(x)
+    buffers = executor.engine._streamer.buffers
+    assert len(told) == len(executor.engine.streamed)
+    assert all(t is b for call in told for t, b in zip(call, buffers, strict=True))
+    placed.unload()
 
 
 class Adapter(nn.Module):
