@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import os
 import pathlib
 import shutil
+import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,15 +30,13 @@ class PageError(AssertionError):
     """JavaScript that threw, or a condition that did not come true."""
 
 
-class Page:
-    """One tab. All methods are to be called from the loop that made it."""
+class Connection:
+    """Commands to the browser or to a tab. All methods are to be called from the loop that made it."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self.console: list[str] = []
-        self.requests: list[str] = []
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -42,15 +44,11 @@ class Page:
             data = json.loads(message.data)
             if "id" in data:
                 self._answers.pop(data["id"]).set_result(data)
-            elif data["method"] == "Runtime.consoleAPICalled":
-                parts = [a.get("value", a.get("description", "")) for a in data["params"]["args"]]
-                self.console.append(" ".join(map(str, parts)))
-            elif data["method"] == "Runtime.exceptionThrown":
-                details = data["params"]["exceptionDetails"]
-                text = details.get("exception", {}).get("description", details["text"])
-                self.console.append(f"EXCEPTION {text}")
-            elif data["method"] == "Network.requestWillBeSent":
-                self.requests.append(data["params"]["request"]["url"])
+            else:
+                self.happened(data["method"], data["params"])
+
+    def happened(self, event: str, parameters: dict[str, Any]) -> None:
+        """Called for each event."""
 
     async def send(self, method: str, **parameters: Any) -> Any:
         number = next(self._numbers)
@@ -60,6 +58,26 @@ class Page:
         if "error" in answer:
             raise PageError(f"{method}: {answer['error']['message']}")
         return answer["result"]
+
+
+class Page(Connection):
+    """One tab."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        super().__init__(socket)
+        self.console: list[str] = []
+        self.requests: list[str] = []
+
+    def happened(self, event: str, parameters: dict[str, Any]) -> None:
+        if event == "Runtime.consoleAPICalled":
+            parts = [a.get("value", a.get("description", "")) for a in parameters["args"]]
+            self.console.append(" ".join(map(str, parts)))
+        elif event == "Runtime.exceptionThrown":
+            details = parameters["exceptionDetails"]
+            text = details.get("exception", {}).get("description", details["text"])
+            self.console.append(f"EXCEPTION {text}")
+        elif event == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
 
     async def evaluate(self, code: str) -> Any:
         """The value of an expression; promises are awaited."""
@@ -137,37 +155,53 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def open_page(width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
-    """A tab in a Chromium of its own, with a profile of its own."""
+    """A tab of this size, in a profile of its own (storage, cache) that goes with it."""
+    address, path = _browser()
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(address + path) as whole,
+    ):
+        browser = Connection(whole)
+        profile = await browser.send("Target.createBrowserContext", disposeOnDetach=True)
+        tab = await browser.send("Target.createTarget", url="about:blank", **profile)
+        url = f"{address}/devtools/page/{tab['targetId']}"
+        async with session.ws_connect(url, max_msg_size=0) as socket:
+            page = Page(socket)
+            for domain in ("Page", "Runtime", "Network"):
+                await page.send(f"{domain}.enable")
+            await page.send(
+                "Emulation.setDeviceMetricsOverride",
+                width=width, height=height, deviceScaleFactor=1, mobile=False,
+            )  # fmt: skip
+            yield page
+
+
+@functools.cache
+def _browser() -> tuple[str, str]:
+    """Start chromium, for all tests of this process; returns its address and the path under it for the whole browser."""
     if EXECUTABLE is None:
         raise FileNotFoundError("chromium was not found: tools/system_packages.sh installs it")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = await asyncio.create_subprocess_exec(
+    folder = tempfile.mkdtemp(prefix="distorch-chromium-")
+    process = subprocess.Popen(
+        [
             EXECUTABLE, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
             "--no-first-run", "--hide-scrollbars", "--remote-debugging-port=0",
-            f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank",
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            port = await _port_of(pathlib.Path(profile))
-            async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                    targets = await answer.json()
-                url = next(t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page")
-                async with session.ws_connect(url, max_msg_size=0) as socket:
-                    page = Page(socket)
-                    for domain in ("Page", "Runtime", "Network"):
-                        await page.send(f"{domain}.enable")
-                    yield page
-        finally:
-            process.kill()
-            await process.wait()
+            f"--user-data-dir={folder}", "about:blank",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
 
+    def end() -> None:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
-async def _port_of(profile: pathlib.Path) -> int:
+    atexit.register(end)
     for _ in range(600):
         with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
-            return int((profile / "DevToolsActivePort").read_text().splitlines()[0])
-        await asyncio.sleep(0.05)
+            port, path = (pathlib.Path(folder) / "DevToolsActivePort").read_text().splitlines()
+            return f"ws://127.0.0.1:{port}", path
+        time.sleep(0.05)
     raise TimeoutError("chromium did not start in 30 s")
 
 
