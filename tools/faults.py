@@ -7,6 +7,7 @@ something or changed a model.
 
 from __future__ import annotations
 
+import gc
 import logging
 import pathlib
 import sys
@@ -25,6 +26,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)  # it says what is wrong, some thousand times
     step = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     names = sys.argv[2:]
+    gc.freeze()  # what was imported stays: the collections after each fault need not look through it
     if faults.system() is None:
         sys.stdout.write("files and threads do not fail: os_faults is not loaded (LD_PRELOAD)\n")
     chosen = [op for op in faults.OPERATIONS if not names or op.name in names]
