@@ -88,6 +88,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         left = _left_on_devices()
         if left:
             item.add_report_section("teardown", "simulated devices", f"left behind: {left}")
+    if not left and len(sys.modules) > _frozen_modules + 20:
+        _freeze()
     if left:
         pytest.fail(f"{item.nodeid} left memory on simulated devices: {left}", pytrace=False)
 
@@ -109,10 +111,22 @@ def _left_on_devices() -> dict[str, int]:
     return left
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays: collections of garbage, of which the tests ask many, need not look through it."""
+_frozen_modules = 0
+
+
+def _freeze() -> None:
+    """What was imported stays: collections of garbage, of which the tests ask many, need not look through it.
+
+    torch alone makes each of them take 0.1 s, what a test imports of transformers or torch's compiler as much again.
+    """
+    global _frozen_modules
+    _frozen_modules = len(sys.modules)
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
