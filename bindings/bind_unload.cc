@@ -69,8 +69,8 @@ Answer Ask(Function function, Answer otherwise) {
   try {
     return function().template cast<Answer>();
   } catch (py::error_already_set& error) {
-    py::module_::import("logging")
-        .attr("getLogger")("distorch")
+    py::module_::import("distorch.printable")
+        .attr("logger")("distorch")
         .attr("warning")("a model or device could not be asked: %s",
                          error.value(), py::arg("exc_info") = error.value());
     return otherwise;

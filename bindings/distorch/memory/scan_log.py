@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from distorch.memory.row import Row
+from distorch.printable import logger
 
-_log = logging.getLogger("distorch.memory")
+_log = logger("distorch.memory")
 
 MEGABYTE = 2**20
 _MOST = 10  # models of a device that are listed

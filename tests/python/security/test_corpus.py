@@ -26,7 +26,8 @@ from on_page import drawn, on_page
 from pack_import import Pack, forget
 from stand_in import GB, StandIn, StandInBackend, row, serve
 
-from distorch import model_files
+from distorch import model_files, tables
+from distorch.memory import scan_log
 from distorch.printable import printable
 from distorch.tools.monitor import Sample, answers, lines, plot
 from distorch.tools.monitor.sample import PromptRun
@@ -210,15 +211,14 @@ def safe(text: str) -> bool:
 def test_a_terminal_is_given_nothing_to_obey(text: str, pack: Any) -> None:
     assert safe(answers.text(text))
     assert safe(printable(text))
-    pack.load("patches.placing.request")
-    for logger in ("distorch", "DisTorch"):
+    for logger in (tables.log, scan_log._log, pack.load("patches.placing.request").log):
         stream = io.StringIO()
         handler = logging.StreamHandler(stream)
-        logging.getLogger(logger).addHandler(handler)
+        logger.addHandler(handler)
         try:
-            logging.getLogger(logger).error("%s of %d", text, 3)
+            logger.error("%s of %d", text, 3)
         finally:
-            logging.getLogger(logger).removeHandler(handler)
+            logger.removeHandler(handler)
         assert stream.getvalue().endswith(" of 3\n")
         assert safe(stream.getvalue())
 
