@@ -166,7 +166,10 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
 
         @classmethod
         def INPUT_TYPES(cls) -> dict[str, Any]:
-            return _with(inputs_of(node), _placement_widgets(family))
+            inputs = _with(inputs_of(node), _placement_widgets(family))
+            if family.device == "device":
+                inputs["hidden"] = {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"}
+            return inputs
 
         def override(
             self,
@@ -176,9 +179,11 @@ def distorch2(node: type, node_id: str, family: Family) -> type:
             eject_models: bool = eject_default,
             keep_loaded: bool = True,
             execution_mode: str = "auto",
+            prompt: Any = None,
+            unique_id: str = "",
             **inputs: Any,
         ) -> tuple[Any, ...]:
-            compute = available(inputs.pop(family.device, None))
+            compute = available(inputs.pop(family.device, None) or _in_prompt(prompt, unique_id))
             donors = [available(donor_device, default="cpu")]
             request = Request(
                 compute=compute,
@@ -267,6 +272,12 @@ def inputs_of(node: Any) -> dict[str, Any]:
     inputs["optional"] = dict(inputs.get("optional", {}))
     inputs.pop("hidden", None)
     return inputs
+
+
+def _in_prompt(prompt: Any, unique_id: str) -> str | None:
+    """The device in a prompt that gives it under the name that the text encoders' loaders had in the first 2.0 releases."""
+    value = (prompt or {}).get(unique_id, {}).get("inputs", {}).get("compute_device")
+    return value if isinstance(value, str) else None
 
 
 def _names(node: type) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_harness import ComfyServer, Workflow
+from comfy_harness import ComfyServer, Workflow, state
 
 pytestmark = pytest.mark.comfy
 
@@ -71,3 +71,18 @@ def test_a_switch_of_another_release_in_a_prompt_is_no_error(comfy: ComfyServer)
         high_precision_loras=False,
     )
     assert comfy.run(sampled(w, model)).values["wan"].isfinite().all()
+
+
+def test_a_text_encoder_goes_where_the_first_releases_prompts_say(comfy: ComfyServer) -> None:
+    """They call its device `compute_device`; ComfyUI gives a node no input that it does not name."""
+    w = Workflow()
+    clip = w.add(
+        "CLIPLoaderDisTorch2MultiGPU",
+        clip_name="clip_l.safetensors",
+        type="stable_diffusion",
+        compute_device="sim:1",
+        virtual_vram_gb=0.0,
+        donor_device="cpu",
+    )
+    comfy.run(w.save(w.add("CLIPTextEncode", clip=clip, text="an old prompt"), "clip"))
+    assert set(state(comfy).placed("SD1ClipModel")["bytes"]) == {"sim:1"}
