@@ -3,12 +3,15 @@
 // files or ask the driver.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -21,17 +24,17 @@ namespace {
 
 namespace py = pybind11;
 
-py::tuple HostMemoryShim() {
+std::pair<std::int64_t, std::int64_t> HostMemoryShim() {
   HostMemory memory;
   {
     const py::gil_scoped_release release;
     memory = ReadHostMemory();
   }
-  return py::make_tuple(memory.total, memory.available);
+  return {memory.total, memory.available};
 }
 
 // (devices, driver version, reason why there are none)
-py::tuple NvmlShim() {
+std::tuple<std::vector<NvmlDevice>, std::string, std::string> NvmlShim() {
   std::vector<NvmlDevice> devices;
   std::string driver;
   std::string reason;
@@ -50,18 +53,18 @@ py::tuple NvmlShim() {
       reason = std::string(nvml.status().message());
     }
   }
-  return py::make_tuple(devices, driver, reason);
+  return {std::move(devices), driver, reason};
 }
 
 // {name: value or None} of a card or slice; empty where NVML knows none.
-py::dict ActivityShim(int index, int slice) {
+py::typing::Dict<py::str, py::object> ActivityShim(int index, int slice) {
   absl::StatusOr<NvmlActivity> activity;
   {
     const py::gil_scoped_release release;
     const auto nvml = SharedNvml();
     if (nvml.ok()) activity = (*nvml)->ActivityOf(index, slice);
   }
-  py::dict found;
+  py::typing::Dict<py::str, py::object> found;
   if (!activity.ok()) return found;
   found["load"] = activity->load;
   found["temperature"] = activity->temperature;

@@ -5,6 +5,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <exception>
 #include <stdexcept>
@@ -20,8 +21,8 @@ namespace distorch::bindings {
 
 namespace py = pybind11;
 
-py::dict AsDict(const StreamCounters& counters) {
-  py::dict result;
+py::typing::Dict<py::str, std::int64_t> AsDict(const StreamCounters& counters) {
+  py::typing::Dict<py::str, std::int64_t> result;
   result["copies"] = counters.copies;
   result["ahead"] = counters.ahead;
   result["on_demand"] = counters.on_demand;
@@ -116,7 +117,7 @@ class PythonScheduler {
   }
   void Reset() { scheduler_.Reset(); }
   std::vector<int> Order() const { return scheduler_.order(); }
-  py::dict Counters() const { return AsDict(scheduler_.counters()); }
+  auto Counters() const { return AsDict(scheduler_.counters()); }
 
  private:
   void Raise(const absl::Status& status) {
@@ -135,19 +136,6 @@ class PythonScheduler {
 }  // namespace
 
 void BindExecution(py::module_& module) {
-  py::class_<PythonScheduler>(module, "StreamScheduler")
-      .def(py::init<py::function, py::function, py::function, py::function, int,
-                    int>(),
-           py::arg("start_copy"), py::arg("await_copy"), py::arg("mark_used"),
-           py::arg("drain"), py::arg("groups"), py::arg("slots"))
-      .def("begin_step", &PythonScheduler::BeginStep)
-      .def("acquire", &PythonScheduler::Acquire, py::arg("group"))
-      .def("release", &PythonScheduler::Release, py::arg("group"))
-      .def("enter", &PythonScheduler::Enter, py::arg("group"), py::arg("swap"))
-      .def("leave", &PythonScheduler::Leave, py::arg("group"), py::arg("swap"))
-      .def("reset", &PythonScheduler::Reset)
-      .def_property_readonly("order", &PythonScheduler::Order)
-      .def_property_readonly("counters", &PythonScheduler::Counters);
   py::class_<TensorSwap>(module, "TensorSwap",
                          "The tensors of a layer group in their modules' "
                          "tables, and those of each slot.")
@@ -158,6 +146,21 @@ void BindExecution(py::module_& module) {
            "Hang a slot's tensors in; False, with nothing changed, if a table "
            "holds another tensor than the stored one.")
       .def("leave", &TensorSwap::Leave, "Hang the stored tensors in again.");
+  py::class_<PythonScheduler>(module, "StreamScheduler")
+      .def(py::init<py::typing::Callable<py::object(int, int)>,
+                    py::typing::Callable<py::object(int)>,
+                    py::typing::Callable<py::object(int)>,
+                    py::typing::Callable<py::object()>, int, int>(),
+           py::arg("start_copy"), py::arg("await_copy"), py::arg("mark_used"),
+           py::arg("drain"), py::arg("groups"), py::arg("slots"))
+      .def("begin_step", &PythonScheduler::BeginStep)
+      .def("acquire", &PythonScheduler::Acquire, py::arg("group"))
+      .def("release", &PythonScheduler::Release, py::arg("group"))
+      .def("enter", &PythonScheduler::Enter, py::arg("group"), py::arg("swap"))
+      .def("leave", &PythonScheduler::Leave, py::arg("group"), py::arg("swap"))
+      .def("reset", &PythonScheduler::Reset)
+      .def_property_readonly("order", &PythonScheduler::Order)
+      .def_property_readonly("counters", &PythonScheduler::Counters);
 }
 
 }  // namespace distorch::bindings

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -41,8 +42,9 @@ ExecutionMode ModeOf(const std::string& name) {
 // while CUDA is called.
 class PythonProfile {
  public:
-  explicit PythonProfile(std::shared_ptr<Router> router)
-      : router_(std::move(router)),
+  // None: nothing is timed by CUDA's events.
+  explicit PythonProfile(std::optional<std::shared_ptr<Router>> router)
+      : router_(std::move(router).value_or(nullptr)),
         profile_(router_ == nullptr ? nullptr : &router_->cuda()) {}
 
   bool BeginStep() {
@@ -141,7 +143,8 @@ void BindModes(py::module_& module) {
       .def_readonly("elsewhere", &GroupProfile::elsewhere);
   py::class_<PythonProfile>(module, "StepProfile",
                             "What the first steps teach of layer groups.")
-      .def(py::init<std::shared_ptr<Router>>(), py::arg("router") = nullptr)
+      .def(py::init<std::optional<std::shared_ptr<Router>>>(),
+           py::arg("router") = py::none())
       .def("begin_step", &PythonProfile::BeginStep,
            "A step begins; returns whether it is measured.")
       .def("forget", &PythonProfile::Forget)

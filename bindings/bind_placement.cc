@@ -4,6 +4,7 @@
 // here holds a model. What its methods raise comes out of the call unchanged.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstdint>
 #include <optional>
@@ -124,8 +125,9 @@ void BringShim(Placement& placement, const py::object& table,
                          host_free ? Bytes(*host_free) : Bytes::Max()}));
 }
 
-py::dict TransfersShim(const Placement& placement) {
-  py::dict result;
+py::typing::Dict<py::typing::Tuple<py::str, py::str>, std::int64_t>
+TransfersShim(const Placement& placement) {
+  py::typing::Dict<py::typing::Tuple<py::str, py::str>, std::int64_t> result;
   for (const auto& [leg, bytes] : placement.transfers()) {
     const auto& devices = placement.devices();
     result[py::make_tuple(devices[leg.first].ToString(),
@@ -134,8 +136,8 @@ py::dict TransfersShim(const Placement& placement) {
   return result;
 }
 
-py::dict BytesShim(const Placement& placement) {
-  py::dict result;
+py::typing::Dict<py::str, std::int64_t> BytesShim(const Placement& placement) {
+  py::typing::Dict<py::str, std::int64_t> result;
   const std::vector<Bytes> bytes = placement.BytesPerDevice();
   for (size_t d = 0; d < bytes.size(); ++d) {
     if (bytes[d] > Bytes()) {

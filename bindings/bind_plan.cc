@@ -76,10 +76,12 @@ py::typing::Dict<py::str, py::str> PlacementShim(const BoundPlan& bound) {
 // Neighbouring blocks on one device: (device, blocks, bytes, name of the first,
 // why it is there). One row for many blocks: whoever draws a plan again and
 // again would spend his time on making Python objects of each.
-py::list StretchesShim(const BoundPlan& bound) {
+using Stretch =
+    py::typing::Tuple<py::str, std::int64_t, std::int64_t, py::str, py::str>;
+py::typing::List<Stretch> StretchesShim(const BoundPlan& bound) {
   const Plan& plan = bound.plan;
   const std::vector<Block>& blocks = *bound.blocks;
-  py::list stretches;
+  py::typing::List<Stretch> stretches;
   for (size_t begin = 0, end = 0; begin < blocks.size(); begin = end) {
     Bytes bytes;
     for (; end < blocks.size() && plan.placement[end] == plan.placement[begin];

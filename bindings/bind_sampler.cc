@@ -3,6 +3,7 @@
 // around everything that may wait for the sampling thread.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstdint>
 #include <memory>
@@ -40,7 +41,9 @@ bool AddNvmlShim(MemorySampler& sampler, std::string device, int index,
   return true;
 }
 
-py::list SamplesShim(const MemorySampler& sampler, double since) {
+// {"time": seconds, "devices": {device: {figure: bytes}}} for each sample
+py::typing::List<py::typing::Dict<py::str, py::object>> SamplesShim(
+    const MemorySampler& sampler, double since) {
   std::vector<MemorySample> samples;
   std::vector<std::string> names;
   {
@@ -51,7 +54,7 @@ py::list SamplesShim(const MemorySampler& sampler, double since) {
   std::vector<py::str> keys(names.begin(), names.end());
   const py::str used("used"), total("total"), allocated("allocated"),
       reserved("reserved"), peak("peak"), time("time"), devices("devices");
-  py::list result;
+  py::typing::List<py::typing::Dict<py::str, py::object>> result;
   for (const MemorySample& sample : samples) {
     py::dict found;
     for (const DeviceSample& one : sample.devices) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <memory>
 #include <string>
@@ -45,28 +46,36 @@ std::size_t WalkEverythingShim(ModuleScanner& scanner) {
   return scanner.Walk(objects);
 }
 
-py::object MakeHookShim(const ScannerPtr& scanner) {
+py::function MakeHookShim(const ScannerPtr& scanner) {
   const py::capsule capsule(
       new ScannerPtr(scanner), "distorch.ModuleScanner", [](PyObject* object) {
         delete static_cast<ScannerPtr*>(
             PyCapsule_GetPointer(object, "distorch.ModuleScanner"));
       });
-  return py::reinterpret_steal<py::object>(
+  return py::reinterpret_steal<py::function>(
       PyCFunction_NewEx(&hook_method, capsule.ptr(), nullptr));
 }
 
-py::dict BytesShim(
+using BytesByDevice = py::typing::Dict<py::str, std::int64_t>;
+// id, serial, seen, layers, modules, parameters, dtype, bytes, shared bytes,
+// ids it shares with
+using ModelRow =
+    py::typing::Tuple<std::int64_t, std::int64_t, double, int, int,
+                      std::int64_t, py::str, BytesByDevice, BytesByDevice,
+                      py::typing::List<std::int64_t>>;
+
+BytesByDevice BytesShim(
     const ModuleScanner& scanner,
     const std::vector<std::pair<std::int32_t, std::int64_t>>& bytes) {
-  py::dict result;
+  BytesByDevice result;
   for (const auto& [device, amount] : bytes) {
     if (amount != 0) result[py::str(scanner.name(device))] = amount;
   }
   return result;
 }
 
-py::list ModelsShim(ModuleScanner& scanner) {
-  py::list result;
+py::typing::List<ModelRow> ModelsShim(ModuleScanner& scanner) {
+  py::typing::List<ModelRow> result;
   for (const ModelTotals& model : scanner.scan().Models()) {
     const std::string dtype = model.dtype < 0 ? "" : scanner.name(model.dtype);
     result.append(py::make_tuple(

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -30,7 +31,7 @@ namespace py = pybind11;
 
 // (address, device, where it begins in a slot, bytes, what pins it or None)
 using Part = std::tuple<std::uintptr_t, int, std::int64_t, std::int64_t,
-                        std::shared_ptr<PinnedSlab>>;
+                        std::optional<std::shared_ptr<PinnedSlab>>>;
 
 // Owns a Python object from C++, on any thread.
 std::shared_ptr<void> Owned(py::object object) {
@@ -118,8 +119,8 @@ class PythonStreamer {
     for (std::vector<Part>& group : groups) {
       ByteGroup& added = all.emplace_back();
       for (auto& [address, source, at, bytes, slab] : group) {
-        added.parts.push_back(
-            {Pointer(address), source, at, bytes, std::move(slab)});
+        added.parts.push_back({Pointer(address), source, at, bytes,
+                               std::move(slab).value_or(nullptr)});
       }
     }
     groups.clear();
@@ -162,7 +163,7 @@ class PythonStreamer {
     const py::gil_scoped_release release;
     Streamer().Reset();
   }
-  py::dict Counters() { return AsDict(Streamer().counters()); }
+  auto Counters() { return AsDict(Streamer().counters()); }
   std::vector<int> Order() { return Streamer().order(); }
   std::int64_t BytesCopied() { return Streamer().bytes_copied(); }
   std::string Trouble() { return Streamer().trouble(); }

@@ -3,6 +3,7 @@
 // is released while a file is read.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstddef>
 #include <string>
@@ -22,7 +23,16 @@ py::str ToStr(std::string_view text) { return {text.data(), text.size()}; }
 
 // (tensors: [(name, dtype, shape, begin, end)], metadata, header bytes), or
 // (None, message, whether the file itself could not be read)
-py::tuple ReadSafetensorsShim(const std::string& path) {
+using TensorRow =
+    py::typing::Tuple<py::str, py::str, py::typing::Tuple<int, py::ellipsis>,
+                      std::int64_t, std::int64_t>;
+using Header =
+    py::typing::Tuple<py::typing::List<TensorRow>,
+                      py::typing::Dict<py::str, py::str>, std::int64_t>;
+using NoHeader = py::typing::Tuple<py::none, py::str, bool>;
+
+py::typing::Union<Header, NoHeader> ReadSafetensorsShim(
+    const std::string& path) {
   absl::StatusOr<SafetensorsHeader> header;
   {
     const py::gil_scoped_release release;
@@ -49,7 +59,8 @@ py::tuple ReadSafetensorsShim(const std::string& path) {
 }
 
 // None, or (message, whether the log is not there)
-py::object ReadLogShim(LogStats& stats, const std::string& path) {
+py::typing::Optional<py::typing::Tuple<py::str, bool>> ReadLogShim(
+    LogStats& stats, const std::string& path) {
   absl::Status status;
   {
     const py::gil_scoped_release release;
@@ -61,13 +72,26 @@ py::object ReadLogShim(LogStats& stats, const std::string& path) {
 }
 
 // A log may hold any bytes; what is no UTF-8 is replaced.
-py::object ToText(const std::string& bytes) {
-  return py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+py::str ToText(const std::string& bytes) {
+  return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(
       bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
 }
 
-py::list DevicesShim(const LogStats& stats) {
-  py::list rows;
+// device, samples, peak, sampled peak, minimum, average, median, 95th
+// percentile, time of the peak, whether that is since 1970, interval, gaps,
+// seconds of gaps, longest gap
+using LogDeviceRow =
+    py::typing::Tuple<py::str, std::int64_t, double, double, double, double,
+                      double, double, double, bool, double, std::int64_t,
+                      double, double>;
+// name, type, count, seconds, peaks by device
+using LogNameRow = py::typing::Tuple<py::str, py::str, std::int64_t, double,
+                                     py::typing::Dict<py::str, double>>;
+// log, line, reason, text
+using BadLineRow = py::typing::Tuple<py::str, std::int64_t, py::str, py::str>;
+
+py::typing::List<LogDeviceRow> DevicesShim(const LogStats& stats) {
+  py::typing::List<LogDeviceRow> rows;
   for (const LogDeviceStats& d : stats.Devices()) {
     rows.append(py::make_tuple(
         ToText(d.device), d.samples, d.peak, d.sampled_peak, d.minimum,
@@ -77,8 +101,8 @@ py::list DevicesShim(const LogStats& stats) {
   return rows;
 }
 
-py::list NamesShim(const std::vector<LogNameStats>& names) {
-  py::list rows;
+py::typing::List<LogNameRow> NamesShim(const std::vector<LogNameStats>& names) {
+  py::typing::List<LogNameRow> rows;
   for (const LogNameStats& n : names) {
     py::dict peaks;
     for (const auto& [device, megabytes] : n.peaks) {
@@ -90,8 +114,8 @@ py::list NamesShim(const std::vector<LogNameStats>& names) {
   return rows;
 }
 
-py::list BadLinesShim(const LogStats& stats) {
-  py::list rows;
+py::typing::List<BadLineRow> BadLinesShim(const LogStats& stats) {
+  py::typing::List<BadLineRow> rows;
   for (const BadLogLine& bad : stats.first_bad_lines()) {
     rows.append(py::make_tuple(ToText(bad.log), bad.line, bad.reason,
                                ToText(bad.text)));
@@ -99,8 +123,8 @@ py::list BadLinesShim(const LogStats& stats) {
   return rows;
 }
 
-py::dict FailuresShim(const LogStats& stats) {
-  py::dict rows;
+py::typing::Dict<py::str, std::int64_t> FailuresShim(const LogStats& stats) {
+  py::typing::Dict<py::str, std::int64_t> rows;
   for (const auto& [reason, count] : stats.failures()) {
     rows[ToText(reason)] = count;
   }

@@ -5,6 +5,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstdint>
 #include <exception>
@@ -252,8 +253,11 @@ void BindReports(py::module_& module) {
 void BindUnload(py::module_& module) {
   BindReports(module);
   py::class_<PythonManagedModels>(module, "ManagedModels")
-      .def(py::init<py::function, py::function>(), py::arg("in_use"),
-           py::arg("clear"))
+      .def(py::init<
+               py::typing::Callable<py::typing::Dict<py::str, std::int64_t>(
+                   py::typing::List<py::str>)>,
+               py::typing::Callable<py::object(py::typing::List<py::str>)>>(),
+           py::arg("in_use"), py::arg("clear"))
       .def("add", &PythonManagedModels::Add, py::arg("model"))
       .def("remove", &PythonManagedModels::Remove, py::arg("handle"))
       .def_property_readonly("handles", &PythonManagedModels::Handles)
@@ -261,7 +265,11 @@ void BindUnload(py::module_& module) {
            py::arg("handles") = py::tuple(), py::arg("device") = "",
            py::arg("let_go") = false);
   py::class_<PythonClearer>(module, "CacheClearer")
-      .def(py::init<py::function, py::function, py::function>(),
+      .def(py::init<
+               py::typing::Callable<py::typing::List<py::str>()>,
+               py::typing::Callable<py::typing::Optional<
+                   py::typing::Tuple<std::int64_t, std::int64_t>>(py::str)>,
+               py::typing::Callable<py::object(py::typing::List<py::str>)>>(),
            py::arg("in_use"), py::arg("look"), py::arg("empty"))
       .def("clear", &PythonClearer::Clear, py::arg("devices") = py::none(),
            py::arg("changed") = false);

@@ -3,8 +3,10 @@
 #define DISTORCH_BINDINGS_TENSOR_SWAP_H_
 
 #include <pybind11/pybind11.h>
+#include <pybind11/typing.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -14,7 +16,8 @@
 namespace distorch::bindings {
 
 // "copies", "ahead", "on_demand", "wasted".
-pybind11::dict AsDict(const StreamCounters& counters);
+pybind11::typing::Dict<pybind11::str, std::int64_t> AsDict(
+    const StreamCounters& counters);
 
 // Where the tensors of a layer group hang (module tables), what is stored
 // there, and what hangs there while the group computes from a slot. In C++
@@ -22,7 +25,8 @@ pybind11::dict AsDict(const StreamCounters& counters);
 // modules: nothing that could lead back to its owner.
 class TensorSwap {
  public:
-  using Place = std::tuple<pybind11::dict, pybind11::str, pybind11::object>;
+  using Table = pybind11::typing::Dict<pybind11::str, pybind11::object>;
+  using Place = std::tuple<Table, pybind11::str, pybind11::object>;
 
   TensorSwap(const std::vector<Place>& places,
              std::vector<std::vector<pybind11::object>> in_slots)
