@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/placement/staging.h"
 
-#include <algorithm>
 #include <set>
+#include <unordered_map>
 
 #include "absl/types/span.h"
 #include "distorch/placement/slab_layout.h"
@@ -73,6 +73,7 @@ void Staging::WantOnHost(uint32_t i) {
 }
 
 void Staging::PlanSlabs() {
+  made_.reserve(items_.size());  // so that what is made is never lost
   // By layer group and device, in the order in which they come.
   std::map<std::pair<std::string, uint32_t>, std::vector<size_t>> together;
   for (size_t k = 0; k < items_.size(); ++k) {
@@ -101,6 +102,8 @@ void Staging::PlanSlabs() {
 }
 
 void Staging::GiveWay() {
+  std::unordered_map<MadeId, size_t> users;
+  for (const Placement::State& state : placement_.states_) ++users[state.id];
   for (const Item& item : items_) {
     Placement::State& state = placement_.states_[item.tensor];
     if (state.id == kFound) continue;
@@ -112,10 +115,7 @@ void Staging::GiveWay() {
     }
     const MadeId old = state.id;
     state = {.device = placement_.tensors_[item.tensor].device};
-    const bool shared =
-        std::any_of(placement_.states_.begin(), placement_.states_.end(),
-                    [&](const auto& other) { return other.id == old; });
-    if (!shared) table_.Drop(old);
+    if (--users[old] == 0) table_.Drop(old);
   }
 }
 
@@ -140,8 +140,6 @@ void Staging::Make(Item& item) {
     place = {slab.id, item.offsets};
     item.slab = slab.id;
   }
-  // So that what is made is never lost.
-  made_.reserve(made_.size() + 1);
   const Made made = table_.Make(item.tensor, item.device, item.from, place);
   made_.push_back(made.id);
   item.id = made.id;

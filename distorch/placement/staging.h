@@ -28,7 +28,7 @@ class Staging {
   // It is to be what was found, or, on the host, what it is now.
   void WantOnHost(uint32_t i);
 
-  // Lays out the slabs of all that is wanted.
+  // Lays out the slabs of all that is wanted; before anything is made.
   void PlanSlabs();
   // Hangs what was found where another tensor is wanted.
   void GiveWay();
