@@ -16,6 +16,8 @@ import pytest
 # Before torch is imported, here and in every process that a test starts. The models are tiny: threads that wait for
 # each other cost more than they bring, many times that where several tests run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for more of them, those that wait spin, and take the core from the one that they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Else a matrix product of MKL has other last bits where the same weight begins at another address.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
@@ -88,8 +90,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         left = _left_on_devices()
         if left:
             item.add_report_section("teardown", "simulated devices", f"left behind: {left}")
-    if not left and len(sys.modules) > _frozen_modules + 20:
-        _freeze()
+    if not left and len(gc.get_objects(2)) > 50_000:
+        gc.freeze()
     if left:
         pytest.fail(f"{item.nodeid} left memory on simulated devices: {left}", pytrace=False)
 
@@ -111,22 +113,13 @@ def _left_on_devices() -> dict[str, int]:
     return left
 
 
-_frozen_modules = 0
-
-
-def _freeze() -> None:
+def pytest_collection_finish() -> None:
     """What was imported stays: collections of garbage, of which the tests ask many, need not look through it.
 
-    torch alone makes each of them take 0.1 s, what a test imports of transformers or torch's compiler as much again.
+    torch alone makes each of them take 0.1 s. What a test imports is seen to when it ends.
     """
-    global _frozen_modules
-    _frozen_modules = len(sys.modules)
     gc.collect()
     gc.freeze()
-
-
-def pytest_collection_finish() -> None:
-    _freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
