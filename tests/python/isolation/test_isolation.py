@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import shutil
@@ -75,10 +76,11 @@ def run(folder: pathlib.Path, tests: str, *before: str) -> str:
     shutil.copy(HERE / "conftest.py", folder)
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     (folder / "test_it.py").write_text(tests)
-    command = [*before, sys.executable, "-m", "pytest", "-p", "no:randomly", "-v", "-rN"]
+    command = [*before, sys.executable, "-m", "pytest", "-v", "-rN"]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )  # fmt: skip
     return done.stdout + done.stderr
 
 
