@@ -91,8 +91,7 @@ class Runner:
         weights = placed.weights  # to hold the placement would be a cycle
 
         def store(moved: list[tuple[Any, torch.Tensor]]) -> None:
-            for place, tensor in moved:
-                weights.replace(tensors[id(place.table), place.name], tensor)
+            weights.replace([(tensors[id(p.table), p.name], tensor) for p, tensor in moved])
 
         self.engine = GroupEngine(
             specs,

@@ -142,18 +142,21 @@ class Weights:
                 changed=[False] * len(self.tensors),
             )
 
-    def replace(self, held: BlockTensor, tensor: torch.Tensor) -> None:
-        """A copy on the same device takes a tensor's place: the engine has packed it into a slab."""
-        now = held.current
+    def replace(self, moved: Sequence[tuple[BlockTensor, torch.Tensor]]) -> None:
+        """Copies on the same device take the places of tensors: the engine has packed them into a slab."""
+        ids: dict[int, list[int]] = {}
         for made, entry in self._made.items():
-            if entry is now:
+            ids.setdefault(id(entry), []).append(made)
+        for held, tensor in moved:
+            now = held.current
+            for made in ids.get(id(now), ()):
                 self._made[made] = tensor if held.buffer else as_parameter(tensor)
-        # One host copy: the slab is it from now on.
-        if now is held.original:
-            held.original = tensor if held.buffer else as_parameter(tensor)
-        elif same_bytes(now, held.original):  # with patches noted on it
-            held.original = moved_to(held.original, tensor)
-        held.put(tensor)
+            # One host copy: the slab is it from now on.
+            if now is held.original:
+                held.original = tensor if held.buffer else as_parameter(tensor)
+            elif same_bytes(now, held.original):  # with patches noted on it
+                held.original = moved_to(held.original, tensor)
+            held.put(tensor)
 
     # What the placement asks for; see distorch.tables.TensorTable
 

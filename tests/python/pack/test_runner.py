@@ -22,9 +22,14 @@ def make(pack, comfy):
     """Adopts and loads a model with an allocation string."""
     adopt, request = pack.load("patches.placing.adopt"), pack.load("patches.placing.request")
 
-    def make(text: str, **settings: object):
+    def make(text: str, *, mapped: bool = False, **settings: object):
+        model = comfy.model(size=SIZE)
+        if mapped:  # each tensor a part of larger memory, as those of a file are
+            for parameter in model.model.parameters():
+                whole = torch.cat([parameter.detach().flatten()] * 2)
+                parameter.data = whole[: parameter.numel()].view_as(parameter)
         patcher = adopt.adopt(
-            comfy.model(size=SIZE),
+            model,
             request.Request("sim:0", parse(f"{text}#sim:0", kinds=["sim"]), **settings),
         )
         comfy.load_models_gpu([patcher])
@@ -64,6 +69,22 @@ def test_a_step_copies_each_streamed_group_once_and_ahead(make, expected) -> Non
     assert engine.counters["ahead"] - before["ahead"] == 4
     assert engine.counters["on_demand"] == before["on_demand"]
     assert "4 groups are streamed" in placements.find(patcher.distorch_placed().key).streaming
+
+
+def test_a_group_s_packed_tensors_are_taken_over_in_one_call(pack, make, monkeypatch) -> None:
+    """Each call walks all that is made: one a tensor would be quadratic."""
+    weights = pack.load("patches.placing.weights").Weights
+    calls: list[int] = []
+    replace = weights.replace
+
+    def counted(self, moved):
+        calls.append(len(moved))
+        replace(self, moved)
+
+    monkeypatch.setattr(weights, "replace", counted)
+    engine = engine_of(make("sim:0,4%;cpu,*", mapped=True))
+    assert len(calls) == len(engine.streamed) == 4
+    assert min(calls) > 1
 
 
 def test_groups_run_on_their_donor_when_the_string_says_so(make, expected) -> None:
