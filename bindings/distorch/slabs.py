@@ -8,7 +8,7 @@ whole pages, because memory is pinned by pages.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,19 +122,22 @@ def in_slab(
     return result
 
 
-def pack(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def pack(
+    tensors: Sequence[torch.Tensor],
+    make: Callable[[int, torch.device], torch.Tensor] = allocate,
+) -> list[torch.Tensor]:
     """Bring tensors of one device together in a slab; returns them as they lie there.
 
-    What lies in a slab already stays where it is; only the others are copied, into one new slab. A tensor that is the
-    only user of its memory moves into the slab itself, and its memory is free at once: it is returned as it is. Raises
-    torch.OutOfMemoryError when there is no room for the slab.
+    What lies in a slab already stays where it is; only the others are copied, into one new slab, which `make` allocates. A
+    tensor that is the only user of its memory moves into the slab itself, and its memory is free at once: it is returned
+    as it is. Raises torch.OutOfMemoryError when there is no room for the slab.
     """
     loose = [tensor for tensor in tensors if slab_of(tensor) is None]
     packed: dict[int, torch.Tensor] = {}
     if loose:
         sizes = [[part.nbytes for part in parts_of(tensor)] for tensor in loose]
         offsets, size = core().lay_out(sizes)
-        slab = allocate(size, loose[0].device)
+        slab = make(size, loose[0].device)
         with unrecorded():
             for tensor, places in zip(loose, offsets, strict=True):
                 there = in_slab(tensor, slab, places, parts_of(tensor))

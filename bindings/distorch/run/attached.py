@@ -26,7 +26,7 @@ from distorch.run.profile import StepProfile
 from distorch.run.specs import ActiveGroup, GroupSpec, Store, pack_group
 from distorch.run.streaming import Streamer, slots_for
 from distorch.run.torch_streaming import TorchStreamer
-from distorch.slabs import slabs_of
+from distorch.slabs import layout, slab_of, slabs_of
 
 
 class AttachedGroups:
@@ -176,8 +176,11 @@ class AttachedGroups:
 
     def _make_streamer(self, groups: list[ActiveGroup]) -> None:
         packed = []
+        away = [ref.get() for group in groups for ref in group.spec.away]
+        loose = [t for t in away if t.device.type == "cpu" and slab_of(t) is None]
+        self._pinner.expect(layout(loose)[1])
         for index, group in enumerate(groups):
-            packed.append(pack_group(group, self._store))
+            packed.append(pack_group(group, self._store, self._pinner.allocate))
             group.index = index
         sources = {ref.get().device for group in groups for ref in group.spec.away}
         self.slots = self._slots_wanted or slots_for(sources)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pins slabs on the host for fast copies: `distorch/transfer/host_pinner.h`. Below a cap, and within a budget of all.
 
-Memory that exists is registered with the driver (`cudaHostRegister`, `hipHostRegister`), which takes exactly its bytes;
-memory that torch allocates pinned is rounded up to a power of two. What cannot be registered stays pageable: its copies
-go through small pinned buffers.
+On CUDA and HIP memory that exists is registered with the driver (`cudaHostRegister`, `hipHostRegister`), which takes
+exactly its bytes. What cannot be registered stays pageable: its copies go through small pinned buffers. For other
+accelerators (XPU, NPU, …) slabs are made in memory that torch allocates pinned for them (`distorch.run.pinned_memory`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from distorch._load import core
 from distorch.hostmemory import total_bytes
 from distorch.printable import logger
 from distorch.run.cuda import CudaDevice, cuda_device
+from distorch.run.pinned_memory import PinnedMemory, pins_for
+from distorch.slabs import allocate
 
 log = logger("distorch")
 
@@ -67,9 +69,9 @@ def default_cap() -> int:
     return int(total_bytes() * _SHARE)
 
 
-def registrar_for(device: torch.device) -> CudaDevice | None:
-    """Return what registers host memory for a compute device; None where there is no such thing."""
-    return cuda_device(device)
+def registrar_for(device: torch.device) -> CudaDevice | torch.device | None:
+    """Return what pins host memory for a compute device: its entry points, or itself where torch does; None if nobody."""
+    return cuda_device(device) or (device if pins_for(device) else None)
 
 
 class HostPinner:
@@ -79,12 +81,18 @@ class HostPinner:
     """
 
     def __init__(
-        self, registrar: CudaDevice | None, cap: int | None = None, segment: int | None = None
+        self,
+        registrar: CudaDevice | torch.device | None,
+        cap: int | None = None,
+        segment: int | None = None,
     ) -> None:
         """`cap` and `segment` in bytes; by default no cap but the budget's, and the core's segments."""
         self._core: Any = None
+        self._memory: PinnedMemory | None = None
         self._said = ""
-        if registrar is not None:
+        if isinstance(registrar, torch.device):
+            self._memory = PinnedMemory(_budget, sys.maxsize if cap is None else cap)
+        elif registrar is not None:
             more = {} if segment is None else {"segment": segment}
             if cap is not None:
                 more["cap"] = cap
@@ -92,13 +100,27 @@ class HostPinner:
 
     @property
     def pinned(self) -> int:
-        """Bytes that are registered now."""
-        return int(self._core.pinned) if self._core is not None else 0
+        """Bytes that are pinned now."""
+        by = self._core or self._memory
+        return int(by.pinned) if by is not None else 0
 
     @property
     def trouble(self) -> str:
         """Why something stayed pageable; "" when nothing did."""
-        return str(self._core.trouble) if self._core is not None else ""
+        by = self._core or self._memory
+        return str(by.trouble) if by is not None else ""
+
+    def expect(self, size: int) -> None:
+        """So many bytes of slabs are about to be made on the host."""
+        if self._memory is not None:
+            self._memory.expected = size
+
+    def allocate(self, size: int, device: torch.device) -> torch.Tensor:
+        """Return an uninitialised slab, on the host in pinned memory where that is made so."""
+        slab = None
+        if self._memory is not None and device.type == "cpu":
+            slab = self._memory.allocate(size)
+        return allocate(size, device) if slab is None else slab
 
     def pin(self, slab: torch.Tensor, borders: Sequence[int] = ()) -> Any:
         """Register a slab as far as it goes; returns the core's PinnedSlab, or None where nothing is ever pinned.

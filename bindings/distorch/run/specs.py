@@ -102,15 +102,17 @@ class ActiveGroup:
         self.touches.clear()
 
 
-def pack_group(group: ActiveGroup, store: Store) -> StreamGroup:
-    """Bring what is away of a group together, one slab a device; fills in what swaps it."""
+def pack_group(
+    group: ActiveGroup, store: Store, make: Callable[[int, torch.device], torch.Tensor]
+) -> StreamGroup:
+    """Bring what is away of a group together, one slab a device, allocated by `make`; fills in what swaps it."""
     by_device: dict[torch.device, list[WeakTensorRef]] = defaultdict(list)
     for ref in group.spec.away:
         by_device[ref.get().device].append(ref)
     for refs in by_device.values():
         before = [ref.get() for ref in refs]
         with torch.inference_mode(False), torch.no_grad():
-            packed = pack(before)
+            packed = pack(before, make)
         moved = [
             (ref, new) for ref, old, new in zip(refs, before, packed, strict=True) if new is not old
         ]
