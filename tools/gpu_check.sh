@@ -71,7 +71,7 @@ loads
 
 export PYTHONPATH=$stage:$kit/site
 "$PYTHON" -c 'import PIL, requests' 2> /dev/null || PYTHONPATH=$PYTHONPATH:$kit/extra
-export PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1
 arguments=(--out "$out")
 if [ $dry_run = 1 ]; then
   export DISTORCH_CUDA_TESTS_ON=sim PYTHONPATH=$PYTHONPATH:$root/build/gpu-kit/$version/python

@@ -90,7 +90,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         left = _left_on_devices()
         if left:
             item.add_report_section("teardown", "simulated devices", f"left behind: {left}")
-    if not left and len(gc.get_objects(2)) > 50_000:
+    if not left and len(gc.get_objects(2)) > 10_000:
         gc.freeze()
     if left:
         pytest.fail(f"{item.nodeid} left memory on simulated devices: {left}", pytrace=False)

@@ -24,7 +24,6 @@ import torch
 from distorch_sim import _backend
 from distorch_sim._backend import Event, Stream, sim_core
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 Clock = dict[int, int]  # by stream: how much of its work is known to be done
 
@@ -132,9 +131,9 @@ class _Checker(TorchDispatchMode, _backend.Observer):
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             writes = argument.alias_info is not None and argument.alias_info.is_write
             writes_any = writes_any or writes
-            touched += [(t, writes) for t in tree_leaves(value) if _simulated(t)]
+            touched += [(t, writes) for t in _tensors(value) if _simulated(t)]
         known = {t.untyped_storage().data_ptr() for t, _ in touched}
-        results = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        results = _tensors(result)
         fresh = [t for t in results if not _simulated(t) or t.untyped_storage().data_ptr() not in known]  # fmt: skip
         if results and not fresh and not writes_any:
             return []  # a view: nothing is read
@@ -157,7 +156,7 @@ class _Checker(TorchDispatchMode, _backend.Observer):
             _merge(clock, clocks[0])
         for tensor, writes in touched:
             self._access(tensor, writes, streams[0], clocks[0], name)
-        to_host = any(isinstance(t, torch.Tensor) and t.device.type == "cpu" for t in tree_leaves(result))  # fmt: skip
+        to_host = any(t.device.type == "cpu" for t in _tensors(result))
         waits = to_host and not kwargs.get("non_blocking", False)
         if waits or name.partition("::")[2] in _SYNCHRONISING:
             _merge(self._clocks[_HOST], clocks[0])
@@ -211,12 +210,21 @@ class _Checker(TorchDispatchMode, _backend.Observer):
                     break
 
 
-def _simulated(value: Any) -> bool:
-    """Whether it is a tensor with memory of its own on a simulated device; a wrapper of others has none."""
-    if not isinstance(value, torch.Tensor) or value.device.type != "sim":
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of an operator's argument or result: one, or lists of them."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for each in value for t in _tensors(each)]
+    return []
+
+
+def _simulated(tensor: torch.Tensor) -> bool:
+    """Whether it has memory of its own on a simulated device; a wrapper of others has none."""
+    if tensor.device.type != "sim":
         return False
     try:
-        return bool(value.untyped_storage().data_ptr())
+        return bool(tensor.untyped_storage().data_ptr())
     except RuntimeError:
         return False
 
