@@ -60,6 +60,7 @@ on_the_spot() {
   fi
   rm "$out/build.log"
   assemble
+  loads
 }
 if ! why=$("$PYTHON" tools/gpu/manifest.py --check "$kit/manifest.json"); then on_the_spot "$why"
 elif [ ! -d "$compiled" ]; then on_the_spot "the kit has none for Python $version"
@@ -67,7 +68,6 @@ else
   assemble
   why=$(loads 2>&1) || on_the_spot "the kit's does not load: $(head -n 1 <<< "$why")"
 fi
-loads
 
 export PYTHONPATH=$stage:$kit/site
 "$PYTHON" -c 'import PIL, requests' 2> /dev/null || PYTHONPATH=$PYTHONPATH:$kit/extra
