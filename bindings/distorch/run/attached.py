@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ from distorch.run.specs import ActiveGroup, GroupSpec, Store, pack_group
 from distorch.run.streaming import Streamer, slots_for
 from distorch.run.torch_streaming import TorchStreamer
 from distorch.slabs import layout, slab_of, slabs_of
+
+_VERSION: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
 
 
 class AttachedGroups:
@@ -77,6 +80,7 @@ class AttachedGroups:
         self._handles: list[Any] = []
         self._copied_before = 0
         self._versions: list[int] = []
+        self._streamed_tensors: list[torch.Tensor] = []
         self._in_pass = False
         self._attach()
 
@@ -172,6 +176,10 @@ class AttachedGroups:
             self._drop()
             raise
         self._hook()
+        # Those that count; asked at each step, for all of them.
+        self._streamed_tensors = [
+            tensor for g in self._groups for _, _, tensor in g.refs if not tensor.is_inference()
+        ]
         self._versions = self._stored_versions()
 
     def _make_streamer(self, groups: list[ActiveGroup]) -> None:
@@ -217,9 +225,11 @@ class AttachedGroups:
 
     def _stored_versions(self) -> list[int]:
         """Return the versions of what is streamed, and of what migrated groups have copies of."""
-        stored = [tensor for group in self._groups for _, _, tensor in group.refs]
-        stored += [ref.get() for g in self._groups if g.group for ref in g.group.companions]
-        return [version(tensor) for tensor in stored]
+        versions = list(map(_VERSION, self._streamed_tensors))
+        versions += [
+            version(ref.get()) for g in self._groups if g.group for ref in g.group.companions
+        ]
+        return versions
 
     def _drop(self) -> None:
         for handle in self._handles:
@@ -232,4 +242,4 @@ class AttachedGroups:
             self._streamer.close()
             self._streamer = None
         self._migrators.clear()
-        self._groups = []
+        self._groups, self._streamed_tensors = [], []
