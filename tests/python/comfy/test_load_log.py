@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import pytest
 from comfy_harness import ComfyServer, Workflow
+
+pytestmark = pytest.mark.comfy
 
 LISTEN = """
 import logging
