@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from distorch.run.groups import GroupEngine
 
 
-def compiling() -> bool:
-    """Whether torch.compile is tracing: its graph has to take the weights as they are stored."""
-    return bool(torch.compiler.is_compiling())
+# Whether torch.compile is tracing: its graph has to take the weights as they are stored.
+compiling = torch.compiler.is_compiling
 
 
 class GroupHooks:
