@@ -181,9 +181,8 @@ def packing(megabytes: int, repeats: int) -> tuple[float, float]:
     from distorch import slabs
 
     whole = torch.zeros(megabytes << 20, dtype=torch.uint8)
-    tensors = whole.chunk(
-        8
-    )  # parts of what others use: they do not move into the slab, but are copied each time
+    # Parts of what others use: they do not move into the slab, but are copied each time.
+    tensors = whole.chunk(8)
     views = slabs.pack(tensors)
     if len(slabs.slabs_of(views)) != 1:
         raise RuntimeError("the tensors do not lie in one slab")

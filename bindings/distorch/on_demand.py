@@ -8,6 +8,7 @@ inside of layer groups the tensors of its children, whose weights a state-space 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,10 @@ from distorch.parts import moved, tensor_bytes, version
 
 # Modules that read the weights of their children without calling them.
 _READS_CHILDREN: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+# Of hooks; torch's own are 0 and more. Its `register_forward_hook` makes a handle with weak references for each hook, which
+# took a quarter of all the time of placing.
+_KEYS = itertools.count(-1, -1)
 
 
 class OnDemandCopies:
@@ -96,10 +101,10 @@ class OnDemandModule:
         self.refs = refs
         self._depth = 0
         self._here: list[tuple[TensorRef, Any, Any, int]] = []
-        self.handles = [
-            module.register_forward_pre_hook(self._begin),
-            module.register_forward_hook(self._end, always_call=True),
-        ]
+        self._module, self._key = module, next(_KEYS)
+        module._forward_pre_hooks[self._key] = self._begin
+        module._forward_hooks[self._key] = self._end
+        module._forward_hooks_always_called[self._key] = True
         for key in hooks_before:
             if key in module._forward_pre_hooks:
                 module._forward_pre_hooks.move_to_end(key)
@@ -152,8 +157,10 @@ class OnDemandModule:
 
     def remove(self) -> None:
         """Take the hooks off the module."""
-        for handle in self.handles:
-            handle.remove()
+        module = self._module
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            hooks.pop(self._key, None)
+        module._forward_hooks_always_called.pop(self._key, None)
 
 
 def was_written(module: nn.Module, buffer: torch.Tensor, before: int) -> bool:
