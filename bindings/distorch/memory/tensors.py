@@ -48,7 +48,12 @@ def describe(tensor: torch.Tensor) -> list[TensorFacts]:
 def expand(
     module: nn.Module,
 ) -> tuple[list[nn.Module], list[torch.Tensor], list[torch.Tensor]]:
-    """Return the children, parameters and buffers of a module with a storage of its own."""
+    """Return the children, parameters and buffers of a module with a storage of its own.
+
+    One that another thread is building has none yet: a later scan reads it.
+    """
+    if not hasattr(module, "_modules"):
+        return [], [], []
     return (
         [child for child in module.children() if isinstance(child, nn.Module)],
         list(module.parameters(recurse=False)),

@@ -219,6 +219,17 @@ def _unshared(scanner: Scanner, rows: list[memory.Row]) -> list[int]:
     ]  # fmt: skip
 
 
+def test_a_module_that_is_still_being_built_is_read_when_it_is(scanner):
+    """Another thread may be anywhere in its `__init__`."""
+    half = nn.Linear.__new__(nn.Linear)
+    scanner.walk()
+    before = scanner.rows(max_age=0)
+    assert half not in [scanner.module(row.id) for row in before]
+    half.__init__(20, 10, bias=False)
+    scanner.walk()
+    assert own(scanner.rows(max_age=0), half)[0].bytes == {"cpu": 800}
+
+
 def test_threads_may_scan_while_models_come_and_go(scanner):
     stop = threading.Event()
     errors: list[BaseException] = []
