@@ -278,7 +278,9 @@ def render(page: Page) -> str:
     """Return the Markdown of a page. Lists, no tables: these are wider than the panel."""
     node, first, inputs, outputs, rest = page
     lines = [f"# {title(node)}", "", first, "", "## Inputs", ""]
-    lines += [f"- `{name}`: {meaning}" for name, meaning in inputs.items()]
+    # In letters of one width the longest names are wider than ComfyUI's panel.
+    marks = {name: "`" if len(name) < 27 else "**" for name in inputs}
+    lines += [f"- {marks[n]}{n}{marks[n]}: {meaning}" for n, meaning in inputs.items()]
     lines += ["", "## Outputs", ""]
     lines += [f"- `{name}`: {meaning}" for name, meaning in outputs.items()]
     return "\n".join([*lines, "", rest, ""])

@@ -19,6 +19,10 @@ const CLOSED = 46
 const OPEN = 420
 const WRONG = 84 // a fault of one string
 
+// Of this folder, whatever it is called. The category would not do: ComfyUI translates it.
+const MODULE = `custom_nodes.${decodeURIComponent(new URL(import.meta.url).pathname).split('/extensions/')[1]?.split('/')[0]}`
+const isOurs = (nodeData) => nodeData?.python_module === MODULE
+
 const graph = new Graph(app)
 const asking = { ask: Store.prototype.ask, post: Store.prototype.post, report() {}, api, reports: [], namesOf: () => [], now: 0 }
 
@@ -120,10 +124,10 @@ function translate(nodeData) {
 app.registerExtension({
   name: 'DisTorch.NodePlan',
   beforeRegisterNodeDef(_nodeType, nodeData) {
-    if (nodeData.category?.startsWith('multigpu')) translate(nodeData)
+    if (isOurs(nodeData)) translate(nodeData)
   },
   nodeCreated(node) {
-    if (!node.addDOMWidget || !node.constructor.nodeData?.category?.startsWith('multigpu')) return
+    if (!node.addDOMWidget || !isOurs(node.constructor.nodeData)) return
     const strings = graph.stringWidgets(node)
     if (strings.length) node.distorchPlan = new NodePlan(node, strings)
   }

@@ -48,7 +48,7 @@ class Plans {
 
   show(views, text) {
     const plan = (view, index) => el('section', { class: 'dt-plan', 'data-key': `${this.key}-${index}` }, el('div', { class: 'dt-mono' }, view.spec), el('div', { class: 'dt-small dt-mono' }, `${t('plan.resolved')}: ${view.resolved}`), ...outlook(`${this.key}-${index}`, view.spec, view))
-    const all = el('details', { class: 'dt-fold', open: this.open, ontoggle: (event) => (this.open = event.target.open) }, el('summary', {}, t('plan.text')), el('pre', { class: 'dt-mono' }, text))
+    const all = el('details', { class: 'dt-fold', open: this.open, 'aria-label': t('plan.text'), ontoggle: (event) => (this.open = event.target.open) }, el('summary', {}, t('plan.text')), el('pre', { class: 'dt-mono' }, text))
     update(this.body, ...views.map(plan), all)
     this.node.setSize([Math.max(this.node.size[0], WIDTH * Math.min(2, views.length)), this.node.size[1]])
     this.fit()

@@ -20,7 +20,7 @@ function row(panel, device) {
   const title = deviceTitle(device.device)
   return el(
     'details',
-    { class: 'dt-device', open, 'data-device': device.device, ontoggle: (event) => panel.fold(key, event.target.open) },
+    { class: 'dt-device', open, 'aria-label': title, 'data-device': device.device, ontoggle: (event) => panel.fold(key, event.target.open) },
     el(
       'summary',
       { 'data-key': `${key}-head` },

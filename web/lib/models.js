@@ -127,7 +127,7 @@ function placed(panel, model, placement) {
     el('div', { class: 'dt-small' }, [placement.streamed_bytes ? t('placement.streamed', { size: formatBytes(placement.streamed_bytes) }) : '', stepTimes(placement)].filter(Boolean).join(' · ')),
     el(
       'details',
-      { class: 'dt-fold', open, 'data-key': key, ontoggle: (event) => panel.fold(key, event.target.open) },
+      { class: 'dt-fold', open, 'aria-label': t('steer'), 'data-key': key, ontoggle: (event) => panel.fold(key, event.target.open) },
       el('summary', {}, t('steer')),
       lazy(el('div', { class: 'dt-steer-place', 'data-key': `${key}-place` }), open ? 'open' : '', () => (open ? [panel.steer(model).element] : []))
     )

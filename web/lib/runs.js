@@ -17,7 +17,7 @@ export function runSection(runs, graph) {
     'div',
     { class: 'dt-run', 'data-prompt': run.prompt },
     el('h3', {}, t('run')),
-    el('div', { class: 'dt-line' }, el('span', {}, [t(`run.${run.status}`), duration(run)].filter(Boolean).join(', ')), el('span', { class: 'dt-amount' }, t('run.peak', { peak: peaks(run.peak) }))),
+    el('div', { class: 'dt-line' }, el('span', {}, [t(`run.${run.status}`), duration(run)].filter(Boolean).join(', ')), el('span', { class: 'dt-peaks' }, t('run.peak', { peak: peaks(run.peak) }))),
     el(
       'table',
       { class: 'dt-nodes' },

@@ -105,7 +105,7 @@ export class Steer {
       step: STEP,
       'data-key': id,
       'data-device': device,
-      style: `accent-color:${deviceColour(device)}`,
+      style: `color:${deviceColour(device)}`,
       'aria-valuetext': formatBytes(value),
       oninput: (event) => this.moved(device, Number(event.target.value))
     })

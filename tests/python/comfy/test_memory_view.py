@@ -105,7 +105,7 @@ def test_five_models_by_name_with_the_backends_bytes(server: ComfyServer) -> Non
     wait_until(lambda: set(rows(server)) == names, "all five are found")
     found = rows(server)
     assert {name: m["type"] for name, m in found.items()} == {
-        "wan": "checkpoint", "wan_second": "checkpoint", "clip_l": "clip", "vae": "vae", "Sequential": "model",
+        "wan": "checkpoint", "wan_second": "checkpoint", "clip_l": "clip", "vae": "vae", "Sequential": "upscaler",
     }  # fmt: skip
     assert found["wan"]["file"] == "diffusion_models/wan.safetensors"
     assert found["wan_second"]["managed"] is True

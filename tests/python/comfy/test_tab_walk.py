@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -72,7 +73,8 @@ def on_page(server: ComfyServer, check: Check, *, wrong: bool = True) -> None:
 
     async def run() -> None:
         async with open_page(1500, 1100) as page:
-            await page.send("Performance.enable")
+            # Time of the processor, not of the clock: a busy machine is not the tab's fault.
+            await page.send("Performance.enable", timeDomain="threadTicks")
             await fresh(page, server)
             await check(page)
             said = ("EXCEPTION", "distorch", "Unhandled", "already registered")
@@ -91,8 +93,15 @@ async def fresh(page: Any, server: ComfyServer) -> None:
 
 
 async def open_tab(page: Any) -> None:
-    await page.evaluate("app.extensionManager.sidebarTab.toggleSidebarTab('distorch')")
-    await page.wait_for("document.querySelectorAll('.dt-model').length === 2", 60)
+    # Again and again: a front end that has not quite started closes it.
+    await page.wait_for(
+        """(() => {
+      const side = app.extensionManager.sidebarTab
+      if (side.activeSidebarTabId !== 'distorch') side.toggleSidebarTab('distorch')
+      return document.querySelectorAll('.dt-model').length === 2
+    })()""",
+        60,
+    )
 
 
 async def theme(page: Any, name: str) -> None:
@@ -119,7 +128,7 @@ async def picture(page: Any, name: str, *selectors: str, room: int = 0, most: in
     box = await page.evaluate(
         f"(() => {{ const r = {json.dumps(selectors)}.map((s) => document.querySelector(s).getBoundingClientRect());"
         " const [x, y] = [Math.min(...r.map((b) => b.left)), Math.min(...r.map((b) => b.top))];"
-        " return [x, y, Math.max(...r.map((b) => b.right)) - x, Math.max(...r.map((b) => b.bottom)) - y] })()"
+        " return [x, y, Math.max(...r.map((b) => b.right)) - x, Math.min(innerHeight, Math.max(...r.map((b) => b.bottom))) - y] })()"
     )
     clip = {"x": max(0, box[0] - room), "y": max(0, box[1] - room), "scale": 1}
     clip |= {"width": box[2] + 2 * room, "height": min(most, box[3] + 2 * room)}
@@ -144,17 +153,23 @@ async def cost(page: Any, seconds: float = 10) -> tuple[float, float]:
 def test_the_tab_costs_little_open_and_nothing_closed(server: ComfyServer) -> None:
     async def check(page: Any) -> None:
         await asyncio.sleep(3)  # the front end itself settles
-        closed = await cost(page)
-        await open_tab(page)
-        await asyncio.sleep(2)
-        opened = await cost(page)
-        await page.evaluate("app.extensionManager.sidebarTab.toggleSidebarTab('distorch')")
-        await asyncio.sleep(2)
-        again = await cost(page)
-        print(f"closed {closed[0]:.2%} {closed[1]:.2f}/s, open {opened[0]:.2%} {opened[1]:.2f}/s")
-        assert closed[1] == again[1] == 0, "no message while nothing of it is shown"
-        assert opened[0] - closed[0] <= 0.01
-        assert opened[1] <= 2
+        toggle = "app.extensionManager.sidebarTab.toggleSidebarTab('distorch')"
+        more, messages = [], []
+        for _ in range(3):
+            closed = await cost(page)
+            await open_tab(page)
+            await asyncio.sleep(2)
+            opened = await cost(page)
+            await page.evaluate(toggle)
+            await asyncio.sleep(2)
+            print(
+                f"closed {closed[0]:.2%} {closed[1]:.2f}/s, open {opened[0]:.2%} {opened[1]:.2f}/s"
+            )
+            assert closed[1] == 0, "no message while nothing of it is shown"
+            more.append(opened[0] - closed[0])
+            messages.append(opened[1])
+        assert statistics.median(more) <= 0.01
+        assert max(messages) <= 2
 
     on_page(server, check)
 
@@ -252,8 +267,17 @@ def test_from_a_model_to_its_node_and_back(server: ComfyServer) -> None:
     prompt = json.dumps(workflow(server.devices))  # type: ignore[attr-defined]
 
     async def check(page: Any) -> None:
+        await theme(page, "dark")
         await page.evaluate(f"app.loadApiJson({prompt}, 'walk')")
         await open_tab(page)
+        await sidebar(page, 420)
+        await page.evaluate("app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
+        loader = "app.graph._nodes.find((n) => n.type === 'UNETLoaderDisTorch2MultiGPU')"
+        await page.evaluate(
+            f"app.canvas.ds.scale = 1; app.canvas.centerOnNode({loader}); app.canvas.ds.offset[0] += 130"
+        )
+        await page.frames(5)
+        await picture(page, f"comfyui-{server.devices}", "body")  # type: ignore[attr-defined]
         name = f"{CARD}.querySelector('.dt-name')"
         await page.wait_for(f"{name}.matches('button')")
         await page.evaluate(f"{name}.click()")
@@ -305,7 +329,7 @@ def test_a_wrong_string_is_refused_where_it_is_typed(server: ComfyServer) -> Non
         await page.wait_for(f"{box}.getAttribute('aria-invalid') === 'true'")
         assert "unknown unit 'xyz'" in await page.evaluate(wrong)
         await picture(
-            page, "string-wrong", "#graph-canvas-container, canvas#graph-canvas", most=700
+            page, "string-wrong", "#graph-canvas-container, canvas#graph-canvas", most=900
         )
         await page.evaluate("app.canvas.prompt_box.close()")
         text = STRINGS[server.devices]  # type: ignore[attr-defined]
@@ -403,6 +427,8 @@ def test_the_plan_node_draws_what_it_found(server: ComfyServer) -> None:
 
 
 def test_the_tab_in_chinese(server: ComfyServer) -> None:
+    server.run(workflow(server.devices))  # type: ignore[attr-defined]  # what another test has run let models go
+
     async def check(page: Any) -> None:
         await page.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'zh')")
         try:
@@ -420,8 +446,8 @@ def test_the_tab_in_chinese(server: ComfyServer) -> None:
                 assert note.startswith("百分比之和为 110%")
             await page.evaluate(WAN_LOADER)
             await page.evaluate("string.value = 'sim:0,1.5xyz'; string.callback(string.value)")
-            wrong = "loader.distorchPlan.element.querySelector('.dt-wrong').innerText"
-            await page.wait_for(f"({wrong}).includes('未知单位')", 30)
+            wrong = "loader.distorchPlan?.element.querySelector('.dt-wrong')?.innerText"
+            await page.wait_for(f"({wrong})?.includes('未知单位')", 30)
             tip = "loader.constructor.nodeData.input.optional.virtual_vram_gb[1].tooltip"
             assert re.search("[\u4e00-\u9fff]", await page.evaluate(tip))
             await picture(page, f"tab-{server.devices}-chinese", ".dt-panel")  # type: ignore[attr-defined]
@@ -434,7 +460,11 @@ def test_the_tab_in_chinese(server: ComfyServer) -> None:
 def test_help_pages_fit_the_panel(server: ComfyServer) -> None:
     async def check(page: Any) -> None:
         stores = "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s"
+        await page.evaluate(
+            "app.extensionManager.setting.set('Comfy.NodeLibrary.NewDesign', false)"
+        )
         await page.evaluate("app.extensionManager.sidebarTab.toggleSidebarTab('node-library')")
+        await page.wait_for(f"{stores}.get('nodeHelp')", 30)
         for node in ("CheckpointLoaderAdvancedDisTorch2MultiGPU", "DisTorchPlan"):
             await page.evaluate(
                 f"{stores}.get('nodeHelp').openHelp({stores}.get('nodeDef').nodeDefsByName['{node}'])"
@@ -446,6 +476,7 @@ def test_help_pages_fit_the_panel(server: ComfyServer) -> None:
             sizes = await page.evaluate(f"[{body}.scrollWidth, {body}.clientWidth]")
             assert sizes[0] <= sizes[1] < 460, (node, sizes)
         await picture(page, "help-plan", ".side-bar-panel", most=1000)
+        await page.evaluate("app.extensionManager.setting.set('Comfy.NodeLibrary.NewDesign', true)")
 
     on_page(server, check)
 

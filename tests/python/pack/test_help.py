@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,8 @@ def test_a_page_is_complete(page: pathlib.Path) -> None:
         "## Inputs",
         "## Outputs",
     ]
-    rows = [line for line in text.splitlines() if line.startswith("- `")]
+    rows = [line for line in text.splitlines() if line.startswith(("- `", "- **"))]
     assert rows
-    assert all(len(row.split("`: ", 1)) == 2 and len(row) > 12 for row in rows), rows
+    assert all(re.match(r"- (`|\*\*)\w+\1: ..", row) and len(row) > 12 for row in rows), rows
+    wide = [name for name in re.findall(r"`(\w+)`", text) if len(name) > 26]
+    assert wide == [], "in letters of one width these are wider than the panel"

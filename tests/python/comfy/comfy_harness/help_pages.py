@@ -17,7 +17,8 @@ def fetch(comfy: ComfyServer, path: str) -> str:
 def described(page: str, heading: str) -> list[str]:
     """The names in the list below a heading."""
     part = page.split(f"## {heading}\n")[1].split("\n#")[0]
-    return [line.split("`")[1] for line in part.splitlines() if line.startswith("- `")]
+    lines = [line for line in part.splitlines() if line.startswith(("- `", "- **"))]
+    return [line[2:].partition(": ")[0].strip("`*") for line in lines]
 
 
 def compare(comfy: ComfyServer) -> int:
