@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST_JOBS ?= 2
+PYTEST_JOBS ?= 3
 STAGE := $(CURDIR)/build/dev/python
 export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
