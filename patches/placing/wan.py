@@ -92,7 +92,8 @@ def devices_of(patcher: Any, compute: str, swap: str | None) -> Iterator[None]:
     if swap is not None:
         wanted |= dict.fromkeys(("offload_device", "cache_device"), torch.device(swap))
     if _request(patcher) is not None:  # also what an earlier sampling has left
-        wanted |= dict.fromkeys(("blocks_to_swap", "vace_blocks_to_swap"), 0)
+        # None, in every release: they compare the number of a block by < or by <=.
+        wanted |= dict.fromkeys(("blocks_to_swap", "vace_blocks_to_swap"), -1)
     with _having(transformer, {n: v for n, v in wanted.items() if hasattr(transformer, n)}):
         yield
 

@@ -149,6 +149,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
         _NO_SIM,
         "COMFYUI_PATH is not set",
         "DISTORCH_PREDECESSOR_PATH is not set",
+        "COMFYUI_WANVIDEO_PATH is not set",
         "no CUDA device",
     ):
         count = sum(reason in str(report.longrepr) for report in skipped)

@@ -267,3 +267,16 @@ def test_numbers_and_indices_may_come_from_the_host() -> None:
     here = torch.arange(4.0, device="sim:0")
     assert (here * torch.tensor(2.0)).tolist() == [0.0, 2.0, 4.0, 6.0]
     assert here[torch.tensor([3, 1])].tolist() == [3.0, 1.0]
+
+
+def test_autocast_casts_as_on_the_host() -> None:
+    layer, x = torch.nn.Linear(16, 8).requires_grad_(False), torch.randn(4, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+    layer = layer.to("sim:0")
+    with torch.autocast("sim", torch.bfloat16):
+        got, product = layer(x.to("sim:0")), layer(x.to("sim:0")).float().softmax(-1)
+    assert got.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(got.cpu(), expected)
+    assert product.dtype == torch.float32
+    assert layer(x.to("sim:0")).dtype == torch.float32
