@@ -10,7 +10,7 @@ import torch
 
 from distorch import _load
 from distorch.allocation import ModeChoice
-from distorch.devices import call, device_module, name_of, parse_name
+from distorch.devices import call, device_module, name_of, parse_name, synchronize
 from distorch.nested import tensors_in
 from distorch.parts import tensor_bytes
 from distorch.run.cuda import cuda_device, stream_of
@@ -28,6 +28,7 @@ class StepProfile(_load.C.StepProfile):
         cuda = cuda_device(compute)
         super().__init__(None if cuda is None else cuda.router)
         self._compute, self._cuda = compute, cuda
+        self._waits: str | None = None
         self.active = False
 
     def begin_step(self) -> bool:
@@ -45,11 +46,19 @@ class StepProfile(_load.C.StepProfile):
         on, size = donor or self._compute, _bytes_in((args, kwargs))
         has_events = self._cuda is not None and on.type == "cuda"
         device, stream = stream_of(on) if has_events else (-1, 0)
+        self._waits = None if has_events or on.type == "cpu" else name_of(on)
+        self._wait()
         self.enter(name, size, device, stream, elsewhere=donor is not None)
 
     def left(self, name: str, output: Any) -> None:
         """It has queued its work."""
+        self._wait()
         self.leave(name, _bytes_in(output))
+
+    def _wait(self) -> None:
+        """Measured by the host's clock: what is queued has to be done when it is read, in the few steps that are."""
+        if self._waits is not None:
+            synchronize(self._waits)
 
 
 def decide(

@@ -554,3 +554,25 @@ def test_a_slice_written_on_a_donor_comes_home(inference: bool) -> None:
             assert all(map(torch.equal, [t.cpu() for t in got], expected)), step
         assert list(executor.migrated) == ["sim:1"]
         placed.unload()
+
+
+def test_a_device_without_events_is_waited_for_in_the_steps_that_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host's clock would measure how fast kernels are queued."""
+    waited: list[str] = []
+    monkeypatch.setattr("distorch.run.profile.synchronize", waited.append)
+    model, x = Layers().eval(), torch.randn(3, 16)
+    placed = spread_over(model, "cpu", "sim:1")
+    executor = distorch.StreamedExecutor(placed)
+    counts = []
+    with torch.no_grad():
+        for _ in range(6):
+            before = len(waited)
+            model(x)
+            counts.append(len(waited) - before)
+    assert executor.engine.profile.complete
+    assert set(waited) == {"sim:0"}
+    assert max(counts) == 2 * len(executor.engine.streamed)
+    assert counts[-2:] == [0, 0]
+    placed.unload()
