@@ -256,7 +256,8 @@ def small(prompt: Prompt) -> Prompt:
         for name, value in row["inputs"].items():
             row["inputs"][name] = here(name, value, flux=flux)
         if "type" in row["inputs"] and "CLIP" in kind:
-            row["inputs"]["type"] = "sdxl" if "Dual" in kind else "stable_diffusion"
+            # SD 3 has the encoders that are given; of others a missing one would compute with what is in memory.
+            row["inputs"]["type"] = "sd3" if "Dual" in kind else "stable_diffusion"
     return shortened(made, prompt)
 
 
