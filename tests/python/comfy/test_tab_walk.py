@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import re
-import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -154,7 +153,7 @@ def test_the_tab_costs_little_open_and_nothing_closed(server: ComfyServer) -> No
     async def check(page: Any) -> None:
         await asyncio.sleep(3)  # the front end itself settles
         toggle = "app.extensionManager.sidebarTab.toggleSidebarTab('distorch')"
-        more, messages = [], []
+        spent, messages = [], []
         for _ in range(3):
             closed = await cost(page)
             await open_tab(page)
@@ -166,9 +165,11 @@ def test_the_tab_costs_little_open_and_nothing_closed(server: ComfyServer) -> No
                 f"closed {closed[0]:.2%} {closed[1]:.2f}/s, open {opened[0]:.2%} {opened[1]:.2f}/s"
             )
             assert closed[1] == 0, "no message while nothing of it is shown"
-            more.append(opened[0] - closed[0])
+            spent.append((closed[0], opened[0]))
             messages.append(opened[1])
-        assert statistics.median(more) <= 0.01
+        # Other work on the machine only adds: the least of each is compared.
+        least_closed, least_open = map(min, zip(*spent, strict=True))
+        assert least_open - least_closed <= 0.01
         assert max(messages) <= 2
 
     on_page(server, check)
