@@ -70,6 +70,9 @@ class ModelInputs:
         args = map_tensors(args, self._arrive, objects=True)
         return self._exchange.inside(args, map_tensors(kwargs, self._arrive, objects=True))
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, _module: nn.Module, _args: Any, output: Any) -> None:
         self._exchange.give_back()
-        guards.name_added(sys.exc_info()[1], self._model, self._owners)
+        if (
+            output is None
+        ):  # it failed; else an error that somebody is handling would be taken for ours
+            guards.name_added(sys.exc_info()[1], self._model, self._owners)

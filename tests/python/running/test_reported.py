@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import io
@@ -354,6 +355,13 @@ def test_an_adapter_added_after_placing_runs_or_is_named(streamed: bool) -> None
         adapter.down.to("sim:0")
         adapter.up.to("sim:0")
         result = model(x).cpu()
+        another = RuntimeError("another device")
+        with contextlib.suppress(RuntimeError):
+            try:
+                raise another
+            finally:
+                model(x)
+        assert str(another) == "another device", "an error on its way outside is not this model's"
         placed.unload()
         adapter.cpu()
         assert torch.equal(model(x), result)
