@@ -122,7 +122,7 @@ class GroupHooks:
                 return None
             group.depth = 0
             if profile.active:
-                profile.left(group.spec.name, output)
+                profile.left(group.spec.name, output, migrator.donor)
             return migrator.leave(migrated, output)
 
         return enter, leave

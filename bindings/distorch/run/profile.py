@@ -28,7 +28,6 @@ class StepProfile(_load.C.StepProfile):
         cuda = cuda_device(compute)
         super().__init__(None if cuda is None else cuda.router)
         self._compute, self._cuda = compute, cuda
-        self._waits: str | None = None
         self.active = False
 
     def begin_step(self) -> bool:
@@ -44,21 +43,22 @@ class StepProfile(_load.C.StepProfile):
     def entered(self, name: str, args: Any, kwargs: Any, donor: torch.device | None = None) -> None:
         """A group begins, on `donor` where that is given."""
         on, size = donor or self._compute, _bytes_in((args, kwargs))
-        has_events = self._cuda is not None and on.type == "cuda"
-        device, stream = stream_of(on) if has_events else (-1, 0)
-        self._waits = None if has_events or on.type == "cpu" else name_of(on)
-        self._wait()
+        device, stream = stream_of(on) if self._has_events(on) else (-1, 0)
+        self._wait(on)
         self.enter(name, size, device, stream, elsewhere=donor is not None)
 
-    def left(self, name: str, output: Any) -> None:
-        """It has queued its work."""
-        self._wait()
+    def left(self, name: str, output: Any, donor: torch.device | None = None) -> None:
+        """It has queued its work, on `donor` where that is given."""
+        self._wait(donor or self._compute)
         self.leave(name, _bytes_in(output))
 
-    def _wait(self) -> None:
+    def _has_events(self, on: torch.device) -> bool:
+        return self._cuda is not None and on.type == "cuda"
+
+    def _wait(self, on: torch.device) -> None:
         """Measured by the host's clock: what is queued has to be done when it is read, in the few steps that are."""
-        if self._waits is not None:
-            synchronize(self._waits)
+        if not self._has_events(on):
+            synchronize(name_of(on))
 
 
 def decide(
