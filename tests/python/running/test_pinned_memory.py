@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pin_budget import Budget
 from placing import Layer, plan_of
 from torch import nn
 
@@ -21,22 +22,6 @@ from distorch.slabs import slab_of
 
 pytestmark = pytest.mark.usefixtures("sim")
 KB = 1 << 10
-
-
-class Budget:
-    """One limit, and one count that is everybody's."""
-
-    def __init__(self, limit: int) -> None:
-        self.most, self.count = limit, 0
-
-    def limit(self) -> int:
-        return self.most
-
-    def used(self) -> int:
-        return self.count
-
-    def add(self, count: int) -> None:
-        self.count += count
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import FakeCuda, streamed_by_the_core
+from pin_budget import Budget
 from placing import Layer, plan_of
 from torch import nn
 
@@ -27,22 +28,6 @@ from distorch.run import HostPinner, StreamedExecutor, pinning, share_budget
 from distorch.slabs import PAGE
 
 pytestmark = pytest.mark.usefixtures("sim")
-
-
-class Budget:
-    """As ComfyUI counts: one limit, and one count that is everybody's."""
-
-    def __init__(self, limit: int, used: int = 0) -> None:
-        self.most, self.count = limit, used
-
-    def limit(self) -> int:
-        return self.most
-
-    def used(self) -> int:
-        return self.count
-
-    def add(self, count: int) -> None:
-        self.count += count
 
 
 @pytest.fixture
