@@ -34,6 +34,9 @@ using testing::IsEmpty;
 using Of = Selection::Of;
 
 constexpr int kThreads = 8;
+// A thread that is this many operations ahead waits for the model's next step:
+// otherwise a machine that starts threads slowly runs them one by one.
+constexpr std::int64_t kOperationsPerStep = 20;
 constexpr std::int64_t kModelBytes = 1000;  // on each of two devices
 
 std::int64_t Operations() {
@@ -117,7 +120,7 @@ class RunningModel : public ManagedModel {
     return found_;
   }
 
-  int steps = 0;
+  std::atomic<int> steps = 0;
   int loads = 0;
   std::atomic<int> unloads = 0;
 
@@ -317,7 +320,12 @@ TEST_F(ConcurrencyTest, EightThreadsAgainstARunningModel) {
   for (int thread = 0; thread < kThreads; ++thread) {
     threads.emplace_back([this, thread, each, &at_work] {
       std::mt19937 random(static_cast<std::uint32_t>(thread));
-      for (std::int64_t i = 0; i < each; ++i) Operate(thread, i, random);
+      for (std::int64_t i = 0; i < each; ++i) {
+        while (running_->steps < i / kOperationsPerStep) {
+          std::this_thread::yield();
+        }
+        Operate(thread, i, random);
+      }
       --at_work;
     });
   }
