@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from distorch.allocation import Device, Spec
 from distorch.devices import (
@@ -15,15 +15,15 @@ from distorch.devices import (
 )
 
 
-def concerned(spec: Spec, compute: str) -> list[str]:
-    """Return the devices of this machine that a plan for `spec` can use: those it names, the compute device and the host.
+def concerned(spec: Spec, compute: str) -> Callable[[str], bool]:
+    """Return what says of a device whether a plan for `spec` can use it: those it names, the compute device and the host.
 
     "auto" can use every one; of kinds other than the compute device's, those that tell their memory without being used.
     """
     named = {*spec.devices, compute, "cpu"}
     kind = parse_name(compute)[0]
     every = spec.uses_every_device
-    return [n for n in device_names() if n in named or (every and n.partition(":")[0] == kind)]
+    return lambda device: device in named or (every and parse_name(device)[0] == kind)
 
 
 def device_table(
@@ -46,7 +46,7 @@ def device_table(
     """
     compute = compute or (spec.compute if spec is not None else "") or device_names()[0]
     if infos is None:
-        infos = list_devices(asked=concerned(spec, compute) if spec is not None else ())
+        infos = list_devices() if spec is None else list_devices(asked=concerned(spec, compute))
     return [
         Device(
             device=info.device,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -215,7 +215,11 @@ def host_link_gbps(device: str, source: str = "cpu") -> float:
     return 0.0
 
 
-def _all(kinds: Iterable[str] | None, asked: Collection[str] = ()) -> Iterator[DeviceInfo]:
+def _none(_device: str) -> bool:
+    return False
+
+
+def _all(kinds: Iterable[str] | None, asked: Callable[[str], bool] = _none) -> Iterator[DeviceInfo]:
     wanted = [*accelerator_kinds(), "cpu"] if kinds is None else list(kinds)
     for kind in wanted:
         if kind == "cpu":
@@ -224,18 +228,18 @@ def _all(kinds: Iterable[str] | None, asked: Collection[str] = ()) -> Iterator[D
         count = device_count(kind)
         nvml = _nvml() if kind == "cuda" and count else {}
         for index in range(count):
-            ask = canonical_name(kind, index) in asked
+            ask = asked(canonical_name(kind, index))
             yield _accelerator(kind, index, nvml.get(index), ask=ask)
 
 
 def list_devices(
-    kinds: Iterable[str] | None = None, asked: Collection[str] = ()
+    kinds: Iterable[str] | None = None, asked: Callable[[str], bool] = _none
 ) -> list[DeviceInfo]:
     """Return all devices, accelerators first, `cpu` last.
 
     Args:
         kinds: restricts the list.
-        asked: names of devices that may be initialised, where nobody else tells their memory.
+        asked: whether the device of this name may be initialised, where nobody else tells its memory.
     """
     return list(_all(kinds, asked))
 

@@ -205,16 +205,16 @@ class _Ties:
         self.parent[b] = a
 
 
-def _tensors(name: str, module: nn.Module) -> list[TensorRef]:
+def _tensors(name: str, module: nn.Module) -> list[tuple[TensorRef, torch.Tensor]]:
     prefix = f"{name}." if name else ""
-    refs = []
+    tensors: list[tuple[TensorRef, torch.Tensor]] = []
     for key, parameter in module._parameters.items():
         if parameter is not None:
-            refs.append(TensorRef(module, key, "parameter", prefix + key))
+            tensors.append((TensorRef(module, key, "parameter", prefix + key), parameter))
     for key, buffer in module._buffers.items():
         if isinstance(buffer, torch.Tensor):
-            refs.append(TensorRef(module, key, "buffer", prefix + key))
-    return refs
+            tensors.append((TensorRef(module, key, "buffer", prefix + key), buffer))
+    return tensors
 
 
 def inventory(
@@ -246,13 +246,12 @@ def inventory(
     held: dict[torch.device, int] = defaultdict(int)
     modules = dict(named)
     for name, module in named:
-        refs = _tensors(name, module)
-        if not refs:
+        tensors = _tensors(name, module)
+        if not tensors:
             continue
         label = name or "(root)"
         size = 0
-        for ref in refs:
-            tensor = ref.get()
+        for ref, tensor in tensors:
             if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
                 raise ValueError(
                     f"{ref.qualified} has no shape yet: run the lazy module once before placing it"
@@ -273,8 +272,9 @@ def inventory(
         reason = pin(label, module) if pin else ""
         if not reason and module in tellers:
             reason = "its first parameter is read to choose the device"
-        hit = any(ref.qualified in patched for ref in refs)
-        found.append((label, module, tuple(refs), size, reason, hit))
+        refs = tuple([ref for ref, _ in tensors])
+        hit = bool(patched) and any(ref.qualified in patched for ref in refs)
+        found.append((label, module, refs, size, reason, hit))
     tied_names = {ties.find(name) for name in ties.parent}
     names = list(groups([label for label, *_ in found]))
     unknown = [name for name in names if name and name not in modules]
@@ -284,8 +284,7 @@ def inventory(
         )
     blocks = []
     for (label, module, owned, size, reason, hit), group in zip(found, names, strict=True):
-        root = ties.find(label)
-        tied = root if root in tied_names else ""
+        tied = root if tied_names and (root := ties.find(label)) in tied_names else ""
         blocks.append(ModelBlock(label, module, owned, size, group, reason, tied, hit))
     layers = {group: modules[group] for group in dict.fromkeys(names) if group}
     by_name = {name_of(device): size for device, size in held.items()}

@@ -86,6 +86,8 @@ class OnDemandCopies:
 class OnDemandModule:
     """Brings tensors to the compute device while a module runs, and puts the stored ones back afterwards."""
 
+    __slots__ = ("_copies", "_depth", "_here", "_key", "_module", "refs")  # there may be thousands
+
     def __init__(
         self,
         copies: OnDemandCopies,

@@ -7,6 +7,7 @@ What is decided here is only how a tensor is made; which one, where and in which
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,6 @@ class ModuleTable:
         # What was found where a copy stands in for it, and the copy's version then.
         self._before: dict[int, tuple[torch.Tensor, int]] = {}
         self._ids = itertools.count(1)
-        self._by_place = {(id(ref.table), ref.name): i for i, ref in enumerate(self.refs)}
         self.patches: Mapping[int, Sequence[Patch]] = {}
         self.ran = False
         self.progress: Reporter | None = None
@@ -214,11 +214,11 @@ class ModuleTable:
         places = []
         for ref in self.refs:
             tensor = ref.get()
-            devices = {part.device for part in parts_of(tensor)} if is_composite(tensor) else ()
-            if len(devices) < 2:
-                places.append(self._at(next(iter(devices), tensor.device)))
+            if is_composite(tensor):
+                devices = {part.device for part in parts_of(tensor)} or {tensor.device}
+                places.append(self._at(devices.pop()) if len(devices) == 1 else -1)
             else:
-                places.append(-1)
+                places.append(self._at(tensor.device))
         return places
 
     def place_of(self, i: int) -> str:
@@ -257,6 +257,10 @@ class ModuleTable:
                 self.found[i] = self._hung[i] = now
                 self._before.pop(i, None)
                 self._versions[i], self._ids_hung[i] = -1, 0
+
+    @functools.cached_property
+    def _by_place(self) -> dict[tuple[int, str], int]:
+        return {(id(ref.table), ref.name): i for i, ref in enumerate(self.refs)}
 
     def replace(self, moved_tensors: Sequence[tuple[TensorPlace, torch.Tensor]]) -> None:
         """Hang copies of tensors that hang, on the same device: an engine has packed them."""
