@@ -146,6 +146,12 @@ void BindExecution(py::module_& module) {
            "Hang a slot's tensors in; False, with nothing changed, if a table "
            "holds another tensor than the stored one.")
       .def("leave", &TensorSwap::Leave, "Hang the stored tensors in again.");
+  py::class_<TensorVersions>(module, "TensorVersions",
+                             "Tells whether tensors were written to; those of "
+                             "inference mode do not count.")
+      .def(py::init<std::vector<py::object>>(), py::arg("tensors"))
+      .def("changed", &TensorVersions::Changed,
+           "Whether one was written to since the last call.");
   py::class_<PythonScheduler>(module, "StreamScheduler")
       .def(py::init<py::typing::Callable<py::object(int, int)>,
                     py::typing::Callable<py::object(int)>,

@@ -79,6 +79,40 @@ class TensorSwap {
   std::vector<std::vector<pybind11::object>> in_slots_;  // by slot
 };
 
+// How often each of some tensors was written to. In C++ because all streamed
+// ones are asked at each step. Holds the tensors, which have to count: none of
+// inference mode.
+class TensorVersions {
+ public:
+  explicit TensorVersions(std::vector<pybind11::object> tensors)
+      : tensors_(std::move(tensors)), seen_(tensors_.size(), -1) {
+    Changed();
+  }
+
+  // Whether one was written to since the last call.
+  bool Changed() {
+    bool changed = false;
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      const auto version = pybind11::reinterpret_steal<pybind11::object>(
+          PyObject_GetAttr(tensors_[i].ptr(), name_.ptr()));
+      if (!version) throw pybind11::error_already_set();
+      const long long now = PyLong_AsLongLong(version.ptr());
+      if (now == -1 && PyErr_Occurred() != nullptr) {
+        throw pybind11::error_already_set();
+      }
+      changed = changed || now != seen_[i];
+      seen_[i] = now;
+    }
+    return changed;
+  }
+
+ private:
+  std::vector<pybind11::object> tensors_;
+  std::vector<long long> seen_;
+  pybind11::str name_ = pybind11::reinterpret_steal<pybind11::str>(
+      PyUnicode_InternFromString("_version"));
+};
+
 }  // namespace distorch::bindings
 
 #endif  // DISTORCH_BINDINGS_TENSOR_SWAP_H_

@@ -409,6 +409,16 @@ class TensorSwap:
         Hang the stored tensors in again.
         """
 
+class TensorVersions:
+    """
+    Tells whether tensors were written to; those of inference mode do not count.
+    """
+    def __init__(self, tensors: collections.abc.Sequence[typing.Any]) -> None: ...
+    def changed(self) -> bool:
+        """
+        Whether one was written to since the last call.
+        """
+
 class StreamScheduler:
     def __init__(
         self,

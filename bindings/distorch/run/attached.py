@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +27,6 @@ from distorch.run.specs import ActiveGroup, GroupSpec, Store, pack_group
 from distorch.run.streaming import Streamer, slots_for
 from distorch.run.torch_streaming import TorchStreamer
 from distorch.slabs import layout, slab_of, slabs_of
-
-_VERSION: Callable[[torch.Tensor], int] = operator.attrgetter("_version")
 
 
 class AttachedGroups:
@@ -79,9 +76,10 @@ class AttachedGroups:
         self._migrators: dict[str, Migrator] = {}
         self._handles: list[Any] = []
         self._copied_before = 0
-        self._versions: list[int] = []
-        self._streamed_tensors: list[torch.Tensor] = []
+        self._streamed_versions = core().TensorVersions([])
+        self._companion_versions: list[int] = []
         self._in_pass = False
+        self._settled = False  # every group has been called and runs as it is to
         self._attach()
 
     # What it does
@@ -176,11 +174,10 @@ class AttachedGroups:
             self._drop()
             raise
         self._hook()
-        # Those that count; asked at each step, for all of them.
-        self._streamed_tensors = [
-            tensor for g in self._groups for _, _, tensor in g.refs if not tensor.is_inference()
-        ]
-        self._versions = self._stored_versions()
+        self._streamed_versions = core().TensorVersions(
+            [t for g in self._groups for _, _, t in g.refs if not t.is_inference()]
+        )
+        self._stored_written()
 
     def _make_streamer(self, groups: list[ActiveGroup]) -> None:
         packed = []
@@ -223,15 +220,20 @@ class AttachedGroups:
         """Put the hooks on the groups' modules."""
         raise NotImplementedError
 
-    def _stored_versions(self) -> list[int]:
-        """Return the versions of what is streamed, and of what migrated groups have copies of."""
-        versions = list(map(_VERSION, self._streamed_tensors))
-        versions += [
-            version(ref.get()) for g in self._groups if g.group for ref in g.group.companions
-        ]
-        return versions
+    def _stored_written(self) -> bool:
+        """Whether what is streamed, or what migrated groups have copies of, was written to since the last call."""
+        before, self._companion_versions = (
+            self._companion_versions,
+            [
+                version(ref.get())
+                for g in (self._groups if self._migrators else ())
+                for ref in (g.group.companions if g.group else ())
+            ],
+        )
+        return self._streamed_versions.changed() or self._companion_versions != before
 
     def _drop(self) -> None:
+        self._settled = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -242,4 +244,4 @@ class AttachedGroups:
             self._streamer.close()
             self._streamer = None
         self._migrators.clear()
-        self._groups, self._streamed_tensors = [], []
+        self._groups, self._streamed_versions = [], core().TensorVersions([])

@@ -96,10 +96,8 @@ class GroupEngine(AttachedGroups):
             self.rebuild()
         if self.steps > 0:
             self._end_step()
-        versions = self._stored_versions()
-        if versions != self._versions:  # somebody wrote into stored weights between two steps
+        if self._stored_written():  # between two steps
             self.invalidate()
-            self._versions = versions
         self.steps += 1
         for group in self._groups:
             group.in_step = False
@@ -118,6 +116,8 @@ class GroupEngine(AttachedGroups):
             migrator.forget() if failed else migrator.begin_step()
 
     def _end_step(self) -> None:
+        if self._settled:
+            return
         seen = {group.spec.name for group in self._groups if group.in_step}
         fresh = seen - self._called
         self._called |= fresh
@@ -129,6 +129,8 @@ class GroupEngine(AttachedGroups):
             self._split({group.spec.name for group in hollow})
         elif any(self._migrates(group.spec) and group.index >= 0 for group in self._groups):
             self.rebuild(self._specs)
+        else:
+            self._settled = all(group.spec.name in self._called for group in self._groups)
         if (fresh or hollow) and self._changed is not None:
             self._changed()
 
