@@ -61,11 +61,7 @@ CORE: dict[str, Loader] = {
         {"ckpt_name": FILE.format("checkpoints")},
         ALL_PARTS,
     ),
-    "ControlNetLoader": (
-        "a ControlNet",
-        {"control_net_name": FILE.format("controlnet")},
-        CONTROL,
-    ),
+    "ControlNetLoader": ("a ControlNet", {"control_net_name": FILE.format("controlnet")}, CONTROL),
     "DiffusersLoader": (
         "a model in the form of diffusers",
         {"model_path": "the folder, below ComfyUI's `diffusers`"},
@@ -73,10 +69,7 @@ CORE: dict[str, Loader] = {
     ),
     "DiffControlNetLoader": (
         "a ControlNet stored as a difference",
-        {
-            "model": "the model it is a difference to",
-            "control_net_name": FILE.format("controlnet"),
-        },
+        {"model": "what it is a difference to", "control_net_name": FILE.format("controlnet")},
         CONTROL,
     ),
 }
@@ -105,9 +98,7 @@ GGUF: dict[str, Loader] = {
 }
 
 DEVICE = "where the forward pass runs"
-STRING = (
-    "an allocation string, as `cuda:1,8gb;cpu,4gb;cuda:0,*`. If it is not empty it decides alone"
-)
+STRING = "an allocation string, as `cuda:1,8gb;cpu,4gb;cuda:0,*`. If not empty, it decides alone"
 VIRTUAL = "GB of the model that the donor takes; 0: all stays on the compute device"
 DONOR = "which device takes them"
 EJECT = "before loading, the other models leave the compute device; kept ones wait in system memory"
@@ -223,7 +214,7 @@ def _single_pages() -> Iterator[Page]:
             "compare_with": "another allocation string: both plans are shown side by side; empty: one plan",
         },
         {
-            "plan": "as text: the strip, one row for each device, what a step copies and how long it takes, as far as that is known"
+            "plan": "as text: the strip, one row for each device, what a step copies and takes, as far as that is known"
         },
         "The node shows it drawn: colour is the device, hatched blocks are streamed, the dashed box is the slots, amber is "
         "what the plan noted (a cap that was lowered, a device that is not here, percentages taken as ratios). **Place by "
@@ -263,7 +254,7 @@ def _parts() -> dict[str, str]:
     found["unet_expert_mode_allocations"] = f"{STRING} on the diffusion model"
     found["clip_expert_mode_allocations"] = f"{STRING} on the text encoder"
     found["high_precision_loras"] = (
-        "off: LoRA-patched weights of an fp8 file are kept in fp8 in system memory"
+        "off: LoRA-patched weights of an fp8 file stay fp8 in system memory"
     )
     return {**found, "eject_models": EJECT, "keep_loaded": KEEP, "execution_mode": MODE}
 
@@ -290,9 +281,7 @@ def main(arguments: list[str]) -> int:
     """Write the pages, or with --check say which differ; returns the exit status."""
     wanted = {f"{page[0]}.md": render(page) for page in pages()}
     there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
-    wrong = sorted(
-        name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name)
-    )
+    wrong = sorted(n for n in wanted.keys() | there.keys() if wanted.get(n) != there.get(n))
     if "--check" in arguments:
         for name in wrong:
             print(f"web/docs/{name} is not what tools/node_help.py writes: run it")

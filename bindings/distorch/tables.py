@@ -117,26 +117,15 @@ class ModuleTable:
         """Return what decides for these tensors."""
         blocks = [(b.name, b.group, bool(b.pinned), not b.tied) for b in inventory.blocks]
         owner = (n for n, b in enumerate(inventory.blocks) for _ in b.tensors)
-        rows = [
-            (
-                block,
-                same,
-                self._at(tensor.device),
-                [plain_bytes(part) for part in parts_of(tensor)],
-                True,
-                can_rebuild(tensor) and all(p.layout == torch.strided for p in parts_of(tensor)),
-            )
-            if is_composite(tensor)
-            else (
-                block,
-                same,
-                self._at(tensor.device),
-                (plain_bytes(tensor),),
-                True,
-                tensor.layout is torch.strided,
-            )
-            for block, same, tensor in zip(owner, self.same, self.found, strict=True)
-        ]
+        rows = []
+        for block, same, tensor in zip(owner, self.same, self.found, strict=True):
+            if is_composite(tensor):
+                parts = parts_of(tensor)
+                packs = can_rebuild(tensor) and all(p.layout is torch.strided for p in parts)
+                sizes = [plain_bytes(part) for part in parts]
+            else:
+                packs, sizes = tensor.layout is torch.strided, [plain_bytes(tensor)]
+            rows.append((block, same, self._at(tensor.device), sizes, True, packs))
         return core().Placement(self.devices, self._index[compute], blocks, rows)
 
     def _at(self, device: torch.device) -> int:
