@@ -253,15 +253,11 @@ _LISTENERS = (
 
 def install() -> None:
     """Listen to the life of managed models; a second call does nothing."""
-    for listeners, function in _LISTENERS:
-        if function not in listeners:
-            listeners.append(function)  # type: ignore[attr-defined]
+    lifecycle.follow(_LISTENERS)
 
 
 def uninstall() -> None:
     """Stop listening and let go of everything."""
-    for listeners, function in _LISTENERS:
-        if function in listeners:
-            listeners.remove(function)  # type: ignore[attr-defined]
+    lifecycle.leave(_LISTENERS)
     with _lock:
         _kept.clear()

@@ -155,14 +155,10 @@ _LISTENERS = ((lifecycle.before_load, _before_load), (lifecycle.reused, _reused)
 def install() -> None:
     """Listen to the life of models of ours; a second call does nothing."""
     keep.install()
-    for listeners, function in _LISTENERS:
-        if function not in listeners:
-            listeners.append(function)  # type: ignore[attr-defined]
+    lifecycle.follow(_LISTENERS)
 
 
 def uninstall() -> None:
     """Stop listening, and let go of everything."""
-    for listeners, function in _LISTENERS:
-        if function in listeners:
-            listeners.remove(function)  # type: ignore[attr-defined]
+    lifecycle.leave(_LISTENERS)
     keep.uninstall()

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+# Lists of this module, each with a function that is to be in it.
+Listening = Iterable[tuple[list[Any], Callable[..., Any]]]
 
 #: `(request, node_id, inputs)`, at the node, before a file is read: this is where models are ejected.
 before_load: list[Callable[[Any, str, dict[str, Any]], None]] = []
@@ -39,3 +42,17 @@ def tell(listeners: list[Callable[..., None]], *args: Any) -> None:
     """Calls each listener."""
     for listener in listeners:
         listener(*args)
+
+
+def follow(pairs: Listening) -> None:
+    """Adds each function to its list; one that is there is not added again."""
+    for listeners, function in pairs:
+        if function not in listeners:
+            listeners.append(function)
+
+
+def leave(pairs: Listening) -> None:
+    """Takes each function out of its list; one that is not there is no error."""
+    for listeners, function in pairs:
+        if function in listeners:
+            listeners.remove(function)

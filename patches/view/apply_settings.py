@@ -43,9 +43,7 @@ def install() -> None:
     """Follow the file, and give the choices to whom they concern; a second call does nothing."""
     if _apply not in settings._listeners:
         settings.listen(_apply)
-    for listeners, function in _LISTENERS:
-        if function not in listeners:
-            listeners.append(function)  # type: ignore[attr-defined]
+    lifecycle.follow(_LISTENERS)
     settings.start()
 
 
@@ -54,6 +52,4 @@ def uninstall() -> None:
     settings.stop()
     settings.reset()
     settings.unlisten(_apply)
-    for listeners, function in _LISTENERS:
-        if function in listeners:
-            listeners.remove(function)  # type: ignore[attr-defined]
+    lifecycle.leave(_LISTENERS)
