@@ -124,12 +124,12 @@ def look(server: Server) -> Figures:
     )
 
 
-def settled(server: Server) -> Figures:
-    """Look until three looks a second apart find the devices alike, SETTLE_SECONDS at most: the worker may be slow."""
+def settled(server: Server, pause: float) -> Figures:
+    """Look until three looks `pause` seconds apart find the devices alike, SETTLE_SECONDS at most: the worker may be slow."""
     end = time.monotonic() + SETTLE_SECONDS
     last, alike = look(server), 1
     while alike < 3 and time.monotonic() < end:
-        time.sleep(1)
+        time.sleep(pause)
         now = look(server)
         alike = alike + 1 if now.devices == last.devices else 1
         last = now
@@ -195,7 +195,7 @@ def soak(server: Server, options: argparse.Namespace) -> int:
                 sys.stdout.write(f"cycle {cycle}, {path.name}: {end}\n")
                 return 1
         server.free()
-        now = settled(server)
+        now = settled(server, options.pause)
         if cycle == min(options.warm, options.cycles - 1) or options.cycles == 1:
             before = now
         if cycle in (1, options.cycles) or cycle % options.every == 0:
@@ -232,6 +232,9 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=50, help="a line each so many cycles")
     parser.add_argument("--interrupt-every", type=int, default=0, help="interrupt each N-th cycle")
     parser.add_argument("--interrupt-after", type=float, default=0.3, help="seconds: %(default)s")
+    parser.add_argument(
+        "--pause", type=float, default=1.0, help="between looks, seconds: %(default)s"
+    )
     parser.add_argument("--pid", type=int, help="of the server's process")
     options = parser.parse_args()
     if options.cycles < 1:

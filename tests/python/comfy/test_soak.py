@@ -12,41 +12,73 @@ import sys
 import pytest
 from comfy_harness import ComfyServer, Workflow
 
-pytestmark = [pytest.mark.comfy, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.comfy, pytest.mark.timeout(14400)]
 
 TOOL = pathlib.Path(__file__).resolve().parents[3] / "tools/soak.py"
 CYCLES = int(os.environ.get("DISTORCH_SOAK_CYCLES", "6"))
 
 
-def workflow(compute: str, spec: str) -> dict:
+FIRST = ("sim:0", "sim:0,5mb;sim:1,5mb;cpu,*")
+SECOND = ("sim:1", "sim:1,4mb;sim:0,6mb;cpu,*")
+# Workflows of one cycle, which ends with `/free`: of each the models in turn, (where, strength of a LoRA).
+MIXES = {
+    "alone": [[(FIRST, 0.0)], [(SECOND, 0.0)]],
+    "mixed": [
+        [(FIRST, 0.8)],
+        [(SECOND, 0.0), (FIRST, 0.8)],
+        [(FIRST, 0.4), (SECOND, 0.0)],
+        [(SECOND, 0.6)],
+    ],
+}
+
+
+def workflow(models: list[tuple[tuple[str, str], float]]) -> dict:
+    """Samples with one model after the other, each on what the one before left."""
     w = Workflow()
-    model = w.add(
-        "UNETLoaderDisTorch2MultiGPU",
-        unet_name="wan.safetensors",
-        weight_dtype="default",
-        compute_device=compute,
-        expert_mode_allocations=spec,
-        eject_models=True,
-        keep_loaded=False,
-    )
-    latent = w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8), seed=7)
+    latent, conditioning = w.latent(1, 16, 1, 8, 8), w.conditioning(8, 4096)
+    for (compute, spec), strength in models:
+        model = w.add(
+            "UNETLoaderDisTorch2MultiGPU",
+            unet_name="wan.safetensors",
+            weight_dtype="default",
+            compute_device=compute,
+            expert_mode_allocations=spec,
+            eject_models=True,
+            keep_loaded=False,
+        )
+        if strength:
+            model = w.add(
+                "LoraLoaderModelOnly",
+                model=model,
+                lora_name="wan.safetensors",
+                strength_model=strength,
+            )
+        latent = w.sample(model, conditioning, latent, seed=7)
     return w.save(latent, "out")
 
 
-def test_nothing_grows(comfy: ComfyServer, tmp_path: pathlib.Path) -> None:
-    for name, compute, spec in (
-        ("first", "sim:0", "sim:0,5mb;sim:1,5mb;cpu,*"),
-        ("second", "sim:1", "sim:1,4mb;sim:0,6mb;cpu,*"),
-    ):
-        (tmp_path / f"{name}.json").write_text(json.dumps(workflow(compute, spec)))
-    workflows = [str(tmp_path / f"{name}.json") for name in ("first", "second")]
+@pytest.mark.parametrize("mix", MIXES)
+def test_nothing_grows(comfy: ComfyServer, tmp_path: pathlib.Path, mix: str) -> None:
+    workflows = []
+    for number, models in enumerate(MIXES[mix]):
+        workflows.append(str(tmp_path / f"{number}.json"))
+        pathlib.Path(workflows[-1]).write_text(json.dumps(workflow(models)))
     server = ["--url", f"http://127.0.0.1:{comfy.port}"]
-    cycles = ["--cycles", str(CYCLES), "--warm", str(max(1, CYCLES // 5)), "--every", "5"]
+    cycles = [
+        "--cycles",
+        str(CYCLES),
+        "--warm",
+        str(max(1, CYCLES // 5)),
+        "--every",
+        "5",
+        "--pause",
+        "0.2",
+    ]
     ended = subprocess.run(
         [sys.executable, str(TOOL), *workflows, *server, *cycles, "--interrupt-every", "3"],
         capture_output=True,
         text=True,
-        timeout=3500,
+        timeout=14000,
     )
     print(ended.stdout)
     last = ended.stdout.splitlines()[-1]
