@@ -106,8 +106,12 @@ class PythonStreamer {
                  const std::vector<std::uintptr_t>& slots,
                  std::vector<std::vector<Part>> groups, py::object owner,
                  std::uintptr_t compute, std::int64_t chunk)
-      : router_(std::move(router)), owner_(std::move(owner)) {
+      : router_(std::move(router)) {
     ByteStreamer::Options options;
+    // The router, whose functions wait, lives as long as what they wait for.
+    options.owner = std::make_shared<
+        std::pair<std::shared_ptr<void>, std::shared_ptr<Router>>>(
+        Owned(std::move(owner)), router_);
     options.cuda = &router_->cuda();
     options.router = router_.get();
     options.device = device;
@@ -135,13 +139,9 @@ class PythonStreamer {
   PythonStreamer& operator=(const PythonStreamer&) = delete;
   ~PythonStreamer() { Close(); }
 
-  // Copies end before the memory goes: of the slots and of what is streamed.
   void Close() {
-    {
-      const py::gil_scoped_release release;
-      streamer_.reset();
-    }
-    owner_ = py::none();
+    const py::gil_scoped_release release;
+    streamer_.reset();
   }
 
   bool Enter(int group, std::uintptr_t compute, TensorSwap& swap) {
@@ -183,7 +183,6 @@ class PythonStreamer {
   }
 
   std::shared_ptr<Router> router_;
-  py::object owner_;
   std::unique_ptr<ByteStreamer> streamer_;
 };
 

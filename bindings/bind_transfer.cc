@@ -37,13 +37,15 @@ Way WayOf(const std::string& name) {
 std::shared_ptr<Router> MakeRouterShim(const std::string& runtime,
                                        const std::string& driver,
                                        std::int64_t sample_bytes,
-                                       std::int64_t chunk, bool hip) {
+                                       std::int64_t chunk, bool hip,
+                                       double patience) {
   if (sample_bytes < 1 || chunk < 1) {
     throw py::value_error("sample_bytes and chunk must be at least 1");
   }
   return std::make_shared<Router>(Value(Unlocked([&] {
-                                    return hip ? LoadHip(runtime)
-                                               : LoadCuda(runtime, driver);
+                                    return hip ? LoadHip(runtime, patience)
+                                               : LoadCuda(runtime, driver,
+                                                          patience);
                                   })),
                                   Router::Clock(), sample_bytes, chunk);
 }
@@ -100,7 +102,9 @@ void BindTransfer(py::module_& module) {
       .def(py::init(&MakeRouterShim), py::arg("runtime") = "",
            py::arg("driver") = "",
            py::arg("sample_bytes") = Router::kSampleBytes,
-           py::arg("chunk") = StagedTransfer::kChunk, py::arg("hip") = false)
+           py::arg("chunk") = StagedTransfer::kChunk, py::arg("hip") = false,
+           py::arg("patience") = CudaFunctions().patience,
+           "patience: seconds that the host waits at most for a device")
       .def("device_count",
            [](const Router& router) { return Value(router.DeviceCount()); })
       .def("choose", &ChooseShim, py::arg("source"), py::arg("target"))

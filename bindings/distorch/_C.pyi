@@ -197,7 +197,11 @@ class TransferRouter:
         sample_bytes: int = 67108864,
         chunk: int = 33554432,
         hip: bool = False,
-    ) -> None: ...
+        patience: float = 30.0,
+    ) -> None:
+        """
+        patience: seconds that the host waits at most for a device
+        """
     def adopt(self, source: int, target: int, way: str, gbps: float) -> None: ...
     def choose(self, source: int, target: int) -> dict[str, typing.Any]: ...
     def copy(

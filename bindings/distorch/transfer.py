@@ -28,6 +28,9 @@ _log = logger("distorch")
 # Pageable host memory below this goes as torch does it: there is nothing to overlap in one buffer.
 PAGEABLE_THRESHOLD = 32 << 20
 
+# How long the host waits at most for a CUDA device to do what it was given. To be set before the first copy.
+PATIENCE_SECONDS = 30.0
+
 
 def copy(target: torch.Tensor, source: torch.Tensor) -> str:
     """Copy `source` into `target`, which may be on another device.
@@ -69,7 +72,7 @@ def _is_routed(target: torch.Tensor, source: torch.Tensor) -> bool:
 def _router() -> Any:
     """Return the core's router with the ways that `distorch links` has measured, or None without CUDA."""
     try:
-        router = core().TransferRouter(hip=torch.version.hip is not None)
+        router = core().TransferRouter(hip=torch.version.hip is not None, patience=PATIENCE_SECONDS)
     except RuntimeError as error:
         _log.info("copies between CUDA devices are left to torch: %s", error)
         return None

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "distorch/transfer/host_waits.h"
 
 namespace distorch {
 
@@ -13,6 +13,7 @@ ByteStreamer::ByteStreamer(const Options& options, int groups)
       router_(options.router),
       device_(options.device),
       chunk_(options.chunk),
+      owner_(options.owner),
       scheduler_(this, groups, static_cast<int>(options.slots.size())) {
   for (void* data : options.slots) {
     slots_.emplace_back();
@@ -38,6 +39,12 @@ ByteStreamer::~ByteStreamer() {
   Drain();
   thread_.reset();
   staged_.reset();
+  if (!stalled_.ok()) {
+    Abandon(std::move(owner_));
+    for (auto& slab : slabs_) {
+      Abandon(std::const_pointer_cast<PinnedSlab>(std::move(slab)));
+    }
+  }
   const DeviceGuard guard(cuda_, context_);
   // Errors are ignored: nothing is left to be told.
   for (const Slot& slot : slots_) {
@@ -60,15 +67,18 @@ std::size_t ByteStreamer::copies(int group) const {
 absl::StatusOr<int> ByteStreamer::Enter(int group, void* compute) {
   const DeviceGuard guard(cuda_, context_);
   if (!guard.status().ok()) return guard.status();
+  if (!stalled_.ok()) return stalled_;
   compute_ = compute;
-  return scheduler_.Acquire(group);
+  absl::StatusOr<int> slot = scheduler_.Acquire(group);
+  if (!slot.ok()) return Noted(slot.status());
+  return slot;
 }
 
 absl::Status ByteStreamer::Leave(int group, void* compute) {
   const DeviceGuard guard(cuda_, context_);
   if (!guard.status().ok()) return guard.status();
   compute_ = compute;
-  return scheduler_.Release(group);
+  return Noted(scheduler_.Release(group));
 }
 
 absl::Status ByteStreamer::StartCopy(int group, int slot) {
@@ -103,6 +113,7 @@ absl::Status ByteStreamer::Fill(const Group& group, Slot& slot) {
   std::vector<std::size_t>& filling = slot.filling;
   if (slot.awaited) filling.clear();
   slot.awaited = false;
+  slot.bytes = group.bytes;
   for (const Share& share : group.shares) {
     void* stream = streams_[share.stream];
     for (const Part& part : share.parts) {
@@ -167,21 +178,30 @@ absl::Status ByteStreamer::MarkUsed(int slot) {
 }
 
 void ByteStreamer::Drain() {
+  std::int64_t bytes = 0;  // that may be under way
   for (Slot& slot : slots_) {
-    if (slot.pending == nullptr) continue;
-    slot.pending->Wait().IgnoreError();
+    if (slot.pending != nullptr) Noted(slot.pending->Wait()).IgnoreError();
     slot.pending.reset();
+    bytes += slot.bytes;
   }
   const DeviceGuard guard(cuda_, context_);
-  // What fails now has failed before, and was told then.
-  const auto ignore = [this](int code) {
-    if (code != 0) cuda_.take_last_error();
+  // What fails now has failed before, and was told then; but for what does not
+  // end, and then nothing else is waited for.
+  const auto note = [&](const char* call, int code) {
+    if (code != 0) Noted(Told(call, bytes, code)).IgnoreError();
   };
-  for (void* stream : streams_) ignore(cuda_.stream_synchronize(stream));
+  for (void* stream : streams_) {
+    if (!stalled_.ok()) break;
+    note("cudaStreamSynchronize", cuda_.stream_synchronize(stream));
+  }
   for (Slot& slot : slots_) {
     if (slot.used == nullptr) continue;
-    if (slot.held) ignore(cuda_.event_record(slot.used, slot.on));
-    ignore(cuda_.event_synchronize(slot.used));
+    if (slot.held) {
+      note("cudaEventRecord", cuda_.event_record(slot.used, slot.on));
+    }
+    if (stalled_.ok()) {
+      note("cudaEventSynchronize", cuda_.event_synchronize(slot.used));
+    }
     slot.held = false;
     slot.awaited = true;
     slot.filling.clear();
@@ -190,15 +210,25 @@ void ByteStreamer::Drain() {
 
 void ByteStreamer::Reset() {
   scheduler_.Reset();
-  SettleSources();
+  Noted(SettleSources()).IgnoreError();
 }
 
-void ByteStreamer::SettleSources() {
+absl::Status ByteStreamer::SettleSources() {
   for (const int source : sources_) {
-    if (source < 0 || source == device_) continue;
+    if (source < 0 || source == device_ || !stalled_.ok()) continue;
     const DeviceGuard guard(cuda_, source);
-    if (cuda_.device_synchronize() != 0) cuda_.take_last_error();
+    const int code = cuda_.device_synchronize();
+    if (code != 0) cuda_.take_last_error();
+    if (code == CudaFunctions::kNotReady) {
+      return CudaFailure(cuda_, "cudaDeviceSynchronize", source, 0, code);
+    }
   }
+  return absl::OkStatus();
+}
+
+absl::Status ByteStreamer::Noted(absl::Status status) {
+  if (absl::IsDeadlineExceeded(status)) stalled_ = status;
+  return status;
 }
 
 absl::Status ByteStreamer::Record(void* event, void* stream) {
@@ -212,8 +242,7 @@ absl::Status ByteStreamer::Wait(void* stream, void* event) {
 absl::Status ByteStreamer::Told(const char* call, std::int64_t bytes,
                                 int code) {
   if (code == 0) return absl::OkStatus();
-  const std::string where = absl::StrCat("on ", PlaceName(device_));
-  return CudaFailure(cuda_, call, where, bytes, code);
+  return CudaFailure(cuda_, call, device_, bytes, code);
 }
 
 }  // namespace distorch

@@ -23,6 +23,11 @@
 //     reads a slot: slots and sources may be given back, in any order. Pinned
 //     slabs are owned until then.
 //
+// Where the host waits for a copy that does not end in its patience
+// (host_waits.h), that is told once, everything later is refused, and nothing
+// that the copy may still read or write is given back: `owner` and the pinned
+// slabs are abandoned.
+//
 // Copies are cut where registrations end, so that none crosses a border.
 // One thread at a time. No call depends on the current device or changes it.
 #ifndef DISTORCH_EXECUTION_BYTE_STREAMER_H_
@@ -67,6 +72,8 @@ class ByteStreamer : private StreamBackend {
     int device = 0;            // the compute device
     std::vector<void*> slots;  // memory there, each for the largest group
     std::int64_t chunk = StagedTransfer::kChunk;  // for pageable memory
+    // Of slots and sources; let go behind the last copy.
+    std::shared_ptr<void> owner = nullptr;
   };
 
   // `compute`: the stream whose order the slots' memory belongs to so far (what
@@ -84,7 +91,8 @@ class ByteStreamer : private StreamBackend {
 
   // The slot that holds the group's weights for what is queued on `compute`
   // (a stream of the compute device; null: its default one) from now on. Errors
-  // as StreamScheduler::Acquire; after one, Reset.
+  // as StreamScheduler::Acquire; after one, Reset. DeadlineExceeded from a copy
+  // on that did not end.
   absl::StatusOr<int> Enter(int group, void* compute);
 
   // What computes from the group is queued, on `compute`. It may be another
@@ -128,6 +136,7 @@ class ByteStreamer : private StreamBackend {
     void* used = nullptr;              // event: all that reads it is done
     std::vector<void*> ready;          // event by stream: its copy is done
     std::vector<std::size_t> filling;  // streams of the last copy
+    std::int64_t bytes = 0;            // of it
     bool awaited = true;  // the compute that waits for that copy comes before
                           // what `used` will stand for
     bool held = false;    // between Enter and Leave
@@ -148,18 +157,22 @@ class ByteStreamer : private StreamBackend {
   absl::Status MarkUsed(int slot) override;
   void Drain() override;
   // Waits for what the sources' devices have been given to do.
-  void SettleSources();
+  absl::Status SettleSources();
 
   absl::Status Fill(const Group& group, Slot& slot);
   absl::Status CopyPart(const Part& part, const Slot& slot, void* stream);
   absl::Status Record(void* event, void* stream);
   absl::Status Wait(void* stream, void* event);
   absl::Status Told(const char* call, std::int64_t bytes, int code);
+  // Notes a copy that did not end; returns `status`.
+  absl::Status Noted(absl::Status status);
 
   const CudaFunctions& cuda_;
   Router* const router_;
   const int device_;
   const std::int64_t chunk_;
+  std::shared_ptr<void> owner_;
+  absl::Status stalled_;  // the error of a copy that did not end
   CudaFunctions::Context context_ = nullptr;  // the compute device's
   std::vector<Slot> slots_;
   std::vector<Group> groups_;

@@ -19,7 +19,7 @@ absl::Status ByteStreamer::Prepare(std::vector<ByteGroup> groups,
     if (absl::Status s = AddGroup(std::move(group)); !s.ok()) return s;
   }
   if (absl::Status s = MakeEvents(compute); !s.ok()) return s;
-  SettleSources();
+  if (absl::Status s = Noted(SettleSources()); !s.ok()) return s;
   const bool pageable = std::any_of(groups_.begin(), groups_.end(),
                                     [](const Group& g) { return g.pageable; });
   if (!pageable) return absl::OkStatus();

@@ -139,15 +139,13 @@ absl::Status StepProfile::Now(const StreamOn& on, Mark* mark) const {
   if (!guard.status().ok()) return guard.status();
   int code = cuda_->event_create(&mark->event, 0);
   if (code != 0) {
-    return CudaFailure(*cuda_, "cudaEventCreateWithFlags",
-                       "on " + PlaceName(on.device), 0, code);
+    return CudaFailure(*cuda_, "cudaEventCreateWithFlags", on.device, 0, code);
   }
   code = cuda_->event_record(mark->event, on.handle);
   if (code == 0) return absl::OkStatus();
   cuda_->event_destroy(mark->event);
   mark->event = nullptr;
-  return CudaFailure(*cuda_, "cudaEventRecord", "on " + PlaceName(on.device), 0,
-                     code);
+  return CudaFailure(*cuda_, "cudaEventRecord", on.device, 0, code);
 }
 
 absl::Status StepProfile::Collect() {
@@ -181,8 +179,7 @@ absl::Status StepProfile::SecondsOf(const Interval& interval,
                                 interval.end.event);
   }
   if (code != 0) {
-    return CudaFailure(*cuda_, call, "on " + PlaceName(interval.on.device), 0,
-                       code);
+    return CudaFailure(*cuda_, call, interval.on.device, 0, code);
   }
   *seconds = static_cast<double>(milliseconds) / 1000;
   return absl::OkStatus();

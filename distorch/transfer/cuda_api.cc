@@ -10,11 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "distorch/device/shared_library.h"
+#include "distorch/transfer/host_waits.h"
 
 namespace distorch {
 namespace {
-
-constexpr int kOutOfMemory = 2;
 
 // The names that each system gives the libraries. macOS has neither CUDA nor
 // HIP.
@@ -87,12 +86,13 @@ class Binder {
   std::vector<std::string>* missing_;
 };
 
-void BindRuntime(const Binder& bind, CudaFunctions& f) {
+void BindRuntime(const Binder& bind, CudaFunctions& f, Queries& queries) {
   bind("cudaGetDeviceCount", f.device_count);
   bind("cudaDeviceCanAccessPeer", f.can_access_peer);
   bind("cudaDeviceEnablePeerAccess", f.enable_peer);
   bind("cudaMalloc", f.malloc);
   bind("cudaFree", f.free);
+  bind("cudaMemGetInfo", f.memory_info);
   bind("cudaHostAlloc", f.host_alloc);
   bind("cudaFreeHost", f.host_free);
   bind("cudaHostRegister", f.host_register);
@@ -102,12 +102,12 @@ void BindRuntime(const Binder& bind, CudaFunctions& f) {
   bind("cudaDeviceSynchronize", f.device_synchronize);
   bind("cudaStreamCreateWithFlags", f.stream_create);
   bind("cudaStreamDestroy", f.stream_destroy);
-  bind("cudaStreamSynchronize", f.stream_synchronize);
+  bind("cudaStreamQuery", queries.stream);
   bind("cudaStreamWaitEvent", f.stream_wait);
   bind("cudaEventCreateWithFlags", f.event_create);
   bind("cudaEventDestroy", f.event_destroy);
   bind("cudaEventRecord", f.event_record);
-  bind("cudaEventSynchronize", f.event_synchronize);
+  bind("cudaEventQuery", queries.event);
   bind("cudaEventElapsedTime", f.event_elapsed);
   bind("cudaPointerGetAttributes", f.pointer_attributes);
   bind("cudaGetLastError", f.take_last_error);
@@ -121,25 +121,6 @@ void BindDriver(const Binder& bind, CudaFunctions& f) {
   bind("cuDevicePrimaryCtxRetain", f.context_retain);
   bind("cuCtxPushCurrent_v2", f.context_push);
   bind("cuCtxPopCurrent_v2", f.context_pop);
-}
-
-// One remedy for each kind of failure.
-const char* Remedy(std::string_view name, int code) {
-  if (code == kOutOfMemory) {
-    return "Free memory there: unload a model, or give the device a smaller "
-           "share";
-  }
-  for (const char* lost :
-       {"cudaErrorIllegalAddress", "cudaErrorLaunchFailure",
-        "cudaErrorDevicesUnavailable", "cudaErrorECCUncorrectable",
-        "cudaErrorHardwareStackError", "cudaErrorMisalignedAddress"}) {
-    if (name == lost) {
-      return "The device is lost to this process: restart it, and look into "
-             "the system's log (dmesg) for the driver's reason";
-    }
-  }
-  return "Run with CUDA_LAUNCH_BLOCKING=1: an earlier call on this device may "
-         "be the one that failed";
 }
 
 // Retains each device's primary context once, for the life of the process.
@@ -160,10 +141,13 @@ void RetainOnce(CudaFunctions& f) {
 }
 
 absl::StatusOr<CudaFunctions> Bound(const SharedLibrary& runtime,
-                                    const SharedLibrary& driver, bool hip) {
+                                    const SharedLibrary& driver, bool hip,
+                                    double patience) {
   CudaFunctions functions;
+  functions.patience = patience;
+  Queries queries;
   std::vector<std::string> missing;
-  BindRuntime(Binder(runtime, hip, &missing), functions);
+  BindRuntime(Binder(runtime, hip, &missing), functions, queries);
   BindDriver(Binder(driver, hip, &missing), functions);
   if (!missing.empty()) {
     return absl::UnavailableError(absl::StrCat(
@@ -179,13 +163,15 @@ absl::StatusOr<CudaFunctions> Bound(const SharedLibrary& runtime,
                      " to see whether the driver works at all"));
   }
   RetainOnce(functions);
+  BoundWaits(functions, std::move(queries));
   return functions;
 }
 
 }  // namespace
 
 absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path,
-                                       const std::string& driver_path) {
+                                       const std::string& driver_path,
+                                       double patience) {
   const Names driver_names = Or(driver_path, CudaDriver());
   const SharedLibrary driver = SharedLibrary::Open(driver_names);
   if (!driver.ok()) {
@@ -198,10 +184,11 @@ absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path,
                     "import a torch that is built for CUDA first, or put "
                     "CUDA's libraries where the system looks for them");
   }
-  return Bound(runtime, driver, /*hip=*/false);
+  return Bound(runtime, driver, /*hip=*/false, patience);
 }
 
-absl::StatusOr<CudaFunctions> LoadHip(const std::string& path) {
+absl::StatusOr<CudaFunctions> LoadHip(const std::string& path,
+                                      double patience) {
   const Names names = Or(path, Hip());
   const SharedLibrary library = SharedLibrary::Open(names);
   if (!library.ok()) {
@@ -209,27 +196,7 @@ absl::StatusOr<CudaFunctions> LoadHip(const std::string& path) {
                     "import a torch that is built for ROCm first, or put "
                     "ROCm's libraries where the system looks for them");
   }
-  return Bound(library, library, /*hip=*/true);
-}
-
-std::string PlaceName(int device) {
-  return device < 0 ? "cpu" : absl::StrCat("cuda:", device);
-}
-
-absl::Status CudaFailure(const CudaFunctions& cuda, std::string_view call,
-                         std::string_view where, std::int64_t bytes, int code) {
-  cuda.take_last_error();
-  const char* name = cuda.error_name(code);
-  const char* text = cuda.error_text(code);
-  const std::string_view known = name == nullptr ? "" : name;
-  std::string message(call);
-  if (bytes > 0) absl::StrAppend(&message, " of ", bytes, " bytes");
-  absl::StrAppend(
-      &message, " ", std::string(where), " failed: ",
-      known.empty() ? absl::StrCat("CUDA error ", code) : std::string(known),
-      " (", text == nullptr ? "" : text, "). ", Remedy(known, code), ".");
-  return code == kOutOfMemory ? absl::ResourceExhaustedError(message)
-                              : absl::InternalError(message);
+  return Bound(library, library, /*hip=*/true, patience);
 }
 
 absl::StatusOr<CudaFunctions::Context> ContextOf(const CudaFunctions& cuda,

@@ -6,6 +6,8 @@
 // where torch is there. The driver (libcuda) is asked for contexts only, so
 // that a device can be made current for one call and the caller's state comes
 // back exactly, without making a context on a device nobody has used.
+//
+// No wait of the host lasts for ever: see host_waits.h.
 #ifndef DISTORCH_TRANSFER_CUDA_API_H_
 #define DISTORCH_TRANSFER_CUDA_API_H_
 
@@ -38,6 +40,8 @@ struct CudaFunctions {
   static constexpr int kDevice = 2;
   static constexpr int kManaged = 3;
   static constexpr int kMemcpyDefault = 4;
+  // What a wait answers that has lasted `patience` seconds, and never else.
+  static constexpr int kNotReady = 600;
   static constexpr unsigned kPortable = 1;       // pinned for every device
   static constexpr unsigned kNonBlocking = 1;    // of a stream
   static constexpr unsigned kDisableTiming = 2;  // of an event
@@ -47,6 +51,8 @@ struct CudaFunctions {
   std::function<int(int, unsigned)> enable_peer;       // of the current device
   std::function<int(void**, std::size_t)> malloc;      // on the current device
   std::function<int(void*)> free;                      // likewise
+  // Bytes free, and in all, on the current device.
+  std::function<int(std::size_t*, std::size_t*)> memory_info;
   std::function<int(void**, std::size_t, unsigned)> host_alloc;
   std::function<int(void*)> host_free;
   std::function<int(void*, std::size_t, unsigned)> host_register;
@@ -74,26 +80,38 @@ struct CudaFunctions {
   std::function<int(Context*, int)> context_retain;
   std::function<int(Context)> context_push;
   std::function<int(Context*)> context_pop;
+
+  double patience = 30;  // seconds
 };
 
 // Looks both libraries up. An empty path means the usual names
 // (libcudart.so.13, .12; libcuda.so.1; on Windows cudart64_13.dll,
 // cudart64_12.dll; nvcuda.dll). Unavailable, with what is missing and what to
-// do, when there is none. The libraries stay loaded.
-absl::StatusOr<CudaFunctions> LoadCuda(const std::string& runtime_path = "",
-                                       const std::string& driver_path = "");
+// do, when there is none. The libraries stay loaded. No wait lasts longer than
+// `patience` seconds.
+absl::StatusOr<CudaFunctions> LoadCuda(
+    const std::string& runtime_path = "", const std::string& driver_path = "",
+    double patience = CudaFunctions().patience);
 
 // The same of AMD's HIP, whose one library (libamdhip64.so.7, .6;
 // amdhip64_7.dll, …) has the same functions by other names. Not run on an AMD
 // GPU so far.
-absl::StatusOr<CudaFunctions> LoadHip(const std::string& path = "");
+absl::StatusOr<CudaFunctions> LoadHip(
+    const std::string& path = "", double patience = CudaFunctions().patience);
 
-// What failed: call, device (-1: the host), bytes (0: none), CUDA's error.
-// Takes the error off CUDA's state, and never fails itself.
-//   "cudaMemcpyAsync of 4096 bytes to cuda:1 failed: cudaErrorInvalidValue
+// What failed: call, device (-1: the host), bytes (0: none), CUDA's error, and
+// what is free there where memory was wanting. Takes the error off CUDA's
+// state, and never fails itself.
+//   "cudaMemcpyAsync of 4096 bytes on cuda:1 failed: cudaErrorInvalidValue
 //    (invalid argument). <one remedy>"
+// ResourceExhausted for want of memory, DeadlineExceeded for kNotReady, else
+// Internal.
 absl::Status CudaFailure(const CudaFunctions& cuda, std::string_view call,
-                         std::string_view where, std::int64_t bytes, int code);
+                         int device, std::int64_t bytes, int code);
+// The same of a call that has two places: `where`, "from cpu to cuda:1".
+absl::Status CudaFailure(const CudaFunctions& cuda, std::string_view call,
+                         std::string_view where, int device, std::int64_t bytes,
+                         int code);
 
 // "cuda:1", or "cpu" for -1.
 std::string PlaceName(int device);

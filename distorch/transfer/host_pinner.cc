@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "distorch/transfer/host_waits.h"
 
 namespace distorch {
 namespace {
@@ -34,7 +35,12 @@ PinnedSlab::~PinnedSlab() {
   if (segments_.empty()) return;
   const DeviceGuard guard(cuda_, device_);
   // Errors are taken off and otherwise ignored: nothing is left to be told.
-  if (cuda_.device_synchronize() != 0) cuda_.take_last_error();
+  const int code = cuda_.device_synchronize();
+  if (code != 0) cuda_.take_last_error();
+  if (code == CudaFunctions::kNotReady) {  // somebody copies from it for ever
+    Abandon(std::move(owner_));
+    return;
+  }
   for (const PinnedSegment& each : segments_) {
     if (cuda_.host_unregister(each.begin) != 0) cuda_.take_last_error();
   }
@@ -92,8 +98,8 @@ std::string HostPinner::Register(const PinnedSegment& segment) {
                                        static_cast<std::size_t>(segment.bytes),
                                        CudaFunctions::kPortable);
   if (code == 0) return "";
-  const absl::Status failed =
-      CudaFailure(cuda_, "cudaHostRegister", "on cpu", segment.bytes, code);
+  const absl::Status failed = CudaFailure(cuda_, "cudaHostRegister",
+                                          /*device=*/-1, segment.bytes, code);
   return std::string(failed.message());
 }
 

@@ -14,7 +14,8 @@
 // A segment is unregistered when nobody owns its slab any more: not the pinner,
 // and not one of those that copy from it, who let go of it after their copies
 // are done. Before, the device is waited for, as torch copies from the memory
-// too. What cannot be registered stays pageable; that is no error.
+// too; if it does not answer any more, the memory stays as it is for good. What
+// cannot be registered stays pageable; that is no error.
 #ifndef DISTORCH_TRANSFER_HOST_PINNER_H_
 #define DISTORCH_TRANSFER_HOST_PINNER_H_
 

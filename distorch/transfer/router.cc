@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <cstring>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -29,20 +28,6 @@ Scratch::Kind KindOf(int device, HostPages pages) {
   if (device >= 0) return Scratch::Kind::kDevice;
   return pages == HostPages::kPinned ? Scratch::Kind::kPinned
                                      : Scratch::Kind::kPageable;
-}
-
-// Bytes of which no two words in reach of each other are alike.
-std::vector<std::byte> Pattern(std::int64_t bytes) {
-  std::vector<std::byte> pattern(static_cast<std::size_t>(bytes));
-  std::uint64_t state = 0x9e3779b97f4a7c15;
-  for (std::size_t i = 0; i < pattern.size(); i += sizeof(state)) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    std::memcpy(&pattern[i], &state,
-                std::min(sizeof(state), pattern.size() - i));
-  }
-  return pattern;
 }
 
 absl::Status WrongBytes(const CopyRequest& request) {
@@ -84,7 +69,7 @@ absl::StatusOr<int> Router::DeviceCount() const {
   int count = 0;
   const int code = cuda_.device_count(&count);
   if (code == 0) return count;
-  return CudaFailure(cuda_, "cudaGetDeviceCount", "", 0, code);
+  return CudaFailure(cuda_, "cudaGetDeviceCount", kHost, 0, code);
 }
 
 Transfer* Router::TransferFor(Way way) {
@@ -154,6 +139,7 @@ absl::StatusOr<Choice> Router::MeasurePair(int source, int target) {
     MeasuredWay candidate;
     candidate.way = way;
     const absl::StatusOr<double> gbps = MeasureInRoom(source, target, way);
+    if (absl::IsDeadlineExceeded(gbps.status())) return gbps.status();
     for_memory = for_memory && absl::IsResourceExhausted(gbps.status());
     if (gbps.ok()) {
       candidate.gbps = *gbps;
@@ -206,28 +192,40 @@ absl::StatusOr<double> Router::Measure(int source, int target, Way way,
   const ScratchStream other(cuda_, source >= 0 ? source : target);
   if (!other.status().ok()) return other.status();
 
-  // What failed may be under way all the same: the memory goes after it.
+  // What failed may be under way all the same: the memory goes after it, or
+  // stays.
+  bool stalled = false;
+  const auto noted = [&](absl::Status status) {
+    stalled = absl::IsDeadlineExceeded(status);
+    return status;
+  };
   absl::Cleanup settle = [&] {
     for (const int device : {source, target}) {
-      if (device < 0) continue;
+      if (device < 0 || stalled) continue;
       const DeviceGuard guard(cuda_, device);
-      if (cuda_.device_synchronize() != 0) cuda_.take_last_error();
+      const int code = cuda_.device_synchronize();
+      if (code != 0) cuda_.take_last_error();
+      stalled = code == CudaFunctions::kNotReady;
     }
+    if (!stalled) return;
+    from.Keep();
+    to.Keep();
   };
   const std::vector<std::byte> pattern = Pattern(bytes);
-  if (absl::Status s = from.Write(pattern, other.on()); !s.ok()) return s;
+  absl::Status s = noted(from.Write(pattern, other.on()));
+  if (!s.ok()) return s;
   const CopyRequest request{to.data(), target, from.data(),
                             source,    bytes,  stream.on()};
   Transfer& transfer = *TransferFor(way);
   double gbps = 0;
   for (const int timed : {1, repeats}) {  // a first one, which also warms up
     std::vector<std::byte> arrived(pattern.size());
-    absl::Status s = to.Write(arrived, stream.on());
+    s = noted(to.Write(arrived, stream.on()));
     const absl::StatusOr<double> speed =
         s.ok() ? Time(transfer, request, timed) : s;
-    if (!speed.ok()) return speed.status();
+    if (!speed.ok()) return noted(speed.status());
     gbps = *speed;
-    s = to.Read(arrived, stream.on());
+    s = noted(to.Read(arrived, stream.on()));
     if (!s.ok()) return s;
     if (arrived != pattern) return WrongBytes(request);
   }
@@ -245,8 +243,7 @@ absl::StatusOr<double> Router::Time(Transfer& transfer,
     if (absl::Status s = transfer.Copy(request); !s.ok()) return s;
     const int code = cuda_.stream_synchronize(request.stream.handle);
     if (code != 0) {
-      return CudaFailure(cuda_, "cudaStreamSynchronize",
-                         absl::StrCat("on ", PlaceName(request.stream.device)),
+      return CudaFailure(cuda_, "cudaStreamSynchronize", request.stream.device,
                          request.bytes, code);
     }
     seconds.push_back(clock_() - begin);

@@ -71,7 +71,8 @@ class Router {
   // The fastest way from `source` to `target`; the host end means pageable
   // memory. Measured with less where there is no room for a sample. Naming
   // every way with its reason, when none works: ResourceExhausted if it is for
-  // want of memory alone, else Internal.
+  // want of memory alone, else Internal. DeadlineExceeded for a copy that does
+  // not end; the memory of the sample is kept then.
   absl::StatusOr<Choice> Choose(int source, int target);
 
   // Takes a way that was measured before (by `distorch links`) as chosen.

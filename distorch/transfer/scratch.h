@@ -33,6 +33,9 @@ class Scratch {
   absl::Status Write(const std::vector<std::byte>& bytes, StreamOn stream);
   absl::Status Read(std::vector<std::byte>& bytes, StreamOn stream) const;
 
+  // Never gives the memory back: something may still read or write it.
+  void Keep();
+
   void* data() const { return data_; }
 
  private:
@@ -42,6 +45,9 @@ class Scratch {
   void* data_ = nullptr;
   std::vector<std::byte> pageable_;
 };
+
+// Bytes of which no two words in reach of each other are alike.
+std::vector<std::byte> Pattern(std::int64_t bytes);
 
 // A stream of `device` for the time of a measurement.
 class ScratchStream {

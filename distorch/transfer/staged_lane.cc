@@ -3,9 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <string>
-
-#include "absl/strings/str_cat.h"
 
 namespace distorch {
 namespace {
@@ -26,7 +23,7 @@ StagedLane::~StagedLane() {
     const DeviceGuard guard(cuda_, end);
     void* stream = end == source_ ? source_stream_ : target_stream_;
     if (stream != nullptr) {
-      cuda_.stream_synchronize(stream);
+      Settled(stalled_ ? 0 : cuda_.stream_synchronize(stream));
       cuda_.stream_destroy(stream);
     }
     void* entry = end == source_ ? entry_source_ : entry_target_;
@@ -34,10 +31,11 @@ StagedLane::~StagedLane() {
     for (Slot& each : slots_) {
       void* event = end == source_ ? each.filled : each.drained;
       if (event == nullptr) continue;
-      cuda_.event_synchronize(event);
+      Settled(stalled_ ? 0 : cuda_.event_synchronize(event));
       cuda_.event_destroy(event);
     }
   }
+  if (stalled_) return;  // the buffers may still be read and written
   for (Slot& each : slots_) {
     if (each.buffer != nullptr) cuda_.host_free(each.buffer);
   }
@@ -73,6 +71,10 @@ absl::Status StagedLane::Make() {
 }
 
 absl::Status StagedLane::Copy(const CopyRequest& request) {
+  if (stalled_) {
+    return Done("a staged copy", request.stream.device, request.bytes,
+                CudaFunctions::kNotReady);
+  }
   absl::Status done = source_ < 0   ? FromHost(request)
                       : target_ < 0 ? ToHost(request)
                                     : Between(request);
@@ -86,7 +88,7 @@ absl::Status StagedLane::FromHost(const CopyRequest& request) {
     const std::int64_t size = std::min(chunk_, request.bytes - begin);
     Slot& to = slot(i);
     if (to.busy) {
-      absl::Status s = HostWait(to.drained, target_);
+      absl::Status s = HostWait(to.drained, target_, request.bytes);
       if (!s.ok()) return s;
     }
     std::memcpy(to.buffer, At(request.source, begin),
@@ -117,7 +119,7 @@ absl::Status StagedLane::ToHost(const CopyRequest& request) {
     }
     if (i > 0) {
       Slot& full = slot(i - 1);
-      absl::Status s = HostWait(full.filled, source_);
+      absl::Status s = HostWait(full.filled, source_, request.bytes);
       if (!s.ok()) return s;
       std::memcpy(At(request.target, (i - 1) * chunk_), full.buffer,
                   static_cast<std::size_t>(size(i - 1)));
@@ -193,18 +195,23 @@ absl::Status StagedLane::Wait(StreamOn stream, void* event) {
               cuda_.stream_wait(stream.handle, event, 0));
 }
 
-absl::Status StagedLane::HostWait(void* event, int device) {
+absl::Status StagedLane::HostWait(void* event, int device, std::int64_t bytes) {
   const DeviceGuard guard(cuda_, device);
   if (!guard.status().ok()) return guard.status();
-  return Done("cudaEventSynchronize", device, 0,
+  return Done("cudaEventSynchronize", device, bytes,
               cuda_.event_synchronize(event));
 }
 
 absl::Status StagedLane::Done(const char* call, int device, std::int64_t bytes,
                               int code) {
   if (code == 0) return absl::OkStatus();
-  const std::string where = absl::StrCat("on ", PlaceName(device));
-  return CudaFailure(cuda_, call, where, bytes, code);
+  Settled(code);
+  return CudaFailure(cuda_, call, device, bytes, code);
+}
+
+// Notes of a wait whether it ended without what it waited for.
+void StagedLane::Settled(int code) {
+  stalled_ = stalled_ || code == CudaFunctions::kNotReady;
 }
 
 // After a failed copy: waits for what was queued of it, so that the buffers
@@ -217,7 +224,7 @@ void StagedLane::Settle(const CopyRequest& request) {
     if (each.device < 0 || (!callers && each.handle == nullptr)) continue;
     const DeviceGuard guard(cuda_, each.device);
     if (!guard.status().ok()) continue;
-    cuda_.stream_synchronize(each.handle);
+    Settled(stalled_ ? 0 : cuda_.stream_synchronize(each.handle));
     cuda_.take_last_error();
   }
   for (Slot& each : slots_) each.busy = false;

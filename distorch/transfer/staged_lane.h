@@ -45,8 +45,9 @@ class StagedLane {
                     StreamOn stream);
   absl::Status Record(void* event, StreamOn stream);
   absl::Status Wait(StreamOn stream, void* event);
-  absl::Status HostWait(void* event, int device);
+  absl::Status HostWait(void* event, int device, std::int64_t bytes);
   absl::Status Done(const char* call, int device, std::int64_t bytes, int code);
+  void Settled(int code);
   void Settle(const CopyRequest& request);
   Slot& slot(std::int64_t chunk_index) {
     return slots_[static_cast<std::size_t>(chunk_index % 2)];
@@ -62,6 +63,9 @@ class StagedLane {
   void* target_stream_ = nullptr;
   void* entry_source_ = nullptr;  // events: the caller's stream has come here
   void* entry_target_ = nullptr;
+  // A copy did not end in the host's patience: no other is begun, and the
+  // buffers are never given back.
+  bool stalled_ = false;
 };
 
 }  // namespace distorch

@@ -75,8 +75,8 @@ absl::Status DirectTransfer::Copy(const CopyRequest& request) {
       request.target, request.source, static_cast<std::size_t>(request.bytes),
       CudaFunctions::kMemcpyDefault, request.stream.handle);
   if (code == 0) return absl::OkStatus();
-  return CudaFailure(cuda_, "cudaMemcpyAsync", Route(request), request.bytes,
-                     code);
+  return CudaFailure(cuda_, "cudaMemcpyAsync", Route(request),
+                     request.stream.device, request.bytes, code);
 }
 
 absl::Status PeerTransfer::Copy(const CopyRequest& request) {
@@ -94,7 +94,7 @@ absl::Status PeerTransfer::Copy(const CopyRequest& request) {
                                    request.stream.handle);
   if (code == 0) return absl::OkStatus();
   return CudaFailure(cuda_, "cudaMemcpyPeerAsync", Route(request),
-                     request.bytes, code);
+                     request.stream.device, request.bytes, code);
 }
 
 bool EnablePeerAccess(const CudaFunctions& cuda, int source, int target) {

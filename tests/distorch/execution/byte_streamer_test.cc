@@ -286,6 +286,89 @@ TEST_F(ByteStreamerTest, PageableMemoryComesThroughPinnedBuffers) {
   EXPECT_THAT(fake_.violations, IsEmpty());
 }
 
+// A copy that never ends is told once, in the host's patience; what it may
+// still write is kept, and other devices go on.
+TEST_F(ByteStreamerTest, ACopyOfPageableMemoryThatNeverEndsIsToldAndKept) {
+  fake_.Hang(kHost, 0);
+  auto owner = std::make_shared<int>(0);
+  const std::weak_ptr<int> kept = owner;
+  std::vector<std::byte> memory(4 * kBytes);
+  ByteGroup group;
+  group.parts.push_back({memory.data(), kHost, 0, 4 * kBytes, nullptr});
+  ByteStreamer::Options options{&cuda_, &router_, 0,
+                                slots_, kBytes,   std::move(owner)};
+  auto streamer = *ByteStreamer::Make(std::move(options), {group}, compute_);
+  const absl::Status told = streamer->Enter(0, compute_).status();
+  EXPECT_EQ(told, absl::DeadlineExceededError(
+                      "cudaEventSynchronize of 4096 bytes on cuda:0 did not "
+                      "end in 30 s. The device does not answer any more: "
+                      "restart this process, and look into the system's log "
+                      "(dmesg) for the driver's reason. What the device may "
+                      "still write is kept until then."));
+  streamer->Reset();
+  EXPECT_EQ(streamer->Enter(0, compute_).status(), told);
+  const std::size_t before = fake_.allocations();
+  streamer.reset();
+  EXPECT_LT(fake_.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_FALSE(kept.expired());
+  EXPECT_EQ(fake_.allocations(), before) << "the buffers it goes through";
+  EXPECT_EQ(fake_.handles(), 1U) << "the test's stream";
+
+  void* other = fake_.NewStream(1);
+  void* slot = fake_.NewMemory(1, kSlot);
+  ByteStreamer::Options there{&cuda_, &router_, 1, {slot}, kBytes};
+  auto sound = ByteStreamer::Make(std::move(there), {Group(kHost, 3)}, other);
+  ASSERT_TRUE(sound.ok()) << sound.status();
+  ASSERT_TRUE((*sound)->Enter(0, other).ok());
+  fake_.Launch(other, 0, {{slot, kBytes, false}}, [=, this] {
+    wrong_ += *static_cast<const unsigned char*>(slot) != 3;
+  });
+  ASSERT_TRUE((*sound)->Leave(0, other).ok());
+  sound->reset();
+  EXPECT_EQ(wrong_, 0);
+  EXPECT_THAT(fake_.violations, IsEmpty());
+}
+
+TEST_F(ByteStreamerTest, ACopyOfPinnedMemoryThatNeverEndsKeepsItPinned) {
+  HostPinner pinner(&cuda_, 0, PinBudget::Of(8 * kPage));
+  std::shared_ptr<void> memory(std::aligned_alloc(kPage, kPage), &std::free);
+  const std::weak_ptr<void> kept = memory;
+  ByteGroup group;
+  group.parts.push_back({memory.get(), kHost, 0, kPage,
+                         pinner.Pin(memory.get(), kPage, {}, memory)});
+  memory.reset();
+  pinner.KeepOnly({});
+  auto streamer = Make({std::move(group), Group(1, 2)});
+  fake_.Hang(kHost, 0);
+  ASSERT_TRUE(streamer->Enter(0, compute_).ok()) << "the host does not wait";
+  streamer->Reset();  // as after an interrupt
+  EXPECT_THAT(std::string(streamer->Enter(1, compute_).status().message()),
+              HasSubstr("cudaStreamSynchronize of 4096 bytes on cuda:0 did not "
+                        "end in 30 s."));
+  streamer.reset();
+  EXPECT_LT(fake_.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_FALSE(kept.expired());
+  EXPECT_EQ(fake_.registrations(), 1U);
+  EXPECT_THAT(fake_.violations, IsEmpty());
+}
+
+// What wrote the sources before: a device that does not answer refuses.
+TEST_F(ByteStreamerTest, ADonorThatDoesNotAnswerIsToldWhenItIsMade) {
+  fake_.Hang(kHost, 1);
+  void* donor = fake_.NewStream(1);
+  void* written = fake_.NewMemory(1, kBytes);
+  void* from = fake_.NewMemory(kHost, kBytes);
+  const CopyRequest write{written, 1, from, kHost, kBytes, {1, donor}};
+  ASSERT_TRUE(DirectTransfer(&cuda_).Copy(write).ok());
+  ByteStreamer::Options options{&cuda_, &router_, 0, slots_, kBytes};
+  const auto made =
+      ByteStreamer::Make(std::move(options), {Group(1, 2)}, compute_);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(made.status())) << made.status();
+  EXPECT_THAT(std::string(made.status().message()),
+              HasSubstr("cudaDeviceSynchronize on cuda:1 did not end in 30 s"));
+  EXPECT_LT(fake_.seconds(), 31);
+}
+
 TEST_F(ByteStreamerTest, TheDefaultStreamIsTheComputeDevices) {
   compute_ = nullptr;
   fake_.Launch(nullptr, 1, {{slots_[0], kBytes, true}});  // used before

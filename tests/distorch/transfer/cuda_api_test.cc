@@ -11,6 +11,7 @@ namespace {
 
 using testing::EndsWith;
 using testing::HasSubstr;
+using testing::MatchesRegex;
 using testing::StartsWith;
 
 // A library that every process has, and none of CUDA's.
@@ -58,15 +59,38 @@ TEST(CudaFailureTest, OutOfMemoryIsItsOwnKindAndTakesTheErrorOff) {
   cuda.take_last_error = [&] { return ++taken; };
   cuda.error_name = [](int) { return "cudaErrorMemoryAllocation"; };
   cuda.error_text = [](int) { return "out of memory"; };
-  EXPECT_EQ(CudaFailure(cuda, "cudaMalloc", "on cuda:1", 64, 2),
+  cuda.driver_device = [](int* handle, int device) {
+    return *handle = device, 0;
+  };
+  cuda.context_retain = [](void**, int device) { return device == 1 ? 0 : 1; };
+  cuda.context_push = [](void*) { return 0; };
+  cuda.context_pop = [](void**) { return 0; };
+  cuda.memory_info = [](std::size_t* free, std::size_t* total) {
+    *free = 16;
+    *total = 96;
+    return 0;
+  };
+  EXPECT_EQ(CudaFailure(cuda, "cudaMalloc", 1, 64, 2),
             absl::ResourceExhaustedError(
                 "cudaMalloc of 64 bytes on cuda:1 failed: "
-                "cudaErrorMemoryAllocation (out of memory). Free memory there: "
-                "unload a model, or give the device a smaller share."));
+                "cudaErrorMemoryAllocation (out of memory), 16 bytes are free "
+                "there. Free memory there: unload a model, or give the device "
+                "a smaller share."));
   EXPECT_EQ(taken, 1);
+  // Nobody tells: the device cannot be asked any more.
+  EXPECT_THAT(std::string(CudaFailure(cuda, "cudaMalloc", 2, 64, 2).message()),
+              HasSubstr("(out of memory). Free memory there"));
+  cuda.memory_info = [](std::size_t*, std::size_t*) { return 999; };
+  EXPECT_THAT(std::string(CudaFailure(cuda, "cudaMalloc", 1, 64, 2).message()),
+              HasSubstr("(out of memory). Free memory there"));
+  // The host's is read from the system.
+  EXPECT_THAT(
+      std::string(CudaFailure(cuda, "cudaHostAlloc", -1, 64, 2).message()),
+      MatchesRegex("cudaHostAlloc of 64 bytes on cpu failed: .*, [0-9]+ bytes "
+                   "are free there.*"));
   cuda.error_name = [](int) -> const char* { return nullptr; };
   cuda.error_text = cuda.error_name;
-  EXPECT_THAT(std::string(CudaFailure(cuda, "x", "y", 0, 99).message()),
+  EXPECT_THAT(std::string(CudaFailure(cuda, "x", "y", 0, 0, 99).message()),
               StartsWith("x y failed: CUDA error 99 (). "));
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "distorch/transfer/transfer.h"
 #include "tests/support/cuda/fake_cuda.h"
 
 namespace distorch {
@@ -52,6 +53,24 @@ class HostPinnerTest : public testing::Test {
   PinBudget budget_;
   int freed_ = 0;
 };
+
+TEST_F(HostPinnerTest, WhatADeviceReadsForEverStaysPinned) {
+  HostPinner pinner = Make(100 * kPage);
+  auto memory = Pages(2);
+  pinner.Pin(memory.get(), 2 * kPage, {}, memory);
+  fake_.Hang(kHost, 0);
+  const CopyRequest copy{fake_.NewMemory(0, 8),  0, memory.get(), kHost, 8,
+                         {0, fake_.NewStream(0)}};
+  ASSERT_TRUE(DirectTransfer(&cuda_).Copy(copy).ok());
+  memory.reset();
+  pinner.KeepOnly({});
+  EXPECT_EQ(fake_.registrations(), 1U);
+  EXPECT_EQ(freed_, 0);
+  EXPECT_EQ(budget_.used(), 2 * kPage) << "it is still pinned";
+  EXPECT_LT(fake_.seconds(), 31);
+  EXPECT_EQ(fake_.last_error(), 0);
+  EXPECT_THAT(fake_.violations, IsEmpty());
+}
 
 TEST_F(HostPinnerTest, SegmentsEndWhereATensorEnds) {
   HostPinner pinner = Make(100 * kPage);

@@ -291,6 +291,54 @@ TEST(StagedTransferTest, EveryFailingCallLeavesAUsableTransfer) {
   EXPECT_GE(failed, 100) << "calls that were made to fail";
 }
 
+TEST(StagedTransferTest, ACopyThatNeverEndsIsToldAndItsBuffersKept) {
+  FakeCuda fake(2);
+  const CudaFunctions cuda = fake.Functions();
+  auto staged = std::make_unique<StagedTransfer>(&cuda, kChunk);
+  void* first = fake.NewMemory(0, 500);
+  void* second = fake.NewMemory(1, 500);
+  std::vector<std::byte> host(500);
+  const CopyRequest stuck{host.data(), kHost, first,
+                          0,           500,   {0, fake.NewStream(0)}};
+  const CopyRequest other{second, 1,   host.data(),
+                          kHost,  500, {1, fake.NewStream(1)}};
+  const std::size_t before = fake.allocations();
+  fake.Hang(0, kHost);
+  const absl::Status told = staged->Copy(stuck);
+  EXPECT_EQ(told.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(told.message()),
+              HasSubstr("cudaEventSynchronize of 500 bytes on cuda:0 did not "
+                        "end in 30 s. The device does not answer"));
+  EXPECT_THAT(std::string(staged->Copy(stuck).message()),
+              HasSubstr("a staged copy of 500 bytes on cuda:0 did not end"));
+  EXPECT_TRUE(staged->Copy(other).ok()) << "another pair's";
+  staged.reset();
+  EXPECT_LT(fake.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_EQ(fake.allocations(), before + 2);
+  EXPECT_THAT(fake.violations, IsEmpty());
+}
+
+// Between devices the host waits at the end only.
+TEST(StagedTransferTest, BuffersOfWhatNeverEndedAreKeptAtTheEnd) {
+  FakeCuda fake(2);
+  const CudaFunctions cuda = fake.Functions();
+  auto staged = std::make_unique<StagedTransfer>(&cuda, kChunk);
+  fake.Hang(kHost, 1);
+  ASSERT_TRUE(staged
+                  ->Copy({fake.NewMemory(1, 500),
+                          1,
+                          fake.NewMemory(0, 500),
+                          0,
+                          500,
+                          {0, fake.NewStream(0)}})
+                  .ok());
+  const std::size_t before = fake.allocations();
+  staged.reset();
+  EXPECT_LT(fake.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_EQ(fake.allocations(), before);
+  EXPECT_THAT(fake.violations, IsEmpty());
+}
+
 TEST(StagedTransferTest, ThreadsShareThePairsBuffers) {
   const std::vector<std::pair<int, int>> pairs = {{0, 1}, {0, 1}, {0, 1},
                                                   {1, 0}, {1, 0}, {2, 1}};

@@ -50,10 +50,10 @@ class FakeCuda:
         seconds: how long a module computes, by the module; nothing for those not in it.
     """
 
-    def __init__(self, seed: int = 1, *, hip: bool = False) -> None:
+    def __init__(self, seed: int = 1, *, hip: bool = False, patience: float = 30.0) -> None:
         self.library = library()
         self.library.fake_reset(seed)
-        self.router = core().TransferRouter(LIBRARY, LIBRARY, 1 << 16, 1 << 14, hip)
+        self.router = core().TransferRouter(LIBRARY, LIBRARY, 1 << 16, 1 << 14, hip, patience)
         self.compute: int = self.library.fake_stream(0)
         self.device = FakeDevice(self)
         self.seconds: dict[nn.Module, tuple[float, str]] = {}
@@ -122,10 +122,14 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def streamed_by_the_core(
-    monkeypatch: pytest.MonkeyPatch, seed: int = 1, *, computes: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int = 1,
+    *,
+    computes: bool = True,
+    patience: float = 30.0,
 ) -> Iterator[FakeCuda]:
     """Let the engine stream on sim:0 as it does on CUDA; without `computes` modules queue no kernels."""
-    fake = FakeCuda(seed)
+    fake = FakeCuda(seed, patience=patience)
     real = core()
 
     class Core:

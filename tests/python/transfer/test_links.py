@@ -238,7 +238,7 @@ def test_the_measured_ways_are_taken_over_by_the_router(
     adopted: list[tuple[int, int, str, float]] = []
     fake = types.SimpleNamespace(adopt=lambda *way: adopted.append(way))
     monkeypatch.setattr(
-        transfer, "core", lambda: types.SimpleNamespace(TransferRouter=lambda hip: fake)
+        transfer, "core", lambda: types.SimpleNamespace(TransferRouter=lambda **_: fake)
     )
     transfer._router.cache_clear()
     assert transfer._router() is fake

@@ -112,6 +112,10 @@ void FakeCuda::CheckDevice(const char* what, int device) {
 
 int FakeCuda::HostWaits(const StreamSimulation::MarkPtr& mark) {
   if (mark == nullptr || streams_.HostWaits(mark)) return 0;
+  if (!hung_.empty()) {
+    streams_.clock().HostSpends(CudaFunctions().patience);
+    return kNotReady;
+  }
   return Refuse(kNotPermitted, "waiting for what never comes");
 }
 
@@ -274,9 +278,9 @@ CudaFunctions FakeCuda::Functions() {
   const auto guard = [this](auto&... functions) {
     (Guard(functions, mutex_, last_error_), ...);
   };
-  guard(f.can_access_peer, f.enable_peer, f.malloc, f.free, f.host_alloc,
-        f.host_free, f.host_register, f.host_unregister, f.copy, f.copy_peer,
-        f.device_synchronize, f.stream_create, f.stream_destroy,
+  guard(f.can_access_peer, f.enable_peer, f.malloc, f.free, f.memory_info,
+        f.host_alloc, f.host_free, f.host_register, f.host_unregister, f.copy,
+        f.copy_peer, f.device_synchronize, f.stream_create, f.stream_destroy,
         f.stream_synchronize, f.stream_wait, f.event_create, f.event_destroy,
         f.event_record, f.event_synchronize, f.event_elapsed,
         f.pointer_attributes);

@@ -70,6 +70,10 @@ class FakeCuda {
   int failed() const { return failed_; }
   // Whether `device` can reach `peer`; all can at first.
   void SetPeer(int device, int peer, bool can) { peers_[{device, peer}] = can; }
+  // Copies from `source` to `target` that are queued from now on never end.
+  // Whoever waits for them is answered kNotReady, after the 30 seconds of
+  // virtual time that a host has patience.
+  void Hang(int source, int target) { hung_.insert({source, target}); }
   // Copies from `source` to `target` deliver one wrong byte.
   void Corrupt(int source, int target) { corrupt_ = {source, target}; }
 
@@ -112,7 +116,8 @@ class FakeCuda {
   double peer_gbps = 50;
   double driver_gbps = 5;
   double host_gbps = 20;
-  double call_seconds = 0;  // that the host spends in each call
+  double call_seconds = 0;           // that the host spends in each call
+  std::size_t free_bytes = 1 << 20;  // that each device tells of
 
   // Memory that is taken or registered, and streams and events that exist.
   std::size_t allocations() const { return memory_.size(); }
@@ -184,6 +189,7 @@ class FakeCuda {
   std::set<std::pair<int, int>> pools_;
   std::map<std::pair<int, int>, std::size_t> copied_;
   std::pair<int, int> corrupt_ = {-2, -2};
+  std::set<std::pair<int, int>> hung_;
   std::unordered_set<void*> handles_;  // streams
   std::unordered_map<void*, std::unique_ptr<Event>> events_;
   std::set<int> contexts_;

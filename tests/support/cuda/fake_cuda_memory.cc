@@ -165,6 +165,7 @@ int FakeCuda::Copy(void* to, const End& target, const void* from,
   } else {
     accesses.push_back({from, bytes, false});
   }
+  if (hung_.count(link) != 0) work.behind.push_back(streams_.Never());
   work.accesses = accesses;
   work.run = [this, to, read, bytes, link, staged = std::move(staged)] {
     Move(to, link.second, read, link.first, bytes);
@@ -179,6 +180,11 @@ void FakeCuda::BindMemory(CudaFunctions& f) {
   f.malloc = [this](void** out, std::size_t bytes) {
     if (const int code = Enter("cudaMalloc")) return code;
     *out = NewMemory(std::max(current(), 0), bytes);
+    return 0;
+  };
+  f.memory_info = [this](std::size_t* free, std::size_t* total) {
+    *free = free_bytes;
+    *total = 2 * free_bytes;
     return 0;
   };
   f.host_alloc = [this](void** out, std::size_t bytes, unsigned) {

@@ -47,6 +47,9 @@ FAKE_EXPORT int cudaMalloc(void** data, std::size_t bytes) {
   return Cuda().malloc(data, bytes);
 }
 FAKE_EXPORT int cudaFree(void* data) { return Cuda().free(data); }
+FAKE_EXPORT int cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  return Cuda().memory_info(free, total);
+}
 FAKE_EXPORT int cudaHostAlloc(void** data, std::size_t bytes, unsigned flags) {
   return Cuda().host_alloc(data, bytes, flags);
 }
@@ -75,7 +78,7 @@ FAKE_EXPORT int cudaStreamCreateWithFlags(void** stream, unsigned flags) {
 FAKE_EXPORT int cudaStreamDestroy(void* stream) {
   return Cuda().stream_destroy(stream);
 }
-FAKE_EXPORT int cudaStreamSynchronize(void* stream) {
+FAKE_EXPORT int cudaStreamQuery(void* stream) {
   return Cuda().stream_synchronize(stream);
 }
 FAKE_EXPORT int cudaStreamWaitEvent(void* stream, void* event, unsigned flags) {
@@ -92,7 +95,7 @@ FAKE_EXPORT int cudaEventRecord(void* event, void* stream) {
   if (idle) return 0;
   return Cuda().event_record(event, stream);
 }
-FAKE_EXPORT int cudaEventSynchronize(void* event) {
+FAKE_EXPORT int cudaEventQuery(void* event) {
   return Cuda().event_synchronize(event);
 }
 FAKE_EXPORT int cudaEventElapsedTime(float* milliseconds, void* begin,
@@ -135,6 +138,7 @@ FAKE_HIP(hipDeviceCanAccessPeer, cudaDeviceCanAccessPeer);
 FAKE_HIP(hipDeviceEnablePeerAccess, cudaDeviceEnablePeerAccess);
 FAKE_HIP(hipMalloc, cudaMalloc);
 FAKE_HIP(hipFree, cudaFree);
+FAKE_HIP(hipMemGetInfo, cudaMemGetInfo);
 FAKE_HIP(hipHostRegister, cudaHostRegister);
 FAKE_HIP(hipHostUnregister, cudaHostUnregister);
 FAKE_HIP(hipMemcpyAsync, cudaMemcpyAsync);
@@ -142,12 +146,12 @@ FAKE_HIP(hipMemcpyPeerAsync, cudaMemcpyPeerAsync);
 FAKE_HIP(hipDeviceSynchronize, cudaDeviceSynchronize);
 FAKE_HIP(hipStreamCreateWithFlags, cudaStreamCreateWithFlags);
 FAKE_HIP(hipStreamDestroy, cudaStreamDestroy);
-FAKE_HIP(hipStreamSynchronize, cudaStreamSynchronize);
+FAKE_HIP(hipStreamQuery, cudaStreamQuery);
 FAKE_HIP(hipStreamWaitEvent, cudaStreamWaitEvent);
 FAKE_HIP(hipEventCreateWithFlags, cudaEventCreateWithFlags);
 FAKE_HIP(hipEventDestroy, cudaEventDestroy);
 FAKE_HIP(hipEventRecord, cudaEventRecord);
-FAKE_HIP(hipEventSynchronize, cudaEventSynchronize);
+FAKE_HIP(hipEventQuery, cudaEventQuery);
 FAKE_HIP(hipEventElapsedTime, cudaEventElapsedTime);
 FAKE_HIP(hipPointerGetAttributes, cudaPointerGetAttributes);
 FAKE_HIP(hipGetLastError, cudaGetLastError);
@@ -198,6 +202,9 @@ FAKE_EXPORT void fake_fail(const char* call, int nth, int code) {
 // The same of all later calls too; an empty name: of any call.
 FAKE_EXPORT void fake_fail_on(const char* call, int nth, int code) {
   TheLibrary().fake.FailCall(call, nth, code, /*sticky=*/true);
+}
+FAKE_EXPORT void fake_hang(int from, int to) {
+  TheLibrary().fake.Hang(from, to);
 }
 FAKE_EXPORT int fake_entered() { return TheLibrary().fake.entered(); }
 FAKE_EXPORT int fake_failed() { return TheLibrary().fake.failed(); }

@@ -10,6 +10,7 @@ namespace distorch {
 StreamSimulation::StreamSimulation(std::uint32_t seed,
                                    std::vector<std::string>* findings)
     : random_(seed), findings_(findings) {
+  never_->stream = &dead_;
   // Most seeds are as late as can be; some do a part of the work, or all, soon.
   switch (seed % 8) {
     case 6:

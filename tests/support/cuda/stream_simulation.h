@@ -89,6 +89,8 @@ class StreamSimulation {
   bool Finish(const MarkPtr& mark);
   // Does all that is queued. The host learns nothing by it.
   void RunAll();
+  // What never comes.
+  MarkPtr Never() { return never_; }
 
   AccessLog& log() { return log_; }
   VirtualClock& clock() { return clock_; }
@@ -112,6 +114,8 @@ class StreamSimulation {
   std::vector<Stream*> defaults_;                 // by device
   std::uint64_t serial_ = 0;
   VectorClock host_;
+  Stream dead_;
+  MarkPtr never_ = std::make_shared<Mark>();
   AccessLog log_;
   VirtualClock clock_;
 };
