@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <string_view>
 
 #include "absl/strings/str_format.h"
 
@@ -62,9 +64,8 @@ Migrates Fastest(const StepModel& model, absl::Span<const DonorLoad> donors) {
 }
 
 std::string Reason(const DonorLoad& donor, const DonorChoice& choice) {
-  const bool migrates = choice.mode == ExecutionMode::kMigrate;
   const std::string device = donor.device.ToString();
-  const char* mode = migrates ? "migrate" : "stream";
+  const std::string_view mode = ModeName(choice.mode);
   if (donor.wanted != ExecutionMode::kAuto) {
     return absl::StrFormat("%s: %s, as asked", device, mode);
   }
