@@ -197,7 +197,7 @@ class TransferRouter:
         sample_bytes: int = 67108864,
         chunk: int = 33554432,
         hip: bool = False,
-        patience: float = 30.0,
+        patience: float = 600.0,
     ) -> None:
         """
         patience: seconds that the host waits at most for a device

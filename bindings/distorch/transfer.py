@@ -28,8 +28,9 @@ _log = logger("distorch")
 # Pageable host memory below this goes as torch does it: there is nothing to overlap in one buffer.
 PAGEABLE_THRESHOLD = 32 << 20
 
-# How long the host waits at most for a CUDA device to do what it was given. To be set before the first copy.
-PATIENCE_SECONDS = 30.0
+# How long the host waits at most for a CUDA device to do what it was given, which may stand behind a whole step that is
+# queued: on a slow device that is well, minutes for a video model. To be set before the first copy.
+PATIENCE_SECONDS = 600.0
 
 
 def copy(target: torch.Tensor, source: torch.Tensor) -> str:

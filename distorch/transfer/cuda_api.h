@@ -81,7 +81,9 @@ struct CudaFunctions {
   std::function<int(Context)> context_push;
   std::function<int(Context*)> context_pop;
 
-  double patience = 30;  // seconds
+  // Seconds. What the host waits for may stand behind all that a model has
+  // queued: a step of a video model takes minutes on a slow device that is well.
+  double patience = 600;
 };
 
 // Looks both libraries up. An empty path means the usual names

@@ -50,7 +50,7 @@ class FakeCuda:
         seconds: how long a module computes, by the module; nothing for those not in it.
     """
 
-    def __init__(self, seed: int = 1, *, hip: bool = False, patience: float = 30.0) -> None:
+    def __init__(self, seed: int = 1, *, hip: bool = False, patience: float = 600.0) -> None:
         self.library = library()
         self.library.fake_reset(seed)
         self.router = core().TransferRouter(LIBRARY, LIBRARY, 1 << 16, 1 << 14, hip, patience)
@@ -126,7 +126,7 @@ def streamed_by_the_core(
     seed: int = 1,
     *,
     computes: bool = True,
-    patience: float = 30.0,
+    patience: float = 600.0,
 ) -> Iterator[FakeCuda]:
     """Let the engine stream on sim:0 as it does on CUDA; without `computes` modules queue no kernels."""
     fake = FakeCuda(seed, patience=patience)
