@@ -8,8 +8,6 @@ holds there. Nothing is patched: the numbers are read and written where the core
 
 from __future__ import annotations
 
-from typing import Any
-
 import comfy.model_management as mm
 
 from distorch.run import share_budget
@@ -33,14 +31,10 @@ class CoreBudget:
 
 def install() -> None:
     """Share the core's budget where it has one; a second call changes nothing."""
-    if _counts(mm):
+    if hasattr(mm, "MAX_PINNED_MEMORY") and hasattr(mm, "TOTAL_PINNED_MEMORY"):
         share_budget(CoreBudget())
 
 
 def uninstall() -> None:
     """Pin within the library's own limit, from the next placed model on."""
     share_budget(None)
-
-
-def _counts(core: Any) -> bool:
-    return hasattr(core, "MAX_PINNED_MEMORY") and hasattr(core, "TOTAL_PINNED_MEMORY")

@@ -16,8 +16,8 @@ from comfy_harness import repository_root, versions
 pytestmark = pytest.mark.comfy
 
 PATHS = sorted({v.path for v in versions()}) or [None]
-# Behind a `hasattr`, which the guard does not read: ComfyUI before 0.25 has neither.
-ASKED_FOR = {"get_all_torch_devices", "is_oom"}
+# Behind a `hasattr`, which the guard does not read: ComfyUI before 0.25 has none of them, or not all.
+ASKED_FOR = {"get_all_torch_devices", "is_oom", "MAX_PINNED_MEMORY", "TOTAL_PINNED_MEMORY"}
 PACK = ("__init__.py", "install.py", "nodes", "patches")
 
 
