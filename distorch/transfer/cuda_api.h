@@ -82,7 +82,8 @@ struct CudaFunctions {
   std::function<int(Context*)> context_pop;
 
   // Seconds. What the host waits for may stand behind all that a model has
-  // queued: a step of a video model takes minutes on a slow device that is well.
+  // queued: a step of a video model takes minutes on a slow device that is
+  // well.
   double patience = 600;
 };
 

@@ -301,7 +301,7 @@ TEST_F(ByteStreamerTest, ACopyOfPageableMemoryThatNeverEndsIsToldAndKept) {
   const absl::Status told = streamer->Enter(0, compute_).status();
   EXPECT_EQ(told, absl::DeadlineExceededError(
                       "cudaEventSynchronize of 4096 bytes on cuda:0 did not "
-                      "end in 30 s. The device does not answer any more: "
+                      "end in 600 s. The device does not answer any more: "
                       "restart this process, and look into the system's log "
                       "(dmesg) for the driver's reason. What the device may "
                       "still write is kept until then."));
@@ -309,7 +309,7 @@ TEST_F(ByteStreamerTest, ACopyOfPageableMemoryThatNeverEndsIsToldAndKept) {
   EXPECT_EQ(streamer->Enter(0, compute_).status(), told);
   const std::size_t before = fake_.allocations();
   streamer.reset();
-  EXPECT_LT(fake_.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_LT(fake_.seconds(), 601) << "nothing was waited for twice";
   EXPECT_FALSE(kept.expired());
   EXPECT_EQ(fake_.allocations(), before) << "the buffers it goes through";
   EXPECT_EQ(fake_.handles(), 1U) << "the test's stream";
@@ -344,9 +344,9 @@ TEST_F(ByteStreamerTest, ACopyOfPinnedMemoryThatNeverEndsKeepsItPinned) {
   streamer->Reset();  // as after an interrupt
   EXPECT_THAT(std::string(streamer->Enter(1, compute_).status().message()),
               HasSubstr("cudaStreamSynchronize of 4096 bytes on cuda:0 did not "
-                        "end in 30 s."));
+                        "end in 600 s."));
   streamer.reset();
-  EXPECT_LT(fake_.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_LT(fake_.seconds(), 601) << "nothing was waited for twice";
   EXPECT_FALSE(kept.expired());
   EXPECT_EQ(fake_.registrations(), 1U);
   EXPECT_THAT(fake_.violations, IsEmpty());
@@ -364,9 +364,10 @@ TEST_F(ByteStreamerTest, ADonorThatDoesNotAnswerIsToldWhenItIsMade) {
   const auto made =
       ByteStreamer::Make(std::move(options), {Group(1, 2)}, compute_);
   EXPECT_TRUE(absl::IsDeadlineExceeded(made.status())) << made.status();
-  EXPECT_THAT(std::string(made.status().message()),
-              HasSubstr("cudaDeviceSynchronize on cuda:1 did not end in 30 s"));
-  EXPECT_LT(fake_.seconds(), 31);
+  EXPECT_THAT(
+      std::string(made.status().message()),
+      HasSubstr("cudaDeviceSynchronize on cuda:1 did not end in 600 s"));
+  EXPECT_LT(fake_.seconds(), 601);
 }
 
 TEST_F(ByteStreamerTest, TheDefaultStreamIsTheComputeDevices) {

@@ -159,8 +159,8 @@ TEST_F(RouterTest, AWayThatNeverEndsIsToldAndItsMemoryKept) {
   EXPECT_EQ(choice.status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(choice.status().message()),
               HasSubstr("cudaStreamSynchronize of 1048576 bytes on cuda:1 did "
-                        "not end in 30 s. The device does not answer"));
-  EXPECT_LT(fake_.seconds(), 31) << "no second way was tried";
+                        "not end in 600 s. The device does not answer"));
+  EXPECT_LT(fake_.seconds(), 601) << "no second way was tried";
   EXPECT_EQ(fake_.allocations(), 2U) << "both ends of the sample";
   EXPECT_TRUE(router.Choose(2, 0).ok()) << "other pairs are measured";
   EXPECT_THAT(fake_.violations, IsEmpty());

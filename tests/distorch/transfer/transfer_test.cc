@@ -308,12 +308,12 @@ TEST(StagedTransferTest, ACopyThatNeverEndsIsToldAndItsBuffersKept) {
   EXPECT_EQ(told.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(told.message()),
               HasSubstr("cudaEventSynchronize of 500 bytes on cuda:0 did not "
-                        "end in 30 s. The device does not answer"));
+                        "end in 600 s. The device does not answer"));
   EXPECT_THAT(std::string(staged->Copy(stuck).message()),
               HasSubstr("a staged copy of 500 bytes on cuda:0 did not end"));
   EXPECT_TRUE(staged->Copy(other).ok()) << "another pair's";
   staged.reset();
-  EXPECT_LT(fake.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_LT(fake.seconds(), 601) << "nothing was waited for twice";
   EXPECT_EQ(fake.allocations(), before + 2);
   EXPECT_THAT(fake.violations, IsEmpty());
 }
@@ -334,7 +334,7 @@ TEST(StagedTransferTest, BuffersOfWhatNeverEndedAreKeptAtTheEnd) {
                   .ok());
   const std::size_t before = fake.allocations();
   staged.reset();
-  EXPECT_LT(fake.seconds(), 31) << "nothing was waited for twice";
+  EXPECT_LT(fake.seconds(), 601) << "nothing was waited for twice";
   EXPECT_EQ(fake.allocations(), before);
   EXPECT_THAT(fake.violations, IsEmpty());
 }
