@@ -13,7 +13,9 @@
 namespace distorch {
 namespace {
 
-constexpr double kBusySeconds = 0.002;
+// Copies are timed by waiting for them (Router): what takes a few milliseconds
+// is not to be told a tenth of one late.
+constexpr double kBusySeconds = 0.02;
 constexpr double kPauseSeconds = 0.0001;
 
 double SteadySeconds() {

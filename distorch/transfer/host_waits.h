@@ -32,7 +32,7 @@ struct HostTime {
 // asking, device_synchronize, which CUDA has no question for, by the one that
 // is there, on a thread that is left alone if it does not return. Each answers
 // kNotReady after functions.patience seconds. Short waits are busy ones, as
-// CUDA's are; from the first milliseconds on the host sleeps in between.
+// CUDA's are; after twenty milliseconds the host sleeps in between.
 void BoundWaits(CudaFunctions& functions, Queries queries, HostTime time = {});
 
 // Keeps something until the process ends. Any thread.

@@ -29,7 +29,7 @@ class HostWaitsTest : public testing::Test {
                {[this] { return now_; },
                 [this](double seconds) {
                   pauses_.push_back(seconds);
-                  now_ += seconds > 0 ? seconds : 0.001;
+                  now_ += seconds > 0 ? seconds : 0.01;
                 }});
   }
 
