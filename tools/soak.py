@@ -5,7 +5,7 @@
     python tools/soak.py workflow.json --interrupt-every 5 --pid 4711
 
 Needs nothing but Python. The workflows are those that "Export (API)" writes; seeds in them are raised each cycle, so that
-nothing comes from ComfyUI's cache. After each cycle everything is freed (`/free`), and what the devices hold, the
+nothing comes from ComfyUI's cache, and what it remembers of them is deleted from its history. After each cycle everything is freed (`/free`), and what the devices hold, the
 process' own memory, its open files and its threads are read: the last three where the server runs on this machine
 (Linux), as its process is found by its port or told by --pid. At the end each figure of the last cycle is compared with
 that of the last warm-up cycle. Exit status: 0 nothing grew, 1 something did or a workflow failed, 2 no server.
@@ -66,6 +66,7 @@ class Server:
         while time.monotonic() - begin < LIMIT_SECONDS:
             entry = self.ask(f"/history/{number}").get(number)
             if entry is not None and entry.get("status", {}).get("completed") is not None:
+                self.ask("/history", {"delete": [number]})  # ComfyUI keeps 10,000 of them
                 return _outcome(entry["status"])
             if (
                 interrupt_after is not None
