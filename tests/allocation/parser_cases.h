@@ -317,6 +317,26 @@ inline constexpr BadCase kBadCases[] = {
      "or mode=migrate\n"
      "  cuda:0,1gb,speed=1\n"
      "             ^~~~~"},
+    {"cuda:0,5gb,9",
+     "a second number at offset 11; expected a point for decimals as in "
+     "2.5gb, or ';' and the next entry\n"
+     "  cuda:0,5gb,9\n"
+     "             ^"},
+    {"cuda:0,5gb,0",
+     "a second number at offset 11; expected a point for decimals as in "
+     "2.5gb, or ';' and the next entry\n"
+     "  cuda:0,5gb,0\n"
+     "             ^"},
+    {"cuda:0,5gb,:",
+     "unknown option of an entry at offset 11; expected mode=auto, mode=stream "
+     "or mode=migrate\n"
+     "  cuda:0,5gb,:\n"
+     "             ^"},
+    {"cuda:0,5gb,/",
+     "unknown option of an entry at offset 11; expected mode=auto, mode=stream "
+     "or mode=migrate\n"
+     "  cuda:0,5gb,/\n"
+     "             ^"},
     {"auto,reserve=5",
      "the string ends where a unit should be at offset 14; expected b, kb, mb, "
      "gb, tb\n"

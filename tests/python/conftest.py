@@ -21,6 +21,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Else a matrix product of MKL has other last bits where the same weight begins at another address.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
+# Locks that are taken in both orders: see tests/python/support/lock_order.py.
+if os.environ.get("DISTORCH_LOCK_ORDER") == "1":
+    import lock_order
+
+    lock_order.install()
 
 # The simulated accelerator is built on libtorch's C++ interface: for Windows that takes MSVC, which not every builder has.
 WITHOUT_SIM = os.environ.get("DISTORCH_WITHOUT_SIM") == "1"
@@ -92,6 +97,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
             item.add_report_section("teardown", "simulated devices", f"left behind: {left}")
     if not left and len(gc.get_objects(2)) > 10_000:
         gc.freeze()
+    if (order := sys.modules.get("lock_order")) and (both := order.inversions()):
+        pytest.fail(f"{item.nodeid}: {both}", pytrace=False)
     if left:
         pytest.fail(f"{item.nodeid} left memory on simulated devices: {left}", pytrace=False)
 
@@ -111,6 +118,13 @@ def _left_on_devices() -> dict[str, int]:
     left: dict[str, int] = sim.allocated()
     sim.abandon()
     return left
+
+
+def pytest_sessionfinish() -> None:
+    """What was taken inside of what, where that is asked for; also of each of several processes."""
+    if os.environ.get("DISTORCH_LOCK_ORDER") == "1":
+        for (outer, inner), seen in sorted(sys.modules["lock_order"].edges.items()):
+            sys.__stderr__.write(f"lock {inner} inside of {outer}, at {seen}\n")
 
 
 def pytest_collection_finish() -> None:
