@@ -296,5 +296,27 @@ TEST(PlannerTest, EqualCostsGiveEveryDeviceItsShareEvenly) {
   EXPECT_EQ(LargestGap(plan, blocks), 4 * 7);
 }
 
+// What is due in the middle of a group's time is dealt out with that group.
+TEST(PlannerTest, TheMiddleOfAGroupsTimeDecidesAndTheFirstOfEqualDevices) {
+  std::vector<Block> blocks = EqualBlocks(3, MiB(100), 1);
+  for (Block& block : blocks) block.cost = 7;
+  EXPECT_EQ(Picture(MustPlan("cuda:0,200mb;cpu,*", blocks, TwoGpusAndHost())),
+            "0u0");
+  EXPECT_EQ(Picture(MustPlan("cuda:0,100mb;cuda:1,100mb;cpu,*", blocks,
+                             TwoGpusAndHost(), "cuda:0", kStrided)),
+            "01u");
+}
+
+TEST(PlannerTest, APartFromTheBackSplitsOneGroup) {
+  const std::vector<Block> blocks = EqualBlocks(8, MiB(100), 2);
+  const Plan plan = MustPlan("cpu,*;cuda:0,350mb", blocks, TwoGpusAndHost(),
+                             "cuda:0", kContiguous);
+  EXPECT_EQ(Picture(plan), "uuuuu000");
+  EXPECT_EQ(ReasonText(plan, blocks, 5),
+            "on cuda:0 with a part of its group: a cap ends inside it");
+  EXPECT_EQ(ReasonText(plan, blocks, 6),
+            "in the contiguous part of cuda:0, within 350 MB");
+}
+
 }  // namespace
 }  // namespace distorch

@@ -19,6 +19,7 @@ using testing::EqualBlocks;
 using ::testing::HasSubstr;
 using testing::Megabytes;
 using testing::MustPlan;
+using testing::Picture;
 using ::testing::StartsWith;
 using testing::TryPlan;
 using testing::TwoGpusAndHost;
@@ -122,6 +123,8 @@ TEST(PredecessorStringsTest, WhatRoundingLeavesGoesToCpuWithANote) {
   EXPECT_EQ(plan.notes[0],
             "the entries leave 9.28 GB of the model: cpu, asked for 9.22 GB, "
             "takes all of it");
+  EXPECT_THAT(Picture(plan), StartsWith("uu0uuuu0uuu0uuuu0"))
+      << "laid out anew: spread";
   // Less than that is a cap as any other.
   const auto more = TryPlan("cuda:0,0.1042;cpu,0.1440",
                             EqualBlocks(121, MiB(100)), TwoGpusAndHost());
