@@ -105,24 +105,24 @@ class Figures:
 
 
 def look(server: Server) -> Figures:
-    """Read all of it now."""
+    """Read all of it now: the process first, as the connection that asks for the rest is one of its files."""
+    process: dict[str, int] = {}
+    if server.pid is not None:
+        folder = PROC / str(server.pid)
+        fields = dict(
+            line.split(":", 1)
+            for line in (folder / "status").read_text().splitlines()
+            if ":" in line
+        )
+        process["rss"] = 1024 * int(fields["VmRSS"].split()[0])
+        process["files"] = sum(1 for _ in (folder / "fd").iterdir())
+        process["threads"] = int(fields["Threads"])
     devices = {}
     for position, row in enumerate(server.ask("/system_stats")["devices"]):
         if row.get("type") != "cpu":
             name = f"{row.get('type')}:{row.get('index', position)}"
             devices[name] = int(row["vram_total"]) - int(row["vram_free"])
-    if server.pid is None:
-        return Figures(devices)
-    folder = PROC / str(server.pid)
-    fields = dict(
-        line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
-    )
-    return Figures(
-        devices,
-        1024 * int(fields["VmRSS"].split()[0]),
-        sum(1 for _ in (folder / "fd").iterdir()),
-        int(fields["Threads"]),
-    )
+    return Figures(devices, **process)
 
 
 def settled(server: Server, pause: float) -> Figures:

@@ -318,5 +318,19 @@ TEST(PlannerTest, APartFromTheBackSplitsOneGroup) {
             "in the contiguous part of cuda:0, within 350 MB");
 }
 
+// Up to what the order gave cuda:0 (2 MB), one group is split and no other; so
+// there is room for the whole last one.
+TEST(PlannerTest, OneGroupIsSplitAndNotTwo) {
+  std::vector<Block> blocks = EqualBlocks(6, MiB(1));
+  const std::vector<std::pair<std::string, int>> wanted = {
+      {"g0", 1}, {"g0", 1}, {"g0", 6}, {"g1", 1}, {"g1", 7}, {"g2", 3}};
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    blocks[i].group = wanted[i].first;
+    blocks[i].bytes = MiB(wanted[i].second);
+  }
+  EXPECT_EQ(Picture(MustPlan("cuda:0,4mb;cpu,*", blocks, TwoGpusAndHost())),
+            "uuu0u0");
+}
+
 }  // namespace
 }  // namespace distorch

@@ -66,6 +66,31 @@ TEST_F(PlacementSpillTest, BlocksOfOneSlabLeaveTogether) {
   EXPECT_THAT(Spilled(), ElementsAre(false, true, true, false, true, false));
 }
 
+TEST_F(PlacementSpillTest, NothingLeavesTwice) {
+  BringTo({kGpu, kDonor, kDonor, kGpu, kDonor, kGpu});
+  EXPECT_EQ(placement.Spill(table, kDonor, GiB(1)), Bytes(4160 + 4160 + 4112));
+}
+
+TEST_F(PlacementSpillTest, ReleasedNothingIsSpilled) {
+  BringTo({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu});
+  placement.Spill(table, kGpu, GiB(1));
+  EXPECT_THAT(Spilled(), ElementsAre(false, true, true, true, true, false));
+  placement.Release(table);
+  EXPECT_THAT(Spilled(), ElementsAre(false, false, false, false, false, false));
+}
+
+// The head is the embedding's weight: whichever of the names has the patch.
+TEST_F(PlacementSpillTest, APatchOfOneNameIsOneOfAll) {
+  table.has_patches[0] = true;
+  ASSERT_TRUE(placement.Assign({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu}).ok());
+  std::vector<bool> patched(model.tensors.size());
+  patched[7] = true;
+  ASSERT_TRUE(placement.Bring(table, {.patched = patched}).ok());
+  EXPECT_TRUE(table.Current(0).patched);
+  EXPECT_TRUE(table.Current(7).patched);
+  EXPECT_FALSE(table.Current(1).patched);
+}
+
 TEST_F(PlacementSpillTest, WithoutSlabsTiedBlocksLeaveTogether) {
   model.blocks[0].stays = model.blocks[5].stays = false;
   placement = model.Make();

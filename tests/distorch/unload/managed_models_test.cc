@@ -241,6 +241,7 @@ TEST_F(ManagedModelsTest, OnlyTheHostIsLeftByAModelThatIsNowhereElse) {
   ASSERT_EQ(report.unloaded.size(), 1U);
   EXPECT_THAT(report.unloaded[0].devices, ElementsAre("cpu"));
   EXPECT_THAT(report.devices, IsEmpty()) << "the host cannot tell";
+  EXPECT_THAT(memory_.cleared, ElementsAre(Names{"cpu"}));
 }
 
 TEST_F(ManagedModelsTest, KeepingLastsThroughAnUnloadUnlessItIsLetGoOf) {
@@ -278,6 +279,36 @@ TEST_F(ManagedModelsTest, AModelMayBeRemovedWhileItIsUnloaded) {
   EXPECT_THAT(report.stay, IsEmpty());
   EXPECT_THAT(models_.handles(), IsEmpty());
   EXPECT_FALSE(models_.Remove(handles_[0]));
+}
+
+TEST_F(ManagedModelsTest, WhatIsBeingUnloadedIsPassedOver) {
+  FakeModel& model = Add("a", {{"cuda:0", MiB(4)}}, true);
+  std::size_t nested = 9;
+  model.when_let_go = [&] {
+    if (nested != 9) return;
+    nested = 0;
+    const Selection again = {
+        .of = Of::kThese, .handles = {handles_[0]}, .let_go = true};
+    nested = models_.Unload(again).unloaded.size();
+  };
+  EXPECT_THAT(NamesOf(models_.Unload({.let_go = true}).unloaded),
+              ElementsAre("a"));
+  EXPECT_EQ(nested, 0U);
+  EXPECT_EQ(model.let_go, 1);
+}
+
+// Its end may run code that asks for models: no lock is held then.
+TEST_F(ManagedModelsTest, AModelThatEndsWithItsRemovalMayAskForOthers) {
+  Add("stays", {});
+  std::vector<ModelHandle> seen;
+  auto model = std::shared_ptr<FakeModel>(new FakeModel("goes", {}),
+                                          [&](FakeModel* ended) {
+                                            seen = models_.handles();
+                                            delete ended;
+                                          });
+  const ModelHandle handle = models_.Add(std::move(model));
+  EXPECT_TRUE(models_.Remove(handle));
+  EXPECT_THAT(seen, ElementsAre(handles_[0]));
 }
 
 TEST_F(ManagedModelsTest, AModelThatSomebodyUnloadsMeanwhileIsPassedOver) {
