@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <set>
@@ -12,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/aligned_memory.h"
 #include "tests/support/cuda/fake_cuda.h"
 
 namespace distorch {
@@ -153,8 +153,7 @@ TEST_F(ByteStreamerTest, InAStepTheHostNeitherWaitsNorTakesMemory) {
 TEST_F(ByteStreamerTest, CopiesAreCutWhereRegistrationsEnd) {
   HostPinner pinner(&cuda_, 0, PinBudget::Of(3 * kPage), HostPinner::kNoCap,
                     kPage);
-  const std::shared_ptr<void> memory(std::aligned_alloc(kPage, 4 * kPage),
-                                     &std::free);
+  const std::shared_ptr<void> memory = AlignedMemory(kPage, 4 * kPage);
   std::memset(memory.get(), 5, 4 * kPage);
   auto slab = pinner.Pin(memory.get(), 4 * kPage, {kPage, 2 * kPage, 3 * kPage},
                          memory);
@@ -176,8 +175,7 @@ TEST_F(ByteStreamerTest, CopiesAreCutWhereRegistrationsEnd) {
 // Rule 2: memory is given back after the copies, also when a model just dies.
 TEST_F(ByteStreamerTest, WhenItDiesSlotsAndSourcesMayGoAtOnce) {
   HostPinner pinner(&cuda_, 0, PinBudget::Of(8 * kPage));
-  std::shared_ptr<void> memory(std::aligned_alloc(kPage, 4 * kPage),
-                               &std::free);
+  std::shared_ptr<void> memory = AlignedMemory(kPage, 4 * kPage);
   ByteGroup group;
   group.parts.push_back({memory.get(), kHost, 0, 4 * kPage,
                          pinner.Pin(memory.get(), 4 * kPage, {}, memory)});
@@ -331,7 +329,7 @@ TEST_F(ByteStreamerTest, ACopyOfPageableMemoryThatNeverEndsIsToldAndKept) {
 
 TEST_F(ByteStreamerTest, ACopyOfPinnedMemoryThatNeverEndsKeepsItPinned) {
   HostPinner pinner(&cuda_, 0, PinBudget::Of(8 * kPage));
-  std::shared_ptr<void> memory(std::aligned_alloc(kPage, kPage), &std::free);
+  std::shared_ptr<void> memory = AlignedMemory(kPage, kPage);
   const std::weak_ptr<void> kept = memory;
   ByteGroup group;
   group.parts.push_back({memory.get(), kHost, 0, kPage,

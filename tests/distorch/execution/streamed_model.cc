@@ -2,11 +2,11 @@
 #include "tests/distorch/execution/streamed_model.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "tests/support/aligned_memory.h"
 
 namespace distorch {
 namespace {
@@ -15,8 +15,7 @@ constexpr std::int64_t kPage = HostPinner::kPage;
 constexpr std::int64_t kChunk = 3000;  // several a page-sized part
 
 std::shared_ptr<void> NewPages(std::int64_t pages) {
-  return {std::aligned_alloc(kPage, static_cast<std::size_t>(pages * kPage)),
-          &std::free};
+  return AlignedMemory(kPage, static_cast<std::size_t>(pages * kPage));
 }
 
 }  // namespace

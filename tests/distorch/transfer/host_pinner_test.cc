@@ -4,13 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "distorch/transfer/transfer.h"
+#include "tests/support/aligned_memory.h"
 #include "tests/support/cuda/fake_cuda.h"
 
 namespace distorch {
@@ -32,10 +32,8 @@ class HostPinnerTest : public testing::Test {
   // Memory of whole pages; `freed` tells when its last owner lets go.
   std::shared_ptr<void> Pages(std::int64_t pages) {
     const auto size = static_cast<std::size_t>(pages * kPage);
-    return {std::aligned_alloc(kPage, size), [this](void* data) {
-              ++freed_;
-              std::free(data);
-            }};
+    auto memory = AlignedMemory(kPage, size);
+    return {memory.get(), [this, memory](void*) { ++freed_; }};
   }
   // Begins and ends of a slab's segments, in pages.
   static std::vector<std::pair<int, int>> Parts(const PinnedSlab& slab,
