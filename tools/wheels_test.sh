@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 work=$PWD/build/wheels/test
 [ $# -gt 0 ] || set -- 3.10:2.10.0 3.12:2.11.0 3.11:2.13.0 3.13:newest
 # The other folders test ComfyUI's pack, the tools and this checkout, not the wheel.
-tests=${TESTS:-allocation devices eject isolation memory model_files place run sim stats telemetry transfer}
+tests=${TESTS:-allocation devices eject isolation memory model_files models place running sim stats telemetry transfer}
 say() { printf '%s\n' "$*"; }
 
 # Prints the folder of an environment with that Python and torch, or nothing.
@@ -47,12 +47,13 @@ environment() {  # environment PYTHON TORCH: makes $env
 }
 
 cell() {
-  local python=$1 torch=$2 tagged=cp${1/./} sim env=$work/env passed imports
+  local python=$1 torch=$2 tagged=cp${1/./} sim env passed imports
   [ "$torch" = newest ] && torch=$(.venv/bin/python -m pip index versions torch 2> /dev/null | sed -nE '1s/.*\((.*)\)/\1/p')
   if [ -z "$(tools/find_python.sh "$python")" ] || ! ls dist/distorch-*-"$tagged-$tagged"-manylinux*.whl > /dev/null 2>&1; then
     say "NOT RUN: Python $python, torch $torch: no interpreter or no wheel (make wheels)"
     return
   fi
+  env=$work/env-$python-$torch
   rm -rf "$env"
   mkdir -p "$work"
   environment "$python" "$torch"

@@ -47,11 +47,16 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None
 
 
-@pytest.fixture
-def sim() -> None:
-    """Three simulated devices of 64 MiB, empty and without faults."""
+@pytest.fixture(scope="session")
+def needs_sim() -> None:
+    """For tests that make their simulated devices themselves, or in a process of their own."""
     if WITHOUT_SIM:
         pytest.skip(_NO_SIM)
+
+
+@pytest.fixture
+def sim(needs_sim: None) -> None:
+    """Three simulated devices of 64 MiB, empty and without faults."""
     import distorch_sim
 
     distorch_sim.install([64 << 20] * 3)

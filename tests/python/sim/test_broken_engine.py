@@ -21,6 +21,7 @@ SEEN = {
 }
 
 
+@pytest.mark.usefixtures("needs_sim")
 @pytest.mark.parametrize("name", list(broken.BREAKS))
 def test_a_broken_engine_is_noticed(name: str) -> None:
     tests, says = SEEN[name]

@@ -36,12 +36,14 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.usefixtures("needs_sim")
 def test_the_engine_bench_measures_something(runner: ModuleType) -> None:
     rows = runner.run_module(BENCH / "engine_bench.py", moment=True)
     assert [unit for _, _, unit, _ in rows] == [*["µs"] * 6, "GB/s"]
     assert all(value > 0 for _, value, _, _ in rows)
 
 
+@pytest.mark.usefixtures("needs_sim")
 def test_the_streaming_bench_counts_bytes(runner: ModuleType) -> None:
     rows = runner.run_module(BENCH / "streaming_bench.py", moment=True)
     assert len(rows) == 2 * 2 * 3
@@ -50,6 +52,7 @@ def test_the_streaming_bench_counts_bytes(runner: ModuleType) -> None:
         assert label.endswith(f"away {value:.0f}"), name
 
 
+@pytest.mark.usefixtures("needs_sim")
 @pytest.mark.parametrize(("name", "goals"), [("stats", 8), ("scan", 2), ("engine", 3)])
 def test_each_goal_is_of_a_row_that_there_is(runner: ModuleType, name: str, goals: int) -> None:
     rows = runner.run_module(BENCH / f"{name}_bench.py", moment=True)

@@ -29,6 +29,7 @@ def bench() -> Iterator[ModuleType]:
     del sys.modules[spec.name]
 
 
+@pytest.mark.usefixtures("needs_sim")
 @pytest.mark.parametrize(("size", "share"), [("flux-12b", 0.5), ("wan-14b", 1.0)])
 def test_a_step_moves_the_streamed_groups_and_nothing_else(
     bench: ModuleType, size: str, share: float
