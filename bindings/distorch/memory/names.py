@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import nn
@@ -227,7 +227,7 @@ def _read_metadata(path: str) -> dict[str, str] | None:
             _warned = True
             logger.warning(
                 "DisTorch cannot read the metadata of %s (%s): models are shown by class name",
-                PurePosixPath(path).name,
+                Path(path).name,
                 error,
             )
         return None
