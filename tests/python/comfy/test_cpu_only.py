@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """ComfyUI on the processor alone, without any simulated device: what can be shown on every system, Windows too.
 
-`make windows-test` runs this file with ComfyUI on Windows' own Python and torch (COMFYUI_PYTHON).
+`make windows-test` runs this file with ComfyUI on Windows' own Python and torch (COMFYUI_PYTHON). With
+DISTORCH_UPDATE_PICTURES=1 it makes the picture of docs/packaging.md anew.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,8 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from chromium import open_page
 from comfy_harness import ComfyServer, Workflow, versions
-from comfy_harness.server import PATIENCE
+from comfy_harness.server import PATIENCE, repository_root
 
 pytestmark = pytest.mark.comfy
 
@@ -132,3 +136,30 @@ def test_the_tab_finds_the_model_and_ejects_it(comfy: ComfyServer) -> None:
     )
     assert "wan" in json.dumps(report)
     assert until(lambda: not comfy.evaluate(STATE)["listed"], "it has left ComfyUI's list")
+
+
+def test_the_front_end_draws_it(comfy: ComfyServer) -> None:
+    comfy.request("/settings/Comfy.TutorialCompleted", True)  # else templates cover the page
+    comfy.run(workflow("wan.safetensors", "a"))
+
+    async def look() -> str:
+        async with open_page(1280, 800) as page:
+            await page.send("Page.navigate", url=f"http://127.0.0.1:{comfy.port}/")
+            ready = "window.app?.extensionManager?.sidebarTab"
+            await page.wait_for(ready, 240 * PATIENCE)
+            # Again and again: a front end that has not quite started closes it.
+            await page.wait_for(
+                """(() => { const side = app.extensionManager.sidebarTab
+                if (side.activeSidebarTabId !== 'distorch') side.toggleSidebarTab('distorch')
+                return document.querySelector('.dt-model') })()""",
+                60 * PATIENCE,
+            )
+            await page.evaluate("app.graph.clear()")
+            await asyncio.sleep(2)
+            if os.environ.get("DISTORCH_UPDATE_PICTURES") == "1":
+                await page.screenshot(repository_root() / "docs/images/comfyui-windows.png")
+            return await page.evaluate("document.querySelector('.side-bar-panel').innerText")
+
+    text = asyncio.run(look())
+    assert "wan" in text
+    assert "cpu" in text.lower()
