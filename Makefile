@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format errors faults placements fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor reference clean
+.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format errors faults placements mutants fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -87,6 +87,9 @@ faults: package  ## every call of every operation failing in turn: told, nothing
 
 placements: package  ## a thousand random placements against the resident model
 	@OMP_NUM_THREADS=1 $(BIN)/python tools/placements.py $(PLACEMENTS_ARGS)
+
+mutants: $(DEPS_STAMP)  ## 300 small changes in a copy of what decides, one after the other: a test has to see each
+	@$(BIN)/python tools/mutants.py $(MUTANTS_ARGS)
 
 coverage: $(DEPS_STAMP)  ## line and branch coverage of the C++ code that needs no torch
 	@tools/system_packages.sh coverage

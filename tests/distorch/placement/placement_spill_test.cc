@@ -81,8 +81,8 @@ TEST_F(PlacementSpillTest, ReleasedNothingIsSpilled) {
 
 // The head is the embedding's weight: whichever of the names has the patch.
 TEST_F(PlacementSpillTest, APatchOfOneNameIsOneOfAll) {
+  BringTo({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu});
   table.has_patches[0] = true;
-  ASSERT_TRUE(placement.Assign({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu}).ok());
   std::vector<bool> patched(model.tensors.size());
   patched[7] = true;
   ASSERT_TRUE(placement.Bring(table, {.patched = patched}).ok());

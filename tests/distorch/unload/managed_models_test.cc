@@ -39,6 +39,7 @@ class FakeModel : public ManagedModel {
   }
   absl::Status Unload(const std::string& device) override {
     ++unloads;
+    if (when_unloaded) when_unloaded();
     if (order != nullptr) order->push_back(name_);
     if (!failure.ok()) return failure;
     if (device.empty()) {
@@ -61,6 +62,7 @@ class FakeModel : public ManagedModel {
   Names* order = nullptr;
   absl::Status failure;
   std::function<void()> when_asked;
+  std::function<void()> when_unloaded;
   std::function<void()> when_let_go;
 
  private:
@@ -283,18 +285,14 @@ TEST_F(ManagedModelsTest, AModelMayBeRemovedWhileItIsUnloaded) {
 
 TEST_F(ManagedModelsTest, WhatIsBeingUnloadedIsPassedOver) {
   FakeModel& model = Add("a", {{"cuda:0", MiB(4)}}, true);
-  std::size_t nested = 9;
-  model.when_let_go = [&] {
-    if (nested != 9) return;
-    nested = 0;
-    const Selection again = {
-        .of = Of::kThese, .handles = {handles_[0]}, .let_go = true};
-    nested = models_.Unload(again).unloaded.size();
+  bool nested = false;
+  model.when_unloaded = [&] {  // another thread, just now
+    if (std::exchange(nested, true)) return;
+    EXPECT_THAT(models_.Unload({}).unloaded, IsEmpty());
   };
-  EXPECT_THAT(NamesOf(models_.Unload({.let_go = true}).unloaded),
-              ElementsAre("a"));
-  EXPECT_EQ(nested, 0U);
-  EXPECT_EQ(model.let_go, 1);
+  EXPECT_THAT(NamesOf(models_.Unload({}).unloaded), ElementsAre("a"));
+  EXPECT_TRUE(nested);
+  EXPECT_EQ(model.unloads, 1);
 }
 
 // Its end may run code that asks for models: no lock is held then.
