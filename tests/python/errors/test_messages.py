@@ -147,7 +147,7 @@ def test_a_driver_that_is_too_old_is_told(tmp_path: pathlib.Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     words = "libnvidia-ml.so.1 lacks a function of NVML: the driver is too old\n"
     assert done.stdout.endswith(words), done.stderr
@@ -163,7 +163,7 @@ def test_no_thread_is_told() -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "LD_PRELOAD": str(PRELOADED)},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert done.stdout.startswith("the system gives no thread for distorch-memory: "), done.stderr
 

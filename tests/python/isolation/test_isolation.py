@@ -79,7 +79,7 @@ def run(folder: pathlib.Path, tests: str, *before: str) -> str:
     command = [*before, sys.executable, "-m", "pytest", "-v", "-rN"]
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=280
     )  # fmt: skip
     return done.stdout + done.stderr
 

@@ -65,7 +65,12 @@ def lines_in(path: Path) -> int:
 
 def run(server: FakeComfy | None, folder: Path, *words: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        command(server, *words), cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        command(server, *words),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
     )
     return done.returncode, done.stdout, done.stderr
 

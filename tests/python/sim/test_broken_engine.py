@@ -34,7 +34,7 @@ def test_a_broken_engine_is_noticed(name: str) -> None:
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "pytest_timeout", "-p", "broken", "-k", tests, str(TESTS / "cuda")]  # fmt: skip
     done = subprocess.run(
-        command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False, timeout=120
+        command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False, timeout=280
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert says in done.stdout

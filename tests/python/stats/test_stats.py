@@ -230,7 +230,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
-        _, err = process.communicate(SEED_LOG, timeout=60)
+        _, err = process.communicate(SEED_LOG, timeout=280)
     assert (process.returncode, err) == (0, "")
 
 
