@@ -132,7 +132,7 @@ def test_a_child_that_lives_where_a_dead_one_did_stays_its_parents(scanner: Scan
 
 
 def test_a_scripted_module_is_read_anew_each_time(scanner: Scanner) -> None:
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit"):
         model = torch.jit.trace(nn.Linear(10, 10), torch.zeros(1, 10))
     scanner.note_loaded(model)
     for _ in range(3):
