@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace distorch {
 namespace {
@@ -18,6 +21,83 @@ TEST(JsonReaderTest, DecodesStringsInPlace) {
   EXPECT_TRUE(in.AtEnd());
   EXPECT_GE(out.data(), text.data());
   EXPECT_LT(out.data(), text.data() + text.size());
+}
+
+// The slow and obvious way: the code point first, then whether it may be so.
+bool IsOneCodePoint(const std::string& bytes) {
+  const auto first = static_cast<unsigned char>(bytes[0]);
+  std::size_t length = 1;
+  for (unsigned bit = 0x40; length < 5 && (first & 0x80) && (first & bit);
+       bit >>= 1) {
+    ++length;
+  }
+  if (first < 0x80 || length < 2 || length > 4 || bytes.size() != length) {
+    return false;
+  }
+  std::uint32_t code = first & (0x7fU >> length);
+  for (std::size_t i = 1; i < length; ++i) {
+    const auto next = static_cast<unsigned char>(bytes[i]);
+    if (next < 0x80 || next > 0xbf) return false;
+    code = code * 64 + (next & 0x3fU);
+  }
+  const std::uint32_t least = length == 2   ? 0x80
+                              : length == 3 ? 0x800
+                                            : 0x10000;
+  return code >= least && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff);
+}
+
+TEST(JsonReaderTest, TakesExactlyTheWellFormedUtf8) {
+  const std::string tails = "\x41\x80\x8f\x90\x9f\xa0\xbf\xc0\xff";
+  int taken = 0;
+  const auto check = [&](const std::string& bytes) {
+    std::string text = '"' + bytes + '"';
+    JsonReader in(absl::MakeSpan(text));
+    std::string_view out;
+    const bool right = IsOneCodePoint(bytes);
+    ASSERT_EQ(in.String(&out), right) << testing::PrintToString(bytes);
+    if (right) {
+      ASSERT_EQ(out, bytes);
+    }
+    taken += right ? 1 : 0;
+  };
+  for (int first = 0x80; first < 0x100; ++first) {
+    const std::string one(1, static_cast<char>(first));
+    check(one);
+    for (const char a : tails) {
+      // What follows as plain text would be a second character.
+      if (a == 'A') continue;
+      check(one + a);
+      for (const char b : tails) {
+        if (b == 'A') continue;
+        check(one + a + b);
+        for (const char c : tails) {
+          if (c != 'A') check(one + a + b + c);
+        }
+      }
+    }
+  }
+  EXPECT_GT(taken, 1000);
+}
+
+TEST(JsonReaderTest, HexadecimalDigitsAreThoseOfBothCases) {
+  for (const char* good : {"\"\\u00e9\"", "\"\\u00E9\""}) {
+    std::string text = good;
+    JsonReader in(absl::MakeSpan(text));
+    std::string_view out;
+    ASSERT_TRUE(in.String(&out)) << good;
+    EXPECT_EQ(out, "\xc3\xa9") << good;
+  }
+  for (const char* bad :
+       {"\"\\u00g0\"", "\"\\u00G0\"", "\"\\u00/0\"", "\"\\u00:0\"",
+        "\"\\u00@0\"", "\"\\u00`0\"", "\"\\u123", "\"\\", "\"\\x\"",
+        "\"\\ud800\"", "\"\\ud800x00000\"", "\"\\ud800\\n00000\"",
+        "\"\\ud800\\ud7ff\"", "\"\\ud800\\ue000\"", "\"\\ud800\\u12g4\"",
+        "\"\\udc00\"", "\"\x1f\""}) {
+    std::string text = bad;
+    JsonReader in(absl::MakeSpan(text));
+    std::string_view out;
+    EXPECT_FALSE(in.String(&out)) << bad;
+  }
 }
 
 TEST(JsonReaderTest, FirstErrorSticks) {
