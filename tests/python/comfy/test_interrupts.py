@@ -11,7 +11,7 @@ import uuid
 import aiohttp
 import pytest
 import torch
-from comfy_harness import ComfyServer, Result, Workflow, state
+from comfy_harness import ComfyServer, Result, Workflow, state, wan
 
 pytestmark = pytest.mark.comfy
 
@@ -48,23 +48,11 @@ result = list(_begun)
 """
 
 
-def wan(expert: str | None, steps: int = STEPS) -> Workflow:
-    w = Workflow()
-    settings = {"unet_name": "wan.safetensors", "weight_dtype": "default"}
-    if expert is None:
-        model = w.add("UNETLoader", **settings)
-    else:
-        settings.update(compute_device="sim:0", expert_mode_allocations=expert)
-        model = w.add("UNETLoaderDisTorch2MultiGPU", **settings)
-    latent = w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8), steps=steps)
-    return w.save(latent, "wan")
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interrupt_at_any_block_ends_the_run_within_it(comfy: ComfyServer, mode: str) -> None:
-    reference = comfy.run(seeded(wan(None), 99)).values["wan"]
+    reference = comfy.run(seeded(wan(None, STEPS), 99)).values["wan"]
     comfy.free()
-    placed = wan(MODES[mode])
+    placed = wan(MODES[mode], STEPS)
     comfy.run(placed)
     held = allocated(comfy)
     at, count = 0, 1

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from comfy_harness import ComfyServer, Workflow
+from comfy_harness import ComfyServer, Workflow, wan_model
 
 pytestmark = pytest.mark.comfy
 
@@ -29,12 +29,7 @@ del _own, _files
 
 def merged(expert: str | None) -> Workflow:
     w = Workflow()
-    first = {"unet_name": "wan.safetensors", "weight_dtype": "default"}
-    if expert is None:
-        model = w.add("UNETLoader", **first)
-    else:
-        first.update(compute_device="sim:0", expert_mode_allocations=expert)
-        model = w.add("UNETLoaderDisTorch2MultiGPU", **first)
+    model = wan_model(w, expert)
     second = w.add("UNETLoader", unet_name="wan_second.safetensors", weight_dtype="default")
     model = w.add("ModelMergeSimple", model1=model, model2=second, ratio=SHARE)
     return w.save(w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8)), "merged")

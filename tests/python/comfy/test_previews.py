@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 import torch
-from comfy_harness import ComfyServer, Result, Workflow, state, versions
+from comfy_harness import ComfyServer, Result, Workflow, state, versions, wan
 
 pytestmark = pytest.mark.comfy
 
@@ -35,18 +35,6 @@ def comfy(
     server = ComfyServer(request.param, base, arguments=["--preview-method", "latent2rgb"])
     yield server
     server.stop()
-
-
-def wan(expert: str | None) -> Workflow:
-    w = Workflow()
-    settings = {"unet_name": "wan.safetensors", "weight_dtype": "default"}
-    if expert is None:
-        model = w.add("UNETLoader", **settings)
-    else:
-        settings.update(compute_device="sim:0", expert_mode_allocations=expert)
-        model = w.add("UNETLoaderDisTorch2MultiGPU", **settings)
-    latent = w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8), steps=STEPS)
-    return w.save(latent, "wan")
 
 
 async def _watched(comfy: ComfyServer, workflow: Workflow) -> tuple[Result, list[bytes]]:
@@ -81,12 +69,12 @@ def watched(comfy: ComfyServer, workflow: Workflow) -> tuple[Result, list[bytes]
 )
 def test_a_placed_model_shows_the_previews_of_a_plain_run(comfy: ComfyServer, expert: str) -> None:
     comfy.free()
-    plain, expected = watched(comfy, wan(None))
+    plain, expected = watched(comfy, wan(None, STEPS))
     assert len(expected) == STEPS
     assert all(image.startswith(b"\xff\xd8") for image in expected), "JPEG"
     assert len(set(expected)) > 1, "the image changes from step to step"
     comfy.free()
-    placed, images = watched(comfy, wan(expert))
+    placed, images = watched(comfy, wan(expert, STEPS))
     assert torch.equal(placed.values["wan"], plain.values["wan"])
     assert images == expected
     now = state(comfy).placed("WAN21")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from . import help_pages, models
 from .server import ComfyError, ComfyServer, Result, Start, repository_root, versions
 from .state import State, count_reads, reads, reset_counters, state
-from .workflows import Workflow, write_empty_files
+from .workflows import Workflow, wan, wan_model, write_empty_files
 
 __all__ = [
     "ComfyError",
@@ -23,5 +23,7 @@ __all__ = [
     "reset_counters",
     "state",
     "versions",
+    "wan",
+    "wan_model",
     "write_empty_files",
 ]

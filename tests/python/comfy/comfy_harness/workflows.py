@@ -67,3 +67,20 @@ class Workflow(dict):
     def latent(self, *shape: int) -> Link:
         """A zero latent."""
         return self.add("DistorchTestLatent", shape=",".join(map(str, shape)))
+
+
+def wan_model(w: Workflow, expert: str | None) -> Link:
+    """Add a loader of the small Wan model and return its output: ours with this string on sim:0, the core's for None."""
+    settings = {"unet_name": "wan.safetensors", "weight_dtype": "default"}
+    if expert is None:
+        return w.add("UNETLoader", **settings)
+    settings.update(compute_device="sim:0", expert_mode_allocations=expert)
+    return w.add("UNETLoaderDisTorch2MultiGPU", **settings)
+
+
+def wan(expert: str | None, steps: int) -> Workflow:
+    """Samples with that model in so many steps, and saves the latent as "wan"."""
+    w = Workflow()
+    model = wan_model(w, expert)
+    latent = w.sample(model, w.conditioning(8, 4096), w.latent(1, 16, 1, 8, 8), steps=steps)
+    return w.save(latent, "wan")
