@@ -56,6 +56,9 @@ constexpr Bytes KiB(int64_t n) { return Bytes(n << 10); }
 constexpr Bytes MiB(int64_t n) { return Bytes(n << 20); }
 constexpr Bytes GiB(int64_t n) { return Bytes(n << 30); }
 
+// Bytes of a gigabyte, for bandwidths in GB/s.
+inline constexpr double kBytesPerGb = 1 << 30;
+
 // a + b, or nullopt where that does not fit.
 std::optional<Bytes> CheckedAdd(Bytes a, Bytes b);
 

@@ -8,11 +8,10 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "allocation/bytes.h"
 
 namespace distorch {
 namespace {
-
-constexpr double kGb = 1 << 30;
 
 using Places = std::set<std::uint32_t>;  // indices of the plan's devices
 
@@ -40,7 +39,7 @@ DonorLoad LoadOf(const Plan& plan, std::uint32_t device,
   load.device = share.device;
   load.wanted = share.mode;
   if (const Device* known = FindDevice(table, share.device)) {
-    load.bytes_per_second = known->link_gbps * kGb;
+    load.bytes_per_second = known->link_gbps * kBytesPerGb;
   }
   bool whole = true;
   bool before = false;

@@ -8,11 +8,10 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "allocation/bytes.h"
 
 namespace distorch {
 namespace {
-
-constexpr double kGb = 1 << 30;
 
 // Without the device's own index at its end.
 std::string_view Model(std::string_view name, int index) {
@@ -61,7 +60,7 @@ ModeChoice DecideModes(const StepProfile& profile,
     DonorLoad& load = loads[i];
     const DonorFacts facts = FactsOf(load.device, donors);
     load.groups = static_cast<int>(names[i].size());
-    load.bytes_per_second = facts.gbps * kGb;
+    load.bytes_per_second = facts.gbps * kBytesPerGb;
     load.crossing_bytes = static_cast<double>(profile.CrossingBytes(names[i]));
     load.can_migrate =
         ComputeAlike(load.device, facts.model, compute.device, compute.model);

@@ -8,6 +8,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "allocation/bytes.h"
 #include "distorch/transfer/scratch.h"
 
 namespace distorch {
@@ -16,7 +17,6 @@ namespace {
 constexpr int kChoiceRepeats = 3;
 // The smallest sample, by how much less than the full one: 1 MiB of 64.
 constexpr std::int64_t kSmallestShare = 64;
-constexpr double kGb = 1 << 30;
 
 double SteadySeconds() {
   return std::chrono::duration<double>(
@@ -250,7 +250,8 @@ absl::StatusOr<double> Router::Time(Transfer& transfer,
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  return static_cast<double>(request.bytes) / std::max(median, 1e-9) / kGb;
+  return static_cast<double>(request.bytes) / std::max(median, 1e-9) /
+         kBytesPerGb;
 }
 
 absl::StatusOr<Way> Router::Copy(const CopyRequest& request) {

@@ -61,19 +61,8 @@ class ByteStreamer(Streamer):
         self.trouble = core_streamer.trouble
         self.begin_step = core_streamer.begin_step
         self.reset = core_streamer.reset
-        self._enter, self._leave, self._stream = (
-            core_streamer.enter,
-            core_streamer.leave,
-            cuda.stream,
-        )
-
-    def enter(self, index: int, swap: Any) -> bool:
-        """See Streamer."""
-        return bool(self._enter(index, self._stream(), swap))
-
-    def leave(self, index: int, swap: Any) -> None:
-        """See Streamer."""
-        self._leave(index, self._stream(), swap)
+        # Not by methods of this class: each would take longer than what it calls.
+        self.enter, self.leave, self.stream = core_streamer.enter, core_streamer.leave, cuda.stream
 
     @property
     def counters(self) -> dict[str, int]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,15 +18,15 @@ class CudaDevice:
     Attributes:
         router: the core's copies between its devices; it brings the entry points.
         index: its number.
+        stream: returns the handle of the stream on which torch queues kernels now; called twice a group.
     """
 
     def __init__(self, router: Any, index: int) -> None:
         self.router, self.index = router, index
+        self.stream: Callable[[], int] = functools.partial(
+            torch._C._cuda_getCurrentRawStream, index
+        )
         self._opened: set[torch.device] = set()
-
-    def stream(self) -> int:
-        """Return the handle of the stream on which torch queues kernels now; called twice a group."""
-        return int(torch._C._cuda_getCurrentRawStream(self.index))
 
     def number(self, device: torch.device) -> int:
         """Return a device's number, -1 for the host."""

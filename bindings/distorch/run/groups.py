@@ -12,6 +12,7 @@ their use, and those of a donor in the mode "migrate" run there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from distorch.run.profile import decide
 from distorch.run.specs import ActiveGroup, GroupSpec, refresh
 
 log = logger("distorch")
+
+_depth = attrgetter("depth")
 
 
 class GroupEngine(AttachedGroups):
@@ -90,7 +93,7 @@ class GroupEngine(AttachedGroups):
         self._begin_step()
 
     def _begin_step(self) -> None:
-        if any(group.depth for group in self._groups):  # the last run was interrupted
+        if any(map(_depth, self._groups)):  # the last run was interrupted
             self.recover()
         if self._out_of_date:
             self.rebuild()
@@ -99,8 +102,6 @@ class GroupEngine(AttachedGroups):
         if self._stored_written():  # between two steps
             self.invalidate()
         self.steps += 1
-        for group in self._groups:
-            group.in_step = False
         if self._streamer is not None:
             self._streamer.begin_step()
         for migrator in self._migrators.values():
@@ -118,7 +119,7 @@ class GroupEngine(AttachedGroups):
     def _end_step(self) -> None:
         if self._settled:
             return
-        seen = {group.spec.name for group in self._groups if group.in_step}
+        seen = {group.spec.name for group in self._groups if group.step == self.steps}
         fresh = seen - self._called
         self._called |= fresh
         for group in self._groups:
@@ -220,11 +221,11 @@ class GroupEngine(AttachedGroups):
 
     def _starts_step(self, group: ActiveGroup) -> bool:
         """Note that the group comes; whether the engine was rebuilt on that occasion."""
-        if self.steps == 0 or (group.in_step and not self._in_pass):
+        if group.step == self.steps and not self._in_pass:
             self._begin_step()
             if not any(group is other for other in self._groups):
                 return True
-        group.in_step = True
+        group.step = self.steps
         return False
 
     def close(self) -> None:

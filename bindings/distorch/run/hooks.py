@@ -43,7 +43,7 @@ class GroupHooks:
         assert streamer is not None
         mine = group.spec._module  # a copy of the model has the hooks too, and other tensors
         index, recurrent, profile = group.index, bool(group.recurrent), engine.profile
-        swap, bring, let_go = group.swap, streamer.enter, streamer.leave
+        swap, stream, bring, let_go = group.swap, streamer.stream, streamer.enter, streamer.leave
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if compiling() or mine() is not module:
@@ -51,10 +51,12 @@ class GroupHooks:
             if group.depth:
                 group.depth += 1  # it calls itself: the weights are here
                 return None
-            if engine._starts_step(group):
+            if group.step != engine.steps:
+                group.step = engine.steps  # for the first time in this step
+            elif engine._starts_step(group):
                 return self._again(group, args, kwargs)
             try:
-                here = bring(index, swap)
+                here = bring(index, stream(), swap)
             except BaseException:
                 streamer.reset()
                 raise
@@ -83,7 +85,7 @@ class GroupHooks:
             group.depth = 0
             if profile.active:
                 profile.left(group.spec.name, output)
-            let_go(index, swap)
+            let_go(index, stream(), swap)
             if recurrent:
                 refresh(group)
 

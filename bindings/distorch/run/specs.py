@@ -84,8 +84,8 @@ class ActiveGroup:
     touched: bool = False  # a module inside was called
     # The hooks that tell, until the group itself is called.
     touches: list[Any] = field(default_factory=list)
-    in_step: bool = False
-    depth: int = 0
+    step: int = 0  # of the engine's, in which it came last; 0 before
+    depth: int = 0  # calls of it that run now: more than one where it calls itself
     # Streamed: its index in the streamer; (table, name, stored tensor); what swaps them for those of a slot.
     index: int = -1
     refs: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)

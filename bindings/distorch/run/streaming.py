@@ -11,7 +11,7 @@ CUDA and HIP are served by the core (`distorch.run.byte_streaming`), other accel
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +44,10 @@ class StreamGroup:
 class Streamer:
     """Slots of one model's streamed groups. One thread at a time.
 
-    A backend gives `enter(index, swap)`, called before a group computes: True once the tensors of its slot hang in the
-    model, False with nothing changed where somebody has replaced a stored tensor; `leave(index, swap)`, called after it
-    has queued its kernels; `begin_step()`; and `reset()`, after an error or when the stored tensors were written. `swap`
-    is the group's `TensorSwap` of the core.
+    A backend gives `enter(index, stream, swap)`, called before a group computes: True once the tensors of its slot hang in
+    the model, False with nothing changed where somebody has replaced a stored tensor; `leave(index, stream, swap)`, called
+    after it has queued its kernels; `stream()`, the stream on which it queues them, as a handle of the core's; `begin_step()`;
+    and `reset()`, after an error or when the stored tensors were written. `swap` is the group's `TensorSwap` of the core.
 
     Attributes:
         groups: what is streamed, in the order of the model.
@@ -56,8 +56,11 @@ class Streamer:
         trouble: why not everything comes as fast as it could; "" when it does.
     """
 
-    begin_step: Any
-    reset: Any
+    enter: Callable[[int, int, Any], bool]
+    leave: Callable[[int, int, Any], None]
+    stream: Callable[[], int]
+    begin_step: Callable[[], None]
+    reset: Callable[[], None]
 
     def __init__(self, groups: Sequence[StreamGroup], compute: torch.device, slots: int) -> None:
         """Make the slots. Raises torch.OutOfMemoryError when the compute device has no room for them."""
@@ -78,14 +81,6 @@ class Streamer:
                             for tensor, places in zip(group.stored, offsets, strict=True)
                         ]
                     )
-
-    def enter(self, index: int, swap: Any) -> bool:
-        """See the class."""
-        raise NotImplementedError
-
-    def leave(self, index: int, swap: Any) -> None:
-        """See the class."""
-        raise NotImplementedError
 
     @property
     def counters(self) -> dict[str, int]:

@@ -124,8 +124,11 @@ class TorchStreamer(Streamer):
             len(self.groups),
             count,
         )
-        self.enter = self._scheduler.enter  # type: ignore[method-assign]
-        self.leave = self._scheduler.leave  # type: ignore[method-assign]
+        enter, leave = self._scheduler.enter, self._scheduler.leave
+        # It asks torch for its stream where it needs it.
+        self.enter = lambda index, _stream, swap: enter(index, swap)
+        self.leave = lambda index, _stream, swap: leave(index, swap)
+        self.stream = int
         self.begin_step = self._scheduler.begin_step
         self.reset = self._scheduler.reset
 

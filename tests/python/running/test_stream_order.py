@@ -77,11 +77,11 @@ def run(made: Watched, order: Sequence[int]) -> None:
         table = {"w": stored}
         lent = [[views[0]] for views in made.groups[index].views]
         swap = core().TensorSwap([(table, "w", stored)], lent)
-        assert made.enter(index, swap)
+        assert made.enter(index, 0, swap)
         slot = next(i for i, tensors in enumerate(lent) if tensors[0] is table["w"])
         made.gpu.read(slot)
         assert torch.equal(table["w"], torch.full((64,), float(index)))
-        made.leave(index, swap)
+        made.leave(index, 0, swap)
         assert table["w"] is stored
 
 
