@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
+
+from no_network import alone
 
 PROGRAM = """
 import sys, socket
@@ -37,24 +38,14 @@ if "--alone" in sys.argv:
 """
 
 
-def _alone() -> list[str]:
-    """The words before a command that run it in a network namespace of its own; none where that is not allowed."""
-    program = shutil.which("unshare")
-    if program is None:
-        return []
-    command = [program, "--map-root-user", "--net"]
-    tried = subprocess.run([*command, "true"], capture_output=True)
-    return command if tried.returncode == 0 else []
-
-
 def test_no_connection_is_opened() -> None:
-    alone = _alone()
+    words = alone()
     ended = subprocess.run(
-        [*alone, sys.executable, "-W", "ignore", "-c", PROGRAM, *(["--alone"] if alone else [])],
+        [*words, sys.executable, "-W", "ignore", "-c", PROGRAM, *(["--alone"] if words else [])],
         capture_output=True,
         text=True,
         timeout=250,
     )
     assert ended.returncode == 0, ended.stderr
     assert "unloaded model" in ended.stdout
-    assert ("there is no way out" in ended.stdout) == bool(alone)
+    assert ("there is no way out" in ended.stdout) == bool(words)
