@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_a_missed_goal_is_named_and_ends_with_status_1(
     assert capsys.readouterr().out.endswith("MISSED: b: 2.10 s, at most 2 is the goal\n")
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git, whose commit the table names")
 @pytest.mark.parametrize(
     ("figure", "moment", "status"), [(1, False, 0), (3, False, 1), (3, True, 0)]
 )

@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except BrokenPipeError:  # as by `| head`
+    except OSError as error:
+        if not terminal.reader_is_gone(error):
+            raise
         terminal.turn_away()
         return 0
     return status

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -22,6 +23,13 @@ def say(words: str) -> None:
         sys.stdout.flush()
     except OSError:
         turn_away()
+
+
+def reader_is_gone(error: OSError) -> bool:
+    """Whether a write failed since nobody reads any more, as by `| head`. Windows has no name of its own for that."""
+    if os.name == "nt" and error.errno == errno.EINVAL:
+        return error.filename is None  # a file that cannot be opened has one
+    return isinstance(error, BrokenPipeError)
 
 
 def turn_away() -> None:
