@@ -19,6 +19,15 @@ mkdir -p "$build/downloads" dist
 say() { printf '%s\n' "$*"; }
 quietly() { "$@" > "$build/last.log" 2>&1 || { tail -n 60 "$build/last.log"; exit 1; }; }
 
+# Prints the newest wheel of that name, unless a source is newer.
+fresh_wheel() {
+  local found
+  found=$(find dist -name "$1" -printf '%T@ %p\n' | sort -rn | head -n 1 | cut -d' ' -f2)
+  if [ -n "$found" ] && [ -z "$(find bindings distorch cmake CMakeLists.txt pyproject.toml -type f -newer "$found" -print -quit)" ]; then
+    say "$found"
+  fi
+}
+
 absl() {
   [ -e "$build/absl/lib/cmake/absl/abslConfig.cmake" ] ||
     quietly tools/abseil.sh "$build/abseil" "$build/absl" -DCMAKE_TOOLCHAIN_FILE="$root/cmake/mingw-w64.cmake"
@@ -55,10 +64,10 @@ configure() {  # configure FOLDER ARGUMENT...
 
 wheel() {
   local version base tagged work folder
-  base=$(find dist -name "distorch-*-manylinux*.whl" | sort | head -n 1)
+  base=$(fresh_wheel "distorch-*-manylinux*.whl")
   if [ -z "$base" ]; then
     tools/wheels.sh 3.11
-    base=$(find dist -name "distorch-*-manylinux*.whl")
+    base=$(fresh_wheel "distorch-*-manylinux*.whl")
   fi
   absl
   windows_torch
@@ -122,10 +131,10 @@ environment() {
   windows_python 3.11
   windows_torch
   local built
-  built=$(find dist -name "distorch-*-cp311-cp311-win_amd64.whl")
+  built=$(fresh_wheel "distorch-*-cp311-cp311-win_amd64.whl")
   if [ -z "$built" ]; then
     wheel 3.11
-    built=$(find dist -name "distorch-*-cp311-cp311-win_amd64.whl")
+    built=$(fresh_wheel "distorch-*-cp311-cp311-win_amd64.whl")
   fi
   if [ "$build/package" -ot "$built" ]; then
     rm -rf "$build/package"
@@ -151,12 +160,17 @@ EOF
   chmod +x "$build/python.sh"
 }
 
-# The other folders test ComfyUI's pack, the tools and this checkout, not the library.
+# The other folders test ComfyUI's pack, the tools and this checkout, not the library. What is skipped is named with its reason.
 test_python() {
   environment
+  local status=0
+  # Into a file: wine's services hold a pipe open for as long as they live.
   # shellcheck disable=SC2086
   (cd tests/python && "$build/python.sh" -m pytest -q -rs --timeout 900 -p no:randomly \
-    ${TESTS:-allocation devices eject isolation memory model_files models place running stats telemetry transfer})
+    ${TESTS:-allocation devices eject isolation memory model_files models place running stats telemetry transfer} \
+    > "$build/python.txt") || status=$?
+  cat "$build/python.txt"
+  return "$status"
 }
 
 # Wine tells of memory that is given back to another heap than it came from; Windows may end the process much later.
