@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -40,7 +39,7 @@ std::tuple<std::vector<NvmlDevice>, std::string, std::string> NvmlShim() {
   std::string reason;
   {
     const py::gil_scoped_release release;
-    const auto nvml = SharedNvml();
+    const auto nvml = Nvml::Shared();
     if (nvml.ok()) {
       driver = (*nvml)->DriverVersion();
       auto found = (*nvml)->Devices();
@@ -61,7 +60,7 @@ py::typing::Dict<py::str, py::object> ActivityShim(int index, int slice) {
   absl::StatusOr<NvmlActivity> activity;
   {
     const py::gil_scoped_release release;
-    const auto nvml = SharedNvml();
+    const auto nvml = Nvml::Shared();
     if (nvml.ok()) activity = (*nvml)->ActivityOf(index, slice);
   }
   py::typing::Dict<py::str, py::object> found;
@@ -86,7 +85,7 @@ py::typing::Dict<py::str, py::object> ActivityShim(int index, int slice) {
 
 std::vector<NvlinkPair> NvlinkPairsShim() {
   const py::gil_scoped_release release;
-  const auto nvml = SharedNvml();
+  const auto nvml = Nvml::Shared();
   return nvml.ok() ? (*nvml)->NvlinkPairs() : std::vector<NvlinkPair>{};
 }
 
@@ -96,18 +95,6 @@ std::vector<std::size_t> VisibleShim(const std::vector<NvmlDevice>& devices) {
 }
 
 }  // namespace
-
-absl::StatusOr<std::shared_ptr<const Nvml>> SharedNvml() {
-  static std::mutex& mutex = *new std::mutex;
-  static auto& opened = *new std::shared_ptr<const Nvml>;
-  const std::lock_guard lock(mutex);
-  if (opened == nullptr) {
-    auto nvml = Nvml::Open();
-    if (!nvml.ok()) return nvml.status();
-    opened = *std::move(nvml);
-  }
-  return opened;
-}
 
 void BindDevice(py::module_& module) {
   py::class_<NvmlDevice>(module, "NvmlDevice")

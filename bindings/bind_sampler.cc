@@ -12,6 +12,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/status.h"
+#include "distorch/device/nvml.h"
 #include "distorch/telemetry/sampler.h"
 
 namespace distorch::bindings {
@@ -34,7 +35,7 @@ void AddFunctionShim(MemorySampler& sampler, std::string device,
 
 bool AddNvmlShim(MemorySampler& sampler, std::string device, int index,
                  int slice) {
-  auto nvml = SharedNvml();
+  auto nvml = Nvml::Shared();
   if (!nvml.ok()) return false;
   Check(sampler.AddDevice(std::move(device),
                           NvmlSource(*std::move(nvml), index, slice)));

@@ -6,11 +6,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <memory>
-
-#include "absl/status/statusor.h"
-#include "distorch/device/nvml.h"
-
 namespace distorch::bindings {
 
 void BindAllocation(pybind11::module_& module);
@@ -25,9 +20,6 @@ void BindStreaming(pybind11::module_& module);
 void BindTelemetry(pybind11::module_& module);
 void BindTransfer(pybind11::module_& module);
 void BindUnload(pybind11::module_& module);
-
-// The process's NVML, opened once for good; tried anew as long as it fails.
-absl::StatusOr<std::shared_ptr<const Nvml>> SharedNvml();
 
 }  // namespace distorch::bindings
 

@@ -20,7 +20,7 @@ else()
   set(DISTORCH_WARNINGS
     -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wnon-virtual-dtor -Wold-style-cast
     -Woverloaded-virtual -Wdouble-promotion -Wformat=2 -Wimplicit-fallthrough
-    $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
+    "$<$<CXX_COMPILER_ID:Clang>:-Werror=thread-safety;-Werror=thread-safety-beta>"  # the latter: the order of locks
     $<$<BOOL:${DISTORCH_WERROR}>:-Werror>)
 endif()
 

@@ -4,7 +4,9 @@
 #include <array>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "distorch/device/mutex.h"
 #include "distorch/device/nvml_activity.h"
 #include "distorch/device/shared_library.h"
 
@@ -117,6 +119,21 @@ absl::StatusOr<std::unique_ptr<Nvml>> Nvml::Open(NvmlFunctions functions) {
     return Failed("nvmlInit", code);
   }
   return std::unique_ptr<Nvml>(new Nvml(std::move(functions)));
+}
+
+absl::StatusOr<std::shared_ptr<const Nvml>> Nvml::Shared() {
+  struct Kept {
+    Mutex mutex;
+    std::shared_ptr<const Nvml> opened ABSL_GUARDED_BY(mutex);
+  };
+  static Kept& kept = *new Kept;
+  const MutexLock lock(kept.mutex);
+  if (kept.opened == nullptr) {
+    auto nvml = Open();
+    if (!nvml.ok()) return nvml.status();
+    kept.opened = *std::move(nvml);
+  }
+  return kept.opened;
 }
 
 Nvml::~Nvml() { functions_.shutdown(); }

@@ -128,6 +128,9 @@ class Nvml {
   // number when it cannot be initialised (no driver, no permission).
   static absl::StatusOr<std::unique_ptr<Nvml>> Open();
   static absl::StatusOr<std::unique_ptr<Nvml>> Open(NvmlFunctions functions);
+  // The one of the process, opened by the first who asks, never closed; after
+  // an error (as Open's) the next one tries again. Any thread.
+  static absl::StatusOr<std::shared_ptr<const Nvml>> Shared();
 
   Nvml(const Nvml&) = delete;  // one owner of the initialisation
   Nvml& operator=(const Nvml&) = delete;

@@ -20,30 +20,28 @@ double WallClock() {
 }  // namespace
 
 absl::Status MemorySampler::AddDevice(std::string name, DeviceSource source) {
-  const std::lock_guard reading(reading_);
-  const std::lock_guard lock(data_);
-  for (const Device& device : devices_) {
-    if (device.name == name) {
-      return absl::AlreadyExistsError(
-          absl::StrCat("the sampler has a device ", name));
-    }
+  const MutexLock reading(reading_);
+  const MutexLock lock(data_);
+  if (IndexOf(name) < devices_.size()) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("the sampler has a device ", name));
   }
   devices_.emplace_back();
   devices_.back().name = std::move(name);
-  devices_.back().source = std::move(source);
+  sources_.push_back(std::move(source));
   for (auto& [id, peaks] : windows_) peaks.push_back(-1);
   return absl::OkStatus();
 }
 
 std::vector<std::string> MemorySampler::devices() const {
-  const std::lock_guard lock(data_);
+  const MutexLock lock(data_);
   std::vector<std::string> names;
   for (const Device& device : devices_) names.push_back(device.name);
   return names;
 }
 
 absl::Status MemorySampler::Start() {
-  const std::lock_guard lock(control_);
+  const MutexLock lock(control_);
   if (thread_ != nullptr) {
     return absl::FailedPreconditionError("the sampler runs already");
   }
@@ -57,19 +55,19 @@ absl::Status MemorySampler::Start() {
 }
 
 void MemorySampler::Stop() {
-  const std::lock_guard lock(control_);
+  const MutexLock lock(control_);
   if (thread_ == nullptr) return;
   {
-    const std::lock_guard stopping(thread_->mutex);
+    const MutexLock stopping(thread_->mutex);
     thread_->stop = true;
   }
-  thread_->wake.notify_all();
+  thread_->wake.NotifyAll();
   thread_->thread.join();
   thread_.reset();
 }
 
 bool MemorySampler::running() const {
-  const std::lock_guard lock(control_);
+  const MutexLock lock(control_);
   return thread_ != nullptr;
 }
 
@@ -82,26 +80,21 @@ void MemorySampler::Run(Thread* thread) {
     cpu_seconds_.store(ThreadCpuSeconds());
     // After a pause (a suspended machine) no samples are made up.
     next = std::max(next + interval, Clock::now());
-    std::unique_lock lock(thread->mutex);
-    if (thread->wake.wait_until(lock, next, [&] { return thread->stop; })) {
-      return;
+    const MutexLock lock(thread->mutex);
+    while (!thread->stop && Clock::now() < next) {
+      thread->wake.WaitUntil(thread->mutex, next);
     }
+    if (thread->stop) return;
   }
 }
 
 void MemorySampler::ReadSources() {
-  std::size_t count = 0;
-  {
-    const std::lock_guard lock(data_);
-    count = devices_.size();
-  }
-  for (std::size_t i = 0; i < count; ++i) {
-    // Devices are only ever added, under reading_, which the caller holds.
-    Device& device = devices_[i];
-    if (!device.source) continue;
+  for (std::size_t i = 0; i < sources_.size(); ++i) {
+    if (!sources_[i]) continue;
     DeviceReading reading;
-    const bool fresh = device.source(&reading);
-    const std::lock_guard lock(data_);
+    const bool fresh = sources_[i](&reading);
+    const MutexLock lock(data_);
+    Device& device = devices_[i];
     device.fresh = fresh;
     if (!fresh) continue;
     if (reading.reserved < 0) {  // not told; what was pushed still holds
@@ -112,6 +105,13 @@ void MemorySampler::ReadSources() {
     device.known = true;
     Fold(i, reading.reserved_peak);
   }
+}
+
+std::size_t MemorySampler::IndexOf(std::string_view name) const {
+  const auto found =
+      std::find_if(devices_.begin(), devices_.end(),
+                   [&](const Device& device) { return device.name == name; });
+  return static_cast<std::size_t>(found - devices_.begin());
 }
 
 void MemorySampler::Fold(std::size_t index, std::int64_t reserved_peak) {
@@ -132,41 +132,46 @@ void MemorySampler::Fold(std::size_t index, std::int64_t reserved_peak) {
 
 absl::Status MemorySampler::Push(std::string_view name,
                                  const DeviceReading& reading) {
-  const std::lock_guard reading_lock(reading_);
-  const auto found =
-      std::find_if(devices_.begin(), devices_.end(),
-                   [&](const Device& device) { return device.name == name; });
-  if (found == devices_.end()) {
-    return absl::NotFoundError(
-        absl::StrCat("the sampler has no device ",
-                     absl::string_view(name.data(), name.size())));
+  const MutexLock reading_lock(reading_);
+  std::size_t index = 0;
+  DeviceReading last;
+  {
+    const MutexLock lock(data_);
+    index = IndexOf(name);
+    if (index == devices_.size()) {
+      return absl::NotFoundError(
+          absl::StrCat("the sampler has no device ",
+                       absl::string_view(name.data(), name.size())));
+    }
+    last = devices_[index].last;
   }
   DeviceReading now = reading;
   bool fresh = true;
-  if (found->source) {
+  if (const DeviceSource& source = sources_[index]) {
     DeviceReading read;
-    fresh = found->source(&read);
+    fresh = source(&read);
     if (fresh && read.reserved >= 0) now = read;  // it knows better
-    now.total = fresh ? read.total : found->last.total;
-    now.used = fresh ? read.used : found->last.used;
+    now.total = fresh ? read.total : last.total;
+    now.used = fresh ? read.used : last.used;
   }
-  const std::lock_guard lock(data_);
-  found->last = now;
-  found->fresh = fresh;
-  found->known = found->known || fresh;
-  Fold(static_cast<std::size_t>(found - devices_.begin()), now.reserved_peak);
+  const MutexLock lock(data_);
+  Device& device = devices_[index];
+  device.last = now;
+  device.fresh = fresh;
+  device.known = device.known || fresh;
+  Fold(index, now.reserved_peak);
   return absl::OkStatus();
 }
 
 void MemorySampler::Poll() {
-  const std::lock_guard reading(reading_);
+  const MutexLock reading(reading_);
   ReadSources();
 }
 
 void MemorySampler::TakeSample() {
-  const std::lock_guard reading(reading_);
+  const MutexLock reading(reading_);
   ReadSources();
-  const std::lock_guard lock(data_);
+  const MutexLock lock(data_);
   if (options_.capacity == 0) return;
   if (ring_.size() < options_.capacity) {
     ring_.emplace_back();
@@ -188,7 +193,7 @@ void MemorySampler::TakeSample() {
 }
 
 std::map<std::string, std::int64_t> MemorySampler::Used() const {
-  const std::lock_guard lock(data_);
+  const MutexLock lock(data_);
   std::map<std::string, std::int64_t> used;
   for (const Device& device : devices_) {
     if (device.known && device.fresh) used[device.name] = device.last.used;
@@ -197,7 +202,7 @@ std::map<std::string, std::int64_t> MemorySampler::Used() const {
 }
 
 std::vector<MemorySample> MemorySampler::Samples(double since) const {
-  const std::lock_guard lock(data_);
+  const MutexLock lock(data_);
   std::vector<MemorySample> found;
   const std::size_t first = ring_.size() < options_.capacity ? 0 : next_;
   for (std::size_t i = 0; i < ring_.size(); ++i) {
@@ -209,7 +214,7 @@ std::vector<MemorySample> MemorySampler::Samples(double since) const {
 
 std::int64_t MemorySampler::OpenWindow() {
   Poll();  // what was until now is not this window's
-  const std::lock_guard lock(data_);
+  const MutexLock lock(data_);
   Peaks peaks;
   for (const Device& device : devices_) {
     peaks.push_back(device.known && device.fresh ? device.last.used : -1);
@@ -233,7 +238,7 @@ std::map<std::string, std::int64_t> MemorySampler::Named(
 std::map<std::string, std::int64_t> MemorySampler::CloseWindow(
     std::int64_t window) {
   Poll();
-  const std::lock_guard lock(data_);
+  const MutexLock lock(data_);
   const auto found = windows_.find(window);
   if (found == windows_.end()) return {};
   auto named = Named(found->second);
@@ -244,7 +249,7 @@ std::map<std::string, std::int64_t> MemorySampler::CloseWindow(
 std::map<std::string, std::int64_t> MemorySampler::WindowPeaks(
     std::int64_t window) {
   Poll();
-  const std::lock_guard lock(data_);
+  const MutexLock lock(data_);
   const auto found = windows_.find(window);
   return found == windows_.end() ? std::map<std::string, std::int64_t>()
                                  : Named(found->second);

@@ -25,22 +25,21 @@
 #define DISTORCH_TELEMETRY_SAMPLER_H_
 
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "distorch/device/mutex.h"
 #include "distorch/device/nvml.h"
 
 namespace distorch {
@@ -131,43 +130,49 @@ class MemorySampler {
  private:
   struct Device {
     std::string name;
-    DeviceSource source;
     DeviceReading last;
     bool known = false;  // `last` was read or pushed
     bool fresh = false;  // the source could be read the last time
     std::int64_t pending_peak = 0;
   };
   struct Thread {
-    std::mutex mutex;
-    std::condition_variable wake;
-    bool stop = false;
-    std::thread thread;
+    Mutex mutex;
+    Condition wake;
+    bool stop ABSL_GUARDED_BY(mutex) = false;
+    std::thread thread;  // of those who hold control_
   };
   using Peaks = std::vector<std::int64_t>;  // by device; -1: not read
 
   void Run(Thread* thread);
-  void ReadSources();
+  void ReadSources() ABSL_EXCLUSIVE_LOCKS_REQUIRED(reading_);
+  // The device of that name, or the number of them.
+  std::size_t IndexOf(std::string_view name) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(data_);
   // Adds what was read to the pending peaks and the open windows.
-  void Fold(std::size_t index, std::int64_t reserved_peak);
-  std::map<std::string, std::int64_t> Named(const Peaks& peaks) const;
+  void Fold(std::size_t index, std::int64_t reserved_peak)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(data_);
+  std::map<std::string, std::int64_t> Named(const Peaks& peaks) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(data_);
 
   // What fork() does to all samplers of the process.
   friend class ForkGuard;
-  void LockForFork();
-  void UnlockAfterFork();
-  void ForgetThread();
+  void LockForFork() ABSL_EXCLUSIVE_LOCK_FUNCTION(control_, reading_, data_);
+  void UnlockAfterFork() ABSL_UNLOCK_FUNCTION(control_, reading_, data_);
+  void ForgetThread() ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_);
 
   const Options options_;
-  // Lock order: control_, reading_, data_.
-  mutable std::mutex control_;  // thread_
-  std::mutex reading_;          // held while sources are called
-  mutable std::mutex data_;     // everything below
-  std::unique_ptr<Thread> thread_;
-  std::deque<Device> devices_;
-  std::vector<MemorySample> ring_;
-  std::size_t next_ = 0;  // where the next sample goes
-  std::map<std::int64_t, Peaks> windows_;
-  std::int64_t next_window_ = 1;
+  mutable Mutex control_ ABSL_ACQUIRED_BEFORE(reading_);
+  Mutex reading_ ABSL_ACQUIRED_BEFORE(data_);  // held while sources are called
+  mutable Mutex data_;
+  std::unique_ptr<Thread> thread_ ABSL_GUARDED_BY(control_);
+  // By device; null for one without.
+  std::vector<DeviceSource> sources_ ABSL_GUARDED_BY(reading_);
+  std::vector<Device> devices_ ABSL_GUARDED_BY(data_);
+  std::vector<MemorySample> ring_ ABSL_GUARDED_BY(data_);
+  // Where the next sample goes.
+  std::size_t next_ ABSL_GUARDED_BY(data_) = 0;
+  std::map<std::int64_t, Peaks> windows_ ABSL_GUARDED_BY(data_);
+  std::int64_t next_window_ ABSL_GUARDED_BY(data_) = 1;
   std::atomic<double> cpu_seconds_{0};
 };
 

@@ -7,6 +7,8 @@
 #include <set>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
+#include "distorch/device/mutex.h"
 #include "distorch/telemetry/sampler.h"
 
 namespace distorch {
@@ -21,12 +23,12 @@ class ForkGuard {
   }
 
   void Add(MemorySampler* sampler) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     samplers_.insert(sampler);
   }
 
   void Remove(MemorySampler* sampler) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     samplers_.erase(sampler);
   }
 
@@ -37,24 +39,25 @@ class ForkGuard {
 #endif
   }
 
-  [[maybe_unused]] static void Prepare() {
-    Get().mutex_.lock();
+  // As many locks as there are samplers: more than Clang can follow.
+  [[maybe_unused]] static void Prepare() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    Get().mutex_.Lock();
     for (MemorySampler* sampler : Get().samplers_) sampler->LockForFork();
   }
-  [[maybe_unused]] static void Parent() {
+  [[maybe_unused]] static void Parent() ABSL_NO_THREAD_SAFETY_ANALYSIS {
     for (MemorySampler* sampler : Get().samplers_) sampler->UnlockAfterFork();
-    Get().mutex_.unlock();
+    Get().mutex_.Unlock();
   }
-  [[maybe_unused]] static void Child() {
+  [[maybe_unused]] static void Child() ABSL_NO_THREAD_SAFETY_ANALYSIS {
     for (MemorySampler* sampler : Get().samplers_) {
       sampler->ForgetThread();
       sampler->UnlockAfterFork();
     }
-    Get().mutex_.unlock();
+    Get().mutex_.Unlock();
   }
 
-  std::mutex mutex_;
-  std::set<MemorySampler*> samplers_;
+  Mutex mutex_;
+  std::set<MemorySampler*> samplers_ ABSL_GUARDED_BY(mutex_);
 };
 
 MemorySampler::MemorySampler(Options options) : options_(std::move(options)) {
@@ -67,15 +70,15 @@ MemorySampler::~MemorySampler() {
 }
 
 void MemorySampler::LockForFork() {
-  control_.lock();
-  reading_.lock();
-  data_.lock();
+  control_.Lock();
+  reading_.Lock();
+  data_.Lock();
 }
 
 void MemorySampler::UnlockAfterFork() {
-  data_.unlock();
-  reading_.unlock();
-  control_.unlock();
+  data_.Unlock();
+  reading_.Unlock();
+  control_.Unlock();
 }
 
 void MemorySampler::ForgetThread() {

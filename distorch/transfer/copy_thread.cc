@@ -1,28 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "distorch/transfer/copy_thread.h"
 
-#include <chrono>
 #include <utility>
 
 #include "distorch/device/threads.h"
 
 namespace distorch {
-namespace {
-
-// Waits until `ready`. Not by wait(): that of GCC 12 and later asks for a
-// libstdc++ which the systems of manylinux_2_34 need not have.
-template <typename Ready>
-void Await(std::condition_variable& changed, std::unique_lock<std::mutex>& lock,
-           Ready ready) {
-  while (!changed.wait_for(lock, std::chrono::hours(1), ready)) {
-  }
-}
-
-}  // namespace
 
 absl::Status CopyThread::Job::Wait() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  Await(done_, lock, [this] { return is_done_; });
+  const MutexLock lock(mutex_);
+  while (!is_done_) done_.Wait(mutex_);
   return status_;
 }
 
@@ -38,10 +25,10 @@ absl::StatusOr<std::unique_ptr<CopyThread>> CopyThread::Start() {
 CopyThread::~CopyThread() {
   if (!thread_.joinable()) return;
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const MutexLock lock(mutex_);
     ends_ = true;
   }
-  changed_.notify_one();
+  changed_.NotifyOne();
   thread_.join();
 }
 
@@ -50,10 +37,10 @@ std::shared_ptr<CopyThread::Job> CopyThread::Submit(
   auto job = std::make_shared<Job>();
   job->work_ = std::move(work);
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const MutexLock lock(mutex_);
     jobs_.push_back(job);
   }
-  changed_.notify_one();
+  changed_.NotifyOne();
   return job;
 }
 
@@ -61,8 +48,8 @@ void CopyThread::Run() {
   while (true) {
     std::shared_ptr<Job> job;
     {
-      std::unique_lock<std::mutex> lock(mutex_);
-      Await(changed_, lock, [this] { return ends_ || !jobs_.empty(); });
+      const MutexLock lock(mutex_);
+      while (!ends_ && jobs_.empty()) changed_.Wait(mutex_);
       if (jobs_.empty()) return;
       job = std::move(jobs_.front());
       jobs_.pop_front();
@@ -70,11 +57,11 @@ void CopyThread::Run() {
     absl::Status status = job->work_();
     job->work_ = nullptr;  // nothing is held of what it was for
     {
-      const std::lock_guard<std::mutex> lock(job->mutex_);
+      const MutexLock lock(job->mutex_);
       job->status_ = std::move(status);
       job->is_done_ = true;
     }
-    job->done_.notify_all();
+    job->done_.NotifyAll();
   }
 }
 

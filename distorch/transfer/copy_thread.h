@@ -4,15 +4,15 @@
 #ifndef DISTORCH_TRANSFER_COPY_THREAD_H_
 #define DISTORCH_TRANSFER_COPY_THREAD_H_
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "distorch/device/mutex.h"
 
 namespace distorch {
 
@@ -28,10 +28,10 @@ class CopyThread {
    private:
     friend class CopyThread;
     std::function<absl::Status()> work_;  // of the thread alone
-    std::mutex mutex_;                    // guards the rest
-    std::condition_variable done_;
-    bool is_done_ = false;
-    absl::Status status_;
+    Mutex mutex_;
+    Condition done_;
+    bool is_done_ ABSL_GUARDED_BY(mutex_) = false;
+    absl::Status status_ ABSL_GUARDED_BY(mutex_);
   };
 
   // Internal when the system gives no thread.
@@ -48,10 +48,10 @@ class CopyThread {
   CopyThread() = default;
   void Run();
 
-  std::mutex mutex_;  // guards jobs_ and ends_
-  std::condition_variable changed_;
-  std::deque<std::shared_ptr<Job>> jobs_;
-  bool ends_ = false;
+  Mutex mutex_;
+  Condition changed_;
+  std::deque<std::shared_ptr<Job>> jobs_ ABSL_GUARDED_BY(mutex_);
+  bool ends_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };
 

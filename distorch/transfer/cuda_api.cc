@@ -3,12 +3,13 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "distorch/device/mutex.h"
 #include "distorch/device/shared_library.h"
 #include "distorch/transfer/host_waits.h"
 
@@ -126,13 +127,13 @@ void BindDriver(const Binder& bind, CudaFunctions& f) {
 // Retains each device's primary context once, for the life of the process.
 void RetainOnce(CudaFunctions& f) {
   struct Retained {
-    std::mutex mutex;  // guards contexts
-    std::map<int, CudaFunctions::Context> contexts;
+    Mutex mutex;
+    std::map<int, CudaFunctions::Context> contexts ABSL_GUARDED_BY(mutex);
   };
   f.context_retain = [retain = f.context_retain,
                       kept = std::make_shared<Retained>()](
                          CudaFunctions::Context* context, int device) {
-    const std::lock_guard<std::mutex> lock(kept->mutex);
+    const MutexLock lock(kept->mutex);
     CudaFunctions::Context& known = kept->contexts[device];
     const int code = known == nullptr ? retain(&known, device) : 0;
     *context = known;

@@ -3,11 +3,12 @@
 
 #include <atomic>
 #include <chrono>
-#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "distorch/device/mutex.h"
 #include "distorch/device/threads.h"
 
 namespace distorch {
@@ -89,10 +90,13 @@ void BoundWaits(CudaFunctions& functions, Queries queries, HostTime time) {
 }
 
 void Abandon(std::shared_ptr<void> kept) {
-  static auto* const mutex = new std::mutex;
-  static auto* const all = new std::vector<std::shared_ptr<void>>;
-  const std::lock_guard<std::mutex> lock(*mutex);
-  all->push_back(std::move(kept));
+  struct Abandoned {
+    Mutex mutex;
+    std::vector<std::shared_ptr<void>> all ABSL_GUARDED_BY(mutex);
+  };
+  static auto* const abandoned = new Abandoned;  // outlives everybody
+  const MutexLock lock(abandoned->mutex);
+  abandoned->all.push_back(std::move(kept));
 }
 
 }  // namespace distorch

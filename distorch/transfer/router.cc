@@ -91,7 +91,7 @@ absl::StatusOr<Choice> Router::Choose(int source, int target) {
     return absl::InvalidArgumentError("a copy from cpu to cpu needs no way");
   }
   if (source == target) return Choice{};
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   const std::pair pair(source, target);
   if (const auto found = choices_.find(pair); found != choices_.end()) {
     return found->second;
@@ -102,7 +102,7 @@ absl::StatusOr<Choice> Router::Choose(int source, int target) {
 }
 
 std::optional<Way> Router::Known(int source, int target) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = choices_.find({source, target});
   if (found == choices_.end()) return std::nullopt;
   return found->second.way;
@@ -121,7 +121,7 @@ absl::Status Router::Adopt(int source, int target, Way way, double gbps) {
     choice.peer_access = EnablePeerAccess(cuda_, source, target);
     if (!choice.peer_access) choice.way = Way::kDriver;
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   choices_[{source, target}] = std::move(choice);
   return absl::OkStatus();
 }

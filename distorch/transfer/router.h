@@ -18,14 +18,15 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "distorch/device/mutex.h"
 #include "distorch/transfer/cuda_api.h"
 #include "distorch/transfer/transfer.h"
 
@@ -111,8 +112,8 @@ class Router {
   PeerTransfer peer_;
   PeerTransfer driver_;
   StagedTransfer staged_;
-  std::mutex mutex_;  // guards choices_
-  std::map<std::pair<int, int>, Choice> choices_;
+  Mutex mutex_;
+  std::map<std::pair<int, int>, Choice> choices_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace distorch

@@ -10,7 +10,7 @@ StagedTransfer::StagedTransfer(const CudaFunctions* cuda, std::int64_t chunk)
 StagedTransfer::~StagedTransfer() = default;
 
 StagedTransfer::Pair& StagedTransfer::PairOf(int source, int target) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   return pairs_[{source, target}];
 }
 
@@ -24,7 +24,7 @@ absl::Status StagedTransfer::MakeLane(Pair& pair, int source, int target) {
 
 absl::Status StagedTransfer::Prepare(int source_device, int target_device) {
   Pair& pair = PairOf(source_device, target_device);
-  const std::lock_guard<std::mutex> lock(pair.mutex);
+  const MutexLock lock(pair.mutex);
   return MakeLane(pair, source_device, target_device);
 }
 
@@ -35,7 +35,7 @@ absl::Status StagedTransfer::Copy(const CopyRequest& request) {
   }
   if (request.bytes == 0) return absl::OkStatus();
   Pair& pair = PairOf(request.source_device, request.target_device);
-  const std::lock_guard<std::mutex> lock(pair.mutex);
+  const MutexLock lock(pair.mutex);
   absl::Status made =
       MakeLane(pair, request.source_device, request.target_device);
   return made.ok() ? pair.lane->Copy(request) : made;

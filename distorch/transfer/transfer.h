@@ -26,11 +26,12 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string_view>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "distorch/device/mutex.h"
 #include "distorch/transfer/cuda_api.h"
 
 namespace distorch {
@@ -125,17 +126,20 @@ class StagedTransfer : public Transfer {
  private:
   // Of one ordered pair. Copies of different pairs do not wait for each other.
   struct Pair {
-    std::mutex mutex;                  // guards the lane and all that is in it
-    std::unique_ptr<StagedLane> lane;  // null before the first copy
+    Mutex mutex;
+    // Null before the first copy.
+    std::unique_ptr<StagedLane> lane ABSL_GUARDED_BY(mutex)
+        ABSL_PT_GUARDED_BY(mutex);
   };
   Pair& PairOf(int source, int target);
-  // REQUIRES: the pair's mutex is held.
-  absl::Status MakeLane(Pair& pair, int source, int target);
+  absl::Status MakeLane(Pair& pair, int source, int target)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(pair.mutex);
 
   const CudaFunctions& cuda_;
   const std::int64_t chunk_;
-  std::mutex mutex_;  // guards pairs_, not what is in them
-  std::map<std::pair<int, int>, Pair> pairs_;  // none is ever taken out
+  Mutex mutex_;
+  // None is ever taken out, so that a pair is used without this lock.
+  std::map<std::pair<int, int>, Pair> pairs_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace distorch

@@ -18,7 +18,7 @@ bool CacheClearer::HasChanged(const std::string& device,
                               const std::optional<AllocatorState>& state) {
   if (!state.has_value()) return true;
   if (state->reserved == state->allocated) return false;
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = left_.find(device);
   return found == left_.end() || found->second != *state;
 }
@@ -49,7 +49,7 @@ CacheReport CacheClearer::Clear(
       const std::optional<AllocatorState> state = caches_->Look(device);
       report.after[device] = state.has_value() ? state->reserved : Bytes(0);
       if (!state.has_value()) continue;
-      const std::lock_guard<std::mutex> lock(mutex_);
+      const MutexLock lock(mutex_);
       left_[device] = *state;
     }
   }

@@ -15,12 +15,13 @@
 #define DISTORCH_UNLOAD_CACHE_CLEARER_H_
 
 #include <map>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "distorch/device/mutex.h"
 #include "distorch/unload/unload_report.h"
 
 namespace distorch {
@@ -72,8 +73,9 @@ class CacheClearer {
                   const std::optional<AllocatorState>& state);
 
   AllocatorCaches* caches_;
-  std::mutex mutex_;
-  std::map<std::string, AllocatorState> left_;  // by the last clearing
+  Mutex mutex_;
+  std::map<std::string, AllocatorState> left_
+      ABSL_GUARDED_BY(mutex_);  // by the last clearing
 };
 
 }  // namespace distorch

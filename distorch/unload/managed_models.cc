@@ -62,14 +62,14 @@ bool Named(const Selection& selection, ModelHandle handle) {
 }  // namespace
 
 ModelHandle ManagedModels::Add(std::shared_ptr<ManagedModel> model) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   entries_[next_].model = std::move(model);
   return next_++;
 }
 
 bool ManagedModels::Remove(ModelHandle handle) {
   Entry gone;  // dropped after the lock: its end may run code of its owner
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = entries_.find(handle);
   if (found == entries_.end()) return false;
   gone = std::move(found->second);
@@ -78,7 +78,7 @@ bool ManagedModels::Remove(ModelHandle handle) {
 }
 
 std::vector<ModelHandle> ManagedModels::handles() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   std::vector<ModelHandle> handles;
   handles.reserve(entries_.size());
   for (const auto& [handle, entry] : entries_) handles.push_back(handle);
@@ -86,14 +86,14 @@ std::vector<ModelHandle> ManagedModels::handles() const {
 }
 
 ManagedModels::Entries ManagedModels::Look() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   return {entries_.begin(), entries_.end()};
 }
 
 // False when another thread unloads it, has unloaded it since it was looked at,
 // or has removed it.
 bool ManagedModels::Claim(ModelHandle handle, int unloads) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = entries_.find(handle);
   if (found == entries_.end()) return false;
   Entry& entry = found->second;
@@ -103,7 +103,7 @@ bool ManagedModels::Claim(ModelHandle handle, int unloads) {
 }
 
 void ManagedModels::Unclaim(ModelHandle handle) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   const auto found = entries_.find(handle);
   if (found == entries_.end()) return;
   found->second.busy = false;

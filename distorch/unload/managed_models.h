@@ -26,13 +26,14 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "distorch/device/mutex.h"
 #include "distorch/unload/unload_report.h"
 
 namespace distorch {
@@ -118,16 +119,17 @@ class ManagedModels {
   Entries Look() const;
   bool Claim(ModelHandle handle, int unloads);
   void Unclaim(ModelHandle handle);
-  std::vector<Chosen> Choose(const Entries& entries,
-                             const Selection& selection);
+  // Both call models, and the second the memory.
+  std::vector<Chosen> Choose(const Entries& entries, const Selection& selection)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   void CarryOut(const std::vector<Chosen>& chosen, const Selection& selection,
-                UnloadReport& report);
+                UnloadReport& report) ABSL_LOCKS_EXCLUDED(mutex_);
 
   DeviceMemory* memory_;
-  mutable std::mutex mutex_;  // guards what follows; never held while a model
-                              // or the memory is called, or a model is dropped
-  std::map<ModelHandle, Entry> entries_;
-  ModelHandle next_ = 1;
+  // Never held while a model or the memory is called, or a model is dropped.
+  mutable Mutex mutex_;
+  std::map<ModelHandle, Entry> entries_ ABSL_GUARDED_BY(mutex_);
+  ModelHandle next_ ABSL_GUARDED_BY(mutex_) = 1;
 };
 
 }  // namespace distorch

@@ -29,6 +29,15 @@ TEST(NvmlLibraryTest, EachFunctionIsFoundByItsName) {
   EXPECT_EQ((*nvml)->DriverVersion(), "580.10");
 }
 
+TEST(NvmlLibraryTest, TheProcessSharesOne) {
+  const auto nvml = Nvml::Shared();
+  ASSERT_TRUE(nvml.ok()) << nvml.status();
+  EXPECT_EQ((*nvml)->DriverVersion(), "580.10");
+  const auto again = Nvml::Shared();
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(*nvml, *again);
+}
+
 TEST(NvmlLibraryTest, WhatTheDeviceDoesIsAskedByItsNamesToo) {
   const auto nvml = Nvml::Open();
   ASSERT_TRUE(nvml.ok()) << nvml.status();
