@@ -141,12 +141,16 @@ class ModelPlacement:
         """Where the block belongs now: its place in the plan, or the host if it had to leave."""
         return self.weights.devices[self.core.target(self._index[block.name])]
 
+    def recover(self) -> None:
+        """Lets go of what a run has left that was cut off; while the model does not run."""
+        if self.runner is not None and self.runner.engine is not None:
+            self.runner.engine.recover()
+
     def load(self, patcher: Any) -> None:
         """Brings every block to its target, patching those whose patches changed since."""
         self._forced = bool(getattr(patcher, "force_cast_weights", False))
         self._wrappers = {k: list(v) for k, v in patcher.weight_wrapper_patches.items()}
-        if self.runner is not None and self.runner.engine is not None:
-            self.runner.engine.recover()  # a run may have been cut off
+        self.recover()
         with torch.inference_mode():
             self.weights.bring(self.core, patcher, progress.shown(self.name))
         self.loaded = True

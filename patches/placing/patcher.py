@@ -159,6 +159,13 @@ class DisTorchMixin:
             if written:
                 self._distorch_written()
 
+    def cleanup(self) -> None:
+        """The core's, called when a sampling is over, however it ended: one that was cut off leaves nothing on a device."""
+        super().cleanup()
+        placed = getattr(self.model, ATTRIBUTE, None)
+        if placed is not None:
+            placed.recover()
+
     def _distorch_written(self) -> None:
         placed = getattr(self.model, ATTRIBUTE, None)
         if placed is None:

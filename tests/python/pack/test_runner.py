@@ -104,6 +104,29 @@ def test_groups_run_on_their_donor_when_the_string_says_so(make, expected) -> No
     assert torch.equal(run(patcher, "cpu"), expected)
 
 
+@pytest.mark.parametrize("text", ["sim:0,4%;sim:1,*,mode=migrate", "sim:0,4%;cpu,*"])
+def test_a_sampling_that_was_cut_off_leaves_nothing_on_a_device(make, expected, text) -> None:
+    """ComfyUI's interrupt is no `Exception`: torch's hooks do not see it."""
+    patcher = make(text)
+    for _ in range(3):
+        run(patcher)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    held = [torch.sim.memory_allocated(i) for i in range(3)]
+    for block in patcher.model.blocks:
+        handle = block.up.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(patcher)
+        handle.remove()
+        left = [torch.sim.memory_allocated(i) for i in range(3)]
+        assert (left == held) == ("migrate" not in text), "what the step has sent"
+        patcher.cleanup()
+        assert [torch.sim.memory_allocated(i) for i in range(3)] == held
+        assert torch.equal(run(patcher), expected)
+
+
 def test_loading_again_keeps_what_was_learned(make, comfy) -> None:
     patcher = make("sim:0,4%;cpu,*")
     for _ in range(2):

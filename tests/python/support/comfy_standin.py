@@ -155,6 +155,9 @@ class ModelPatcher:
             self.model.get_parameter(key).data.copy_(weight.to(device))
         self.hook_backup.clear()
 
+    def cleanup(self) -> None:
+        self.unpatch_hooks()
+
     def eject_model(self) -> None:
         pass
 

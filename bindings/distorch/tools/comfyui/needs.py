@@ -135,6 +135,7 @@ PLACING = Seam(
             "ModelPatcher.detach self unpatch_all",
             "ModelPatcher.patch_hooks self hooks",
             "ModelPatcher.unpatch_hooks self",
+            "ModelPatcher.cleanup self",
             "ModelPatcher.apply_hooks self hooks",
             "ModelPatcher.use_ejected self",
             "ModelPatcher.eject_model self",
