@@ -15,6 +15,7 @@ current device or changes it.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,34 @@ _log = logger("distorch")
 # Pageable host memory below this goes as torch does it: there is nothing to overlap in one buffer.
 PAGEABLE_THRESHOLD = 32 << 20
 
-# How long the host waits at most for a CUDA device to do what it was given, which may stand behind a whole step that is
+# How long the host waits at most for a device to do what it was given, which may stand behind a whole step that is
 # queued: on a slow device that is well, minutes for a video model. To be set before the first copy.
 PATIENCE_SECONDS = 600.0
+
+# What takes no longer is timed by some: it is asked for all the time, and then ten thousand times a second.
+_BUSY_SECONDS = 0.02
+
+
+class StalledDeviceError(RuntimeError):
+    """A device did not do in `PATIENCE_SECONDS` what it was given."""
+
+
+def await_event(event: Any, device: str, size: int) -> None:
+    """Wait on the host until what comes before an event of torch's is done, on `device` with `size` bytes.
+
+    Raises:
+        StalledDeviceError: it is not in `PATIENCE_SECONDS`; what the device may still write has to be kept.
+    """
+    begin = time.monotonic()
+    while not event.query():
+        waited = time.monotonic() - begin
+        if waited >= PATIENCE_SECONDS:
+            raise StalledDeviceError(
+                f"what was queued with {size} bytes on {device} did not end in {PATIENCE_SECONDS:g} s. The device does not "
+                "answer any more: restart this process, and look into the system's log (dmesg) for the driver's reason. "
+                "What the device may still write is kept until then."
+            )
+        time.sleep(0 if waited < _BUSY_SECONDS else 0.0001)
 
 
 def copy(target: torch.Tensor, source: torch.Tensor) -> str:

@@ -12,8 +12,14 @@ import torch
 
 from distorch import transfer
 from distorch._load import core
-from distorch.devices import device_module
+from distorch.devices import device_module, name_of
+from distorch.printable import logger
 from distorch.run.streaming import Streamer, StreamGroup
+
+_log = logger("distorch")
+
+# What a device may still write that does not answer any more, or read: until the process ends.
+_kept: list[list[torch.Tensor]] = []
 
 
 class DeviceStreams:
@@ -22,6 +28,7 @@ class DeviceStreams:
     Attributes:
         ready: by slot, behind the last copy into it.
         used: by slot, behind the last compute that may read it.
+        stalled: what is wrong with a device that does not answer any more; nothing is queued there then.
     """
 
     def __init__(self, device: torch.device, slots: int) -> None:
@@ -31,6 +38,7 @@ class DeviceStreams:
         self.device = device
         self.ready: list[Any] = []
         self.used: list[Any] = []
+        self.stalled = ""
         self._copies: dict[torch.device, Any] = {}
         self._filled_on: list[Any] = [None] * slots
         self._read_on: list[Any] = [None] * slots
@@ -50,6 +58,8 @@ class DeviceStreams:
 
     def fill(self, slot: int, stream: Any, copy: Callable[[int, int], None], index: int) -> None:
         """Queue what `copy(index, slot)` queues on a stream, behind all that read or wrote the slot before."""
+        if self.stalled:
+            raise transfer.StalledDeviceError(self.stalled)
         with self.module.stream(stream):
             stream.wait_event(self.used[slot])
             before = self._filled_on[slot]
@@ -78,11 +88,18 @@ class DeviceStreams:
             self._read_on[slot] = compute
         self.used[slot].record(compute)
 
-    def synchronize(self) -> None:
-        """Wait until nothing is under way."""
-        for stream in self._copies.values():
-            stream.synchronize()
-        self.compute().synchronize()
+    def synchronize(self, size: int) -> None:
+        """Wait until nothing is under way with the slots, of `size` bytes. Raises StalledDeviceError as `await_event`."""
+        if self.stalled:
+            raise transfer.StalledDeviceError(self.stalled)
+        for stream in (*self._copies.values(), self.compute()):
+            event = self.module.Event()
+            event.record(stream)
+            try:
+                transfer.await_event(event, name_of(self.device), size)
+            except transfer.StalledDeviceError as error:
+                self.stalled = str(error)
+                raise
 
 
 class TorchStreamer(Streamer):
@@ -177,7 +194,7 @@ class TorchStreamer(Streamer):
 
     def _drain(self) -> None:
         if self._streams.module is not None:
-            self._streams.synchronize()
+            self._streams.synchronize(_bytes_of(self.buffers))
 
     def close(self) -> None:
         """See Streamer."""
@@ -188,10 +205,18 @@ class TorchStreamer(Streamer):
 def _finish(streams: DeviceStreams, buffers: list[torch.Tensor], groups: list[StreamGroup]) -> None:
     """Let go of the slots behind the last copy; the sources, which the groups hold, are there until then."""
     if streams.module is not None:
-        streams.synchronize()
+        try:
+            streams.synchronize(_bytes_of(buffers))
+        except transfer.StalledDeviceError as error:
+            _log.error("%s", error)
+            _kept.append([*buffers, *(tensor for group in groups for tensor in group.stored)])
     buffers.clear()
     for group in groups:
         group.views.clear()
+
+
+def _bytes_of(buffers: list[torch.Tensor]) -> int:
+    return sum(buffer.nbytes for buffer in buffers)
 
 
 def _alive(reference: weakref.ref[TorchStreamer]) -> TorchStreamer:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A copy that never ends, on the double: told in the host's patience, nothing changed, other devices go on."""
+"""A copy that never ends, on the double and on torch's events: told in the host's patience, nothing changed, other devices go on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pin_budget import Budget
 from placing import Layer, plan_of
 from torch import nn
 
+from distorch import transfer
 from distorch.model_blocks import inventory
 from distorch.placing import place
-from distorch.run import StreamedExecutor, pinning
+from distorch.run import StreamedExecutor, pinning, torch_streaming
 
 pytestmark = pytest.mark.usefixtures("sim")
 
@@ -74,3 +75,42 @@ def test_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(run(sound, "sim:1"), expected)
     for name, tensor in stuck.state_dict().items():
         assert torch.equal(tensor.cpu(), weights[name]), name
+
+
+def test_of_another_accelerator_is_told_where_the_host_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on an XPU or NPU: by torch's streams and events."""
+    stuck, sound = model(), model()
+    expected = run(model().to("sim:1"), "sim:1")
+    weights = copy.deepcopy(stuck.state_dict())
+    on_host = plan_of({block.name: "cpu" for block in inventory(stuck).blocks})
+    executor = StreamedExecutor(place(stuck, on_host, compute="sim:0"))
+    assert torch.equal(run(stuck, "sim:0"), expected)
+    never = torch.sim.Event.query
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "PATIENCE_SECONDS", PATIENCE)
+        patch.setattr(torch_streaming, "_kept", [])
+        patch.setattr(torch.sim.Event, "query", lambda event: never(event) and False)
+        begin = time.monotonic()
+        with pytest.raises(RuntimeError, match=r"on sim:0 did not end in 0\.5 s.*restart this"):
+            executor.engine.invalidate()
+        assert time.monotonic() - begin >= PATIENCE
+        for _ in range(2):  # refused at once
+            with pytest.raises(RuntimeError, match=r"did not end in 0\.5 s"):
+                run(stuck, "sim:0")
+        streamer = executor.engine._streamer
+        size = sum(buffer.nbytes for buffer in streamer.buffers)
+        kept = [weakref.ref(tensor) for tensor in (*streamer.buffers, streamer.groups[0].stored[0])]
+        assert f"{size} bytes" in str(streamer._streams.stalled)
+        del streamer
+        with caplog.at_level("ERROR", "distorch"):
+            executor.detach()
+        assert "did not end in 0.5 s" in caplog.text
+        del executor
+        gc.collect()
+        assert all(reference() is not None for reference in kept)
+        for name, tensor in stuck.state_dict().items():
+            assert torch.equal(tensor.cpu(), weights[name]), name
+    StreamedExecutor(place(sound, on_host, compute="sim:1"))
+    assert torch.equal(run(sound, "sim:1"), expected)

@@ -182,6 +182,9 @@ class Event:
         (stream or current_stream()).wait_event(self)
 
     def query(self) -> bool:
+        observer.host_waits_for_event(
+            self
+        )  # it has happened: what comes next on the host is behind it
         return True
 
     def synchronize(self) -> None:
