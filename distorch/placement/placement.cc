@@ -2,6 +2,7 @@
 #include "distorch/placement/placement.h"
 
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <numeric>
 #include <utility>
@@ -91,12 +92,13 @@ absl::Status Placement::CheckHost(const std::vector<bool>& patched,
 Bytes Placement::Spill(TensorTable& table, uint32_t device, Bytes wanted) {
   Bytes freed;
   if (device == host_) return freed;
+  const Together together = WhatIsTogether();
   std::vector<uint32_t> leaving;
   std::vector<bool> leaves(blocks_.size());
   for (uint32_t n = static_cast<uint32_t>(blocks_.size());
        n-- > 0 && freed < wanted;) {
     if (leaves[n] || blocks_[n].stays || Target(n) != device) continue;
-    for (const uint32_t block : LeavingWith(n, device)) {
+    for (const uint32_t block : LeavingWith(n, device, together)) {
       if (leaves[block]) continue;
       leaves[block] = true;
       leaving.push_back(block);
@@ -114,30 +116,35 @@ Bytes Placement::Spill(TensorTable& table, uint32_t device, Bytes wanted) {
   return freed;
 }
 
-std::vector<uint32_t> Placement::LeavingWith(uint32_t block,
-                                             uint32_t device) const {
-  std::vector<uint32_t> leaving = {block};
+Placement::Together Placement::WhatIsTogether() const {
+  Together together;
+  for (uint32_t i = 0; i < tensors_.size(); ++i) {
+    together.tied[tensors_[i].same].push_back(tensors_[i].block);
+    together.in_slab[states_[i].slab].push_back(tensors_[i].block);
+  }
+  together.in_slab.erase(kNoSlab);
+  return together;
+}
+
+std::vector<uint32_t> Placement::LeavingWith(uint32_t block, uint32_t device,
+                                             const Together& together) const {
+  std::vector<uint32_t> leaving;
   std::vector<bool> among(blocks_.size());
-  among[block] = true;
-  const auto is_one = [&](uint32_t a, uint32_t b) {
-    const bool slab =
-        states_[a].slab != kNoSlab && states_[a].slab == states_[b].slab;
-    return slab || tensors_[a].same == tensors_[b].same;
+  const auto leave = [&](const auto& blocks) {
+    for (const uint32_t mate : blocks) {
+      if (among[mate] || blocks_[mate].stays || Target(mate) != device) {
+        continue;
+      }
+      among[mate] = true;
+      leaving.push_back(mate);
+    }
   };
+  leave(std::array{block});
   for (size_t next = 0; next < leaving.size(); ++next) {
     for (const uint32_t mine : of_block_[leaving[next]]) {
-      const bool alone = states_[mine].slab == kNoSlab &&
-                         blocks_[tensors_[mine].block].in_slab;
-      if (alone) continue;
-      for (uint32_t other = 0; other < tensors_.size(); ++other) {
-        const uint32_t mate = tensors_[other].block;
-        if (among[mate] || blocks_[mate].stays || Target(mate) != device ||
-            !is_one(mine, other)) {
-          continue;
-        }
-        among[mate] = true;
-        leaving.push_back(mate);
-      }
+      leave(together.tied.at(tensors_[mine].same));
+      const auto slab = together.in_slab.find(states_[mine].slab);
+      if (slab != together.in_slab.end()) leave(slab->second);
     }
   }
   return leaving;

@@ -86,8 +86,8 @@ class Placement {
 
   // Moves blocks from a device to the host, the last first, until `wanted`
   // bytes are free; returns what was freed. Blocks that stay are left; blocks
-  // in one slab leave together. They come back with the next Bring after
-  // Return.
+  // in one slab, or that share a tensor, leave together. They come back with
+  // the next Bring after Return.
   Bytes Spill(TensorTable& table, uint32_t device, Bytes wanted);
 
   // Of the blocks that belong on the compute device, those in front may be
@@ -133,7 +133,14 @@ class Placement {
   std::vector<uint32_t> LoadOrder(const std::vector<bool>& patched) const;
   absl::Status CheckHost(const std::vector<bool>& patched,
                          Bytes host_free) const;
-  std::vector<uint32_t> LeavingWith(uint32_t block, uint32_t device) const;
+  // The blocks that share a tensor, by its first name, or a slab.
+  struct Together {
+    std::map<uint32_t, std::vector<uint32_t>> tied;
+    std::map<SlabId, std::vector<uint32_t>> in_slab;
+  };
+  Together WhatIsTogether() const;
+  std::vector<uint32_t> LeavingWith(uint32_t block, uint32_t device,
+                                    const Together& together) const;
   bool UsesSlab(uint32_t block, uint32_t device) const;
 
   std::vector<DeviceId> devices_;

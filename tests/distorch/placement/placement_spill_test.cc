@@ -99,6 +99,16 @@ TEST_F(PlacementSpillTest, WithoutSlabsTiedBlocksLeaveTogether) {
   EXPECT_THAT(Spilled(), ElementsAre(true, false, false, false, false, true));
 }
 
+// Also where nobody has said that they share (`in_slab`), and no slab was made.
+TEST_F(PlacementSpillTest, TiedBlocksOfLayerGroupsLeaveTogether) {
+  model.tensors[6].same = 1;
+  model.tensors[6].parts = model.tensors[1].parts;
+  placement = model.Make();
+  BringTo({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu});
+  EXPECT_EQ(placement.Spill(table, kGpu, Bytes(1)), Bytes(4096 + 16));
+  EXPECT_THAT(Spilled(), ElementsAre(false, true, false, false, true, false));
+}
+
 TEST_F(PlacementSpillTest, PatchedOnesComeAlongAsTheyAre) {
   BringTo({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu},
           {false, false, false, false, false, false, true, false});
