@@ -13,7 +13,7 @@ export PYTHONPATH := $(STAGE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 REQUIREMENTS := requirements/dev.txt requirements/demo-model.txt
 DEPS_STAMP := $(VENV)/.installed
 
-.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format errors faults placements mutants fuzz-edges coverage tidy fuzz gpu-kit gpu-dry-run install-check doctor reference clean
+.PHONY: help build package deps system demo test test-cpp test-python walk models bench verification lint format errors faults placements mutants fuzz-edges coverage valgrind tidy fuzz gpu-kit gpu-dry-run install-check doctor reference clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | sort | expand -t 14
@@ -97,6 +97,10 @@ coverage: $(DEPS_STAMP)  ## line and branch coverage of the C++ code that needs 
 	@cmake --workflow --preset coverage
 	@gcovr --root . --filter allocation/ --filter distorch/ --exclude-throw-branches --exclude-unreachable-branches \
 	  --print-summary build/coverage
+
+valgrind: build  ## the C++ tests under valgrind's memcheck; once a release, half an hour
+	@tools/system_packages.sh valgrind
+	@tools/valgrind.sh build/dev
 
 tidy: $(DEPS_STAMP)  ## clang-tidy on the C++ code that needs no torch, and clang's thread-safety analysis
 	@tools/system_packages.sh tidy

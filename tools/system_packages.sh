@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Checks for what Debian or Ubuntu must provide; installs it where the user is root, else says how to get it.
-# system_packages.sh [test|fuzz|coverage|tidy|reference|mingw|wine]: what the build needs, and what those targets need beside it.
+# system_packages.sh [test|fuzz|coverage|valgrind|tidy|reference|mingw|wine]: what the build needs, and what those targets need beside it.
 set -euo pipefail
 
 missing=()
@@ -31,6 +31,7 @@ case "${1:-}" in
     need libclang-rt-dev fuzzer_runtime
     ;;
   coverage) need gcovr command -v gcovr ;;
+  valgrind) need valgrind command -v valgrind ;;
   tidy)
     need clang command -v clang++
     need clang-tidy command -v clang-tidy

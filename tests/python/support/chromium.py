@@ -89,7 +89,7 @@ class Page(Connection):
             raise PageError(details.get("exception", {}).get("description", details["text"]))
         return result["result"].get("value")
 
-    async def wait_for(self, code: str, seconds: float = 15) -> None:
+    async def wait_for(self, code: str, seconds: float = 60) -> None:
         """Returns once `code` is truthy."""
         end = asyncio.get_running_loop().time() + seconds
         while True:

@@ -16,7 +16,7 @@ from on_page import ROWS, drawn, on_page
 from stand_in import GB, StandIn, StandInBackend, row
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Returns once `condition` holds."""
     end = time.monotonic() + seconds
     while not condition():
