@@ -64,7 +64,13 @@ def of(info: Info, pack: str) -> Info:
 def predecessor(tmp_path_factory: pytest.TempPathFactory) -> Info:
     """What the predecessor's nodes ask for, on the newest ComfyUI: it does not load on the oldest."""
     base = tmp_path_factory.mktemp("predecessor")
-    return of(object_info(versions(dynamic=False)[0], base, PREDECESSOR), PREDECESSOR.name)
+    newest = versions(dynamic=False)[0]
+    found = of(object_info(newest, base, PREDECESSOR), PREDECESSOR.name)
+    if not found and newest.number < (0, 25):
+        pytest.skip(
+            "the predecessor does not load on this ComfyUI: name a newer one first in COMFYUI_PATH"
+        )
+    return found
 
 
 @pytest.fixture(scope="module", params=versions(dynamic=False) or [None], ids=str)
