@@ -34,9 +34,8 @@ Every message that DisTorch raises, made by `tools/errors.py` from the sources; 
 ValueError, a `ResourceExhausted` a MemoryError (on a device torch.OutOfMemoryError), and everything else a RuntimeError.
 
 An error about memory names the device, what was asked, what is free, and one thing to do. Those that torch raises itself
-pass through with torch's own words, which name the first three. A call of CUDA's that fails for want of memory
-(`cudaMalloc`, `cudaHostAlloc`) is told with its device and the bytes asked, not with what is free. "Asked for by a test"
-means that a test's text holds a piece of the message.
+pass through with torch's own words, which name the first three. "Asked for by a test" means that a test's text holds a
+piece of the message.
 """
 PARTS = {
     "allocation/": "Allocation strings and plans",
