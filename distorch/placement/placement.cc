@@ -97,7 +97,6 @@ Bytes Placement::Spill(TensorTable& table, uint32_t device, Bytes wanted) {
   std::vector<bool> leaves(blocks_.size());
   for (uint32_t n = static_cast<uint32_t>(blocks_.size());
        n-- > 0 && freed < wanted;) {
-    if (leaves[n] || blocks_[n].stays || Target(n) != device) continue;
     for (const uint32_t block : LeavingWith(n, device, together)) {
       if (leaves[block]) continue;
       leaves[block] = true;

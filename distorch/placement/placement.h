@@ -139,6 +139,7 @@ class Placement {
     std::map<SlabId, std::vector<uint32_t>> in_slab;
   };
   Together WhatIsTogether() const;
+  // None where it stays or does not belong there.
   std::vector<uint32_t> LeavingWith(uint32_t block, uint32_t device,
                                     const Together& together) const;
   bool UsesSlab(uint32_t block, uint32_t device) const;

@@ -130,7 +130,6 @@ void Staging::Make(Item& item) {
     Item& first = items_[static_cast<size_t>(item_of_[same])];
     Make(first);
     item.id = first.id;
-    item.slab = first.slab;
     return;
   }
   SlabPlace place;

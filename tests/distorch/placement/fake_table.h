@@ -89,8 +89,9 @@ class FakeTable : public TensorTable {
   }
   void Hang(uint32_t i, MadeId id) override {
     EXPECT_TRUE(id == kFound || made.contains(id));
+    if (interrupted_before) Tick("hang");
     hangs_[i] = id;
-    Tick("hang");  // an interrupt comes after it was done, too
+    if (!interrupted_before) Tick("hang");
   }
   void Drop(MadeId id) noexcept override {
     EXPECT_EQ(made.erase(id), 1U) << "dropped twice";
@@ -139,8 +140,9 @@ class FakeTable : public TensorTable {
   std::set<SlabId> open_slabs;
   std::vector<std::pair<uint32_t, From>> made_of;  // calls of Make
   int calls = 0;                                   // that may throw
-  int fail_at = -1;     // the number of the call that throws, from 0
-  uint32_t lost = ~0U;  // a tensor that is read back somewhere else
+  int fail_at = -1;  // the number of the call that throws, from 0
+  bool interrupted_before = false;  // a Hang that throws has done nothing
+  uint32_t lost = ~0U;              // a tensor that is read back somewhere else
 
  private:
   void Tick(const std::string& what) {

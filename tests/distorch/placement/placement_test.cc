@@ -178,6 +178,8 @@ TEST_F(PlacementTest, RefusesPlacesThatAreNotOneForEachBlock) {
   EXPECT_EQ(placement.Bring(table, {}).message(),
             "no block has been assigned a place");
   EXPECT_EQ(placement.Assign({kGpu}).message(), "places for 1 of 6 blocks");
+  EXPECT_EQ(placement.Assign({kGpu, 3, kGpu, kGpu, kGpu, kGpu}).message(),
+            "block layers.0.a: no device 3 among 3");
   EXPECT_EQ(placement.Assign({kGpu, kGpu, 9, kGpu, kGpu, kGpu}).message(),
             "block layers.0.b: no device 9 among 3");
 }
@@ -197,13 +199,29 @@ TEST_F(PlacementTest, VerifyNamesTheFirstBlockThatIsElsewhere) {
 TEST_F(PlacementTest, ReleaseHangsWhatWasFoundAndCopiesNothing) {
   ASSERT_TRUE(BringTo({kGpu, kDonor, kGpu, kCpu, kDonor, kGpu}, {1}).ok());
   const size_t made = table.made_of.size();
+  int away = 0;
+  for (uint32_t i = 0; i < model.tensors.size(); ++i) {
+    away += table.hanging(i) != kFound ? 1 : 0;
+  }
+  table.calls = 0;
   placement.Release(table);
+  EXPECT_EQ(table.calls, away) << "each is hung once";
   for (uint32_t i = 0; i < model.tensors.size(); ++i) {
     EXPECT_EQ(table.hanging(i), kFound);
   }
   EXPECT_TRUE(table.made.empty());
   EXPECT_EQ(table.made_of.size(), made);
   placement.Release(table);  // nothing the second time
+}
+
+TEST_F(PlacementTest, ReleaseHangsAgainWhereAnInterruptCameFirst) {
+  ASSERT_TRUE(BringTo({kGpu, kDonor, kGpu, kCpu, kDonor, kGpu}).ok());
+  table.interrupted_before = true;
+  table.calls = 0;
+  table.fail_at = 0;
+  EXPECT_THROW(placement.Release(table), testing::Fault);
+  EXPECT_EQ(table.hanging(0), kFound);
+  EXPECT_TRUE(table.made.empty());
 }
 
 TEST_F(PlacementTest, ReleaseKeepsWhatWasWritten) {

@@ -16,7 +16,6 @@ from comfy_harness import ComfyServer, Result, Workflow, state, wan
 pytestmark = pytest.mark.comfy
 
 STEPS = 3
-INPUTS = 1 << 17  # more bytes than the inputs of all groups in one step
 MODES = {"stream": "sim:0,45%;cpu,*", "migrate": "sim:0,45%;sim:1,*,mode=migrate"}
 
 # Interrupts, as the button does, when block `AT` of `_blocks` begins for the second time; notes what begins.
@@ -68,10 +67,7 @@ def test_an_interrupt_at_any_block_ends_the_run_within_it(comfy: ComfyServer, mo
         begun = comfy.evaluate(BEGUN)
         last = at + 1 if asks_within_a_step else count  # ComfyUI 0.3.64 asks between steps only
         assert begun == [*range(count), *range(last)], "no block begins after it"
-        more = {device: size - held[device] for device, size in allocated(comfy).items()}
-        assert max(more.values()) < INPUTS, (
-            at
-        )  # what the step has sent to a donor goes with the next one
+        assert allocated(comfy) == held, at
         at += 1
     assert count > 2
     assert torch.equal(comfy.run(seeded(placed, 99)).values["wan"], reference)
