@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # wheels_test.sh [PYTHON:TORCH...]: the library's tests on the wheels in dist/, each pair in a fresh environment that is removed
 # afterwards; without pairs the whole matrix (several GB from PyPI for each torch). "newest" is PyPI's newest torch. Where
-# .venv or .venv-PYTHON has that torch already, it is borrowed. The simulated accelerator is built for each torch.
+# .venv or .venv-PYTHON has that torch already, it is borrowed; "lent" is the torch of such a one, whichever it is.
+# The simulated accelerator is built for each torch.
 # TESTS: folders of tests/python instead of all of the library's. SIM=0: without simulated devices, which is cheap; the tests
 # that need them are then named and left out.
 set -euo pipefail
@@ -13,28 +14,24 @@ work=$PWD/build/wheels/test
 tests=${TESTS:-allocation devices eject isolation memory model_files models place running sim stats telemetry transfer}
 say() { printf '%s\n' "$*"; }
 
-# Prints the folder of an environment with that Python and torch, or nothing.
+# Prints the folder of an environment with that Python and torch ("lent": any), or nothing.
 lender() {
   local venv
   for venv in .venv ".venv-$1"; do
     [ -x "$venv/bin/python" ] && "$venv/bin/python" - "$1" "$2" << 'PYTHON' && { realpath "$venv"; return; }
 import importlib.metadata, sys
 
-def torch() -> str:
-    try:
-        return importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1] or torch().partition("+")[0] != sys.argv[2])
+try:
+    torch = importlib.metadata.version("torch").partition("+")[0]
+except importlib.metadata.PackageNotFoundError:
+    sys.exit(1)
+sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1] or sys.argv[2] not in ("lent", torch))
 PYTHON
   done
   true
 }
 
-environment() {  # environment PYTHON TORCH: makes $env
-  local lent
-  lent=$(lender "$1" "$2")
+environment() {  # environment PYTHON TORCH: makes $env, with the torch of $lent or from PyPI
   "$(tools/find_python.sh "$1")" -m venv "$env"
   pip=("$env/bin/python" -m pip --quiet --disable-pip-version-check)
   if [ -n "$lent" ]; then
@@ -47,11 +44,19 @@ environment() {  # environment PYTHON TORCH: makes $env
 }
 
 cell() {
-  local python=$1 torch=$2 tagged=cp${1/./} sim env passed imports
+  local python=$1 torch=$2 tagged=cp${1/./} lent sim env passed imports
   [ "$torch" = newest ] && torch=$(.venv/bin/python -m pip index versions torch 2> /dev/null | sed -nE '1s/.*\((.*)\)/\1/p')
   if [ -z "$(tools/find_python.sh "$python")" ] || ! ls dist/distorch-*-"$tagged-$tagged"-manylinux*.whl > /dev/null 2>&1; then
     say "NOT RUN: Python $python, torch $torch: no interpreter or no wheel (make wheels)"
     return
+  fi
+  lent=$(lender "$python" "$torch")
+  if [ "$torch" = lent ]; then
+    if [ -z "$lent" ]; then
+      say "NOT RUN: Python $python: no environment here that could lend its torch"
+      return
+    fi
+    torch=$("$lent/bin/python" -c 'import importlib.metadata; print(importlib.metadata.version("torch").partition("+")[0])')
   fi
   env=$work/env-$python-$torch
   rm -rf "$env"
