@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -123,7 +124,10 @@ class FakeTable : public TensorTable {
     Tick("keep");
     found_[i].written = Current(i).written;
   }
-  void Progress(uint32_t, uint32_t, Bytes, Bytes) override { Tick("progress"); }
+  void Progress(uint32_t blocks, uint32_t of, Bytes bytes, Bytes all) override {
+    Tick("progress");
+    progress.push_back({blocks, of, bytes.value(), all.value()});
+  }
 
   Tensor& Current(uint32_t i) {
     return hangs_[i] == kFound ? found_[i] : made.at(hangs_[i]);
@@ -134,6 +138,7 @@ class FakeTable : public TensorTable {
   // What a failed call must leave as it was.
   auto Snapshot() const { return std::pair(hangs_, made); }
 
+  std::vector<std::array<int64_t, 4>> progress;  // as told
   std::vector<bool> has_patches;  // by the first name of a tensor
   std::map<MadeId, Tensor> made;  // not dropped yet
   std::map<SlabId, std::pair<uint32_t, Bytes>> slabs;  // ever made

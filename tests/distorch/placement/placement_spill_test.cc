@@ -53,6 +53,14 @@ TEST_F(PlacementSpillTest, TheLastLeaveFirstAndNothingIsCopied) {
             "block layers.1.a is on cuda:1, it was spilled to cpu");
 }
 
+TEST_F(PlacementSpillTest, NewPlacesForgetWhatWasSpilled) {
+  BringTo({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu});
+  placement.Spill(table, kGpu, Bytes(4161));
+  ASSERT_TRUE(placement.Assign({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu}).ok());
+  EXPECT_EQ(placement.Target(4), kGpu);
+  EXPECT_THAT(Spilled(), ElementsAre(false, false, false, false, false, false));
+}
+
 TEST_F(PlacementSpillTest, WhatStaysIsLeft) {
   BringTo({kGpu, kCpu, kCpu, kCpu, kCpu, kGpu});
   EXPECT_EQ(placement.Spill(table, kGpu, GiB(1)), Bytes(0));

@@ -64,6 +64,24 @@ TEST_F(PlacementTest, BringsEachTensorToWhereItsBlockBelongs) {
   EXPECT_TRUE(table.open_slabs.empty());
 }
 
+TEST_F(PlacementTest, TellsTheBlocksAndBytesThatAreDone) {
+  ASSERT_TRUE(placement.Assign({kGpu, kGpu, kGpu, kGpu, kGpu, kGpu}).ok());
+  ASSERT_TRUE(placement.Bring(table, {}).ok());
+  ASSERT_EQ(table.progress.size(), 6U);
+  const int64_t all = table.progress.back()[2];
+  EXPECT_GT(all, 0);
+  int64_t before = 0;
+  for (int64_t n = 0; n < 6; ++n) {
+    const auto [blocks, of, bytes, of_bytes] =
+        table.progress[static_cast<size_t>(n)];
+    EXPECT_EQ(blocks, n + 1);
+    EXPECT_EQ(of, 6);
+    EXPECT_GE(bytes, before);
+    EXPECT_EQ(of_bytes, all);
+    before = bytes;
+  }
+}
+
 TEST_F(PlacementTest, MakesNothingOfWhatStaysWhereItIs) {
   ASSERT_TRUE(BringTo({kCpu, kCpu, kCpu, kCpu, kCpu, kCpu}).ok());
   EXPECT_TRUE(table.made_of.empty());
