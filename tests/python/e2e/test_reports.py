@@ -238,19 +238,20 @@ def test_any_series_can_be_drawn(values) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "first"),
+    ("name", "first", "figures"),
     [
-        ("vram.log", r"\d\d:\d\d:\d\d,Used=500MB,Free=24076MB\n"),
-        ("vram.csv", "time,device,"),
-        ("vram.jsonl", "{"),
+        ("vram.log", r"\d\d:\d\d:\d\d,Used=\d+MB,Free=\d+MB\n", ",Used=500MB,Free=24076MB\n"),
+        ("vram.csv", "time,device,", "sim:0"),
+        ("vram.jsonl", "{", "sim:0"),
     ],
 )
 def test_every_sample_is_logged_in_the_form_that_the_ending_names(
-    e2e, tmp_path, name, first
+    e2e, tmp_path, name, first, figures
 ) -> None:
     where = tmp_path / name
     ended = e2e("--log", str(where))
-    assert re.search(first, where.read_text())
+    assert re.match(first, where.read_text())
+    assert figures in where.read_text()  # the first sample may still be of the run before
     read = read_logs([where])
     assert read.bad_lines == 0
     taken = {d["device"]: d["samples"] for d in ended.json["statistics"]["devices"]}
