@@ -70,10 +70,10 @@ def current_threshold(now: float | None = None) -> float:
 def check_cpu_memory_threshold(threshold: float | None = None) -> bool:
     """Ask for a reset of the executor's caches when the host is too full and no prompt runs; says whether it did."""
     global _raised_to, _raised_at
-    total = hostmemory.total_bytes()
+    total, available = hostmemory.total_and_available()
     if total == 0:
         return False
-    used = 1 - hostmemory.available_bytes() / total
+    used = 1 - available / total
     queue = _queue()
     if used <= (current_threshold() if threshold is None else threshold):
         return False

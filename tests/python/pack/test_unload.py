@@ -15,6 +15,7 @@ from typing import Any
 import comfy_standin
 import pytest
 import torch
+from slowness import slowness
 
 from distorch.allocation import parse
 
@@ -459,15 +460,14 @@ def test_clearing_with_nothing_to_do_costs_at_most_50_us_a_device(machine: Machi
         seconds.append(time.perf_counter() - start)
     a_device = sorted(seconds)[len(seconds) // 4] / 3 * 1e6
     print(f"soft_empty_cache with nothing to do: {a_device:.1f} us a device")
-    assert a_device <= 50
+    assert a_device <= 50 * slowness()
 
 
 def test_a_host_that_fills_up_is_watched_without_a_model_of_ours_too(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine.cleanup, "hostmemory", SimpleNamespace(
-        available_bytes=lambda: 8, total_bytes=lambda: 100
-    ))  # fmt: skip
+    memory = SimpleNamespace(total_and_available=lambda: (100, 8))
+    monkeypatch.setattr(machine.cleanup, "hostmemory", memory)
     machine.mm.soft_empty_cache()
     assert machine.comfy.queue.flags == {"free_memory": True}
 
@@ -484,9 +484,8 @@ def test_a_full_host_resets_the_executors_caches_once_and_never_in_a_run(
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(machine.cleanup.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(machine.cleanup, "hostmemory", SimpleNamespace(
-        available_bytes=lambda: 8, total_bytes=lambda: 100
-    ))  # fmt: skip
+    memory = SimpleNamespace(total_and_available=lambda: (100, 8))
+    monkeypatch.setattr(machine.cleanup, "hostmemory", memory)
     queue = machine.comfy.queue
     queue.currently_running = {1: "prompt"}
     assert not machine.cleanup.check_cpu_memory_threshold()
