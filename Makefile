@@ -53,7 +53,7 @@ test-cpp: build  ## C++ tests
 
 test-python: build  ## Python tests (COMFYUI_PATH=<folder[:folder]> adds those inside real ComfyUI)
 	@tools/system_packages.sh test
-	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	@cd tests/python && $(CURDIR)/$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile --max-worker-restart 2 $(PYTEST_ARGS)
 
 models: package  ## small models of transformers and diffusers, placed in every way (MODELS="…" for some of them)
 	@test -d build/models/diffusers || { echo "installing diffusers beside the build (90 MB)"; \

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import re
@@ -20,6 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Else a matrix product of MKL has other last bits where the same weight begins at another address.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+# Whoever ends a run that hangs can ask it first where it is.
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    faulthandler.register(signal.SIGUSR1, sys.__stderr__)
 
 # Locks that are taken in both orders: see tests/python/support/lock_order.py.
 if os.environ.get("DISTORCH_LOCK_ORDER") == "1":

@@ -12,6 +12,7 @@ import comfy_standin
 import pytest
 import torch
 from aiohttp import test_utils
+from slowness import slowness
 
 from distorch.allocation import Block, parse
 from distorch.memory import placements
@@ -101,7 +102,7 @@ def test_a_call_takes_less_than_five_milliseconds_over_http(
     # Of this process, client and server together; the least: what other work takes of the caches is not the call's.
     cost = min(times)
     print(f"{BLOCKS} blocks: {cost:.2f} ms")
-    assert cost < LIMIT_MS, times
+    assert cost < LIMIT_MS * slowness(), times
 
 
 def test_the_parts_of_a_checkpoint_are_the_previews(pack: Any) -> None:
