@@ -48,8 +48,9 @@ esac
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -eq 0 ] && command -v apt-get > /dev/null; then
   echo "installing from Debian: ${missing[*]}"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null
+  patient=(-o Acquire::Retries=3 -o Acquire::http::Timeout=60 -o DPkg::Lock::Timeout=300)
+  apt-get update -qq "${patient[@]}"
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${patient[@]}" --no-install-recommends "${missing[@]}" > /dev/null
 else
   echo "These packages of your system are missing: ${missing[*]}" >&2
   echo "Get them with:  sudo apt-get install ${missing[*]}" >&2

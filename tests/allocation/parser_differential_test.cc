@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The parser reads what the grammar says, no more and no less: random strings
-// against a second, slow one. DISTORCH_STRINGS says how many.
+// against a second, slow one. DISTORCH_STRINGS says how many, DISTORCH_SEED
+// (1815 unless told) which.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -18,6 +19,11 @@ namespace {
 const ParseOptions kOpen = {.devices = {}, .extra_kinds = {"sim"}};
 const ParseOptions kTable = {
     .devices = {DeviceId("cuda", 0), DeviceId("sim", 1)}, .extra_kinds = {}};
+
+long FromEnvironment(const char* name, long otherwise) {
+  const char* said = std::getenv(name);
+  return said == nullptr ? otherwise : std::atol(said);
+}
 
 ::testing::AssertionResult Agree(const std::string& text,
                                  const ParseOptions& options) {
@@ -42,9 +48,9 @@ TEST(ParserDifferentialTest, TheTableOfStrings) {
 }
 
 TEST(ParserDifferentialTest, RandomStrings) {
-  const char* wanted = std::getenv("DISTORCH_STRINGS");
-  const long strings = wanted == nullptr ? 100'000 : std::atol(wanted);
-  std::mt19937 random(1815);
+  const long strings = FromEnvironment("DISTORCH_STRINGS", 100'000);
+  std::mt19937 random(
+      static_cast<unsigned>(FromEnvironment("DISTORCH_SEED", 1815)));
   long read = 0;
   for (long i = 0; i < strings; ++i) {
     const std::string text = testing::RandomString(random);
