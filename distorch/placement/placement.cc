@@ -2,8 +2,8 @@
 #include "distorch/placement/placement.h"
 
 #include <algorithm>
-#include <array>
 #include <exception>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -92,16 +92,38 @@ absl::Status Placement::CheckHost(const std::vector<bool>& patched,
 Bytes Placement::Spill(TensorTable& table, uint32_t device, Bytes wanted) {
   Bytes freed;
   if (device == host_) return freed;
-  const Together together = WhatIsTogether();
+  // The blocks that share a tensor, by its first name, or a slab.
+  std::map<uint32_t, std::vector<uint32_t>> tied;
+  std::map<SlabId, std::vector<uint32_t>> in_slab;
+  for (uint32_t i = 0; i < tensors_.size(); ++i) {
+    tied[tensors_[i].same].push_back(tensors_[i].block);
+    in_slab[states_[i].slab].push_back(tensors_[i].block);
+  }
+  in_slab.erase(kNoSlab);
   std::vector<uint32_t> leaving;
   std::vector<bool> leaves(blocks_.size());
+  const auto leave = [&](uint32_t block) {
+    if (leaves[block] || blocks_[block].stays || Target(block) != device) {
+      return;
+    }
+    leaves[block] = true;
+    leaving.push_back(block);
+    freed += block_bytes_[block];
+  };
+  size_t next = 0;
   for (uint32_t n = static_cast<uint32_t>(blocks_.size());
        n-- > 0 && freed < wanted;) {
-    for (const uint32_t block : LeavingWith(n, device, together)) {
-      if (leaves[block]) continue;
-      leaves[block] = true;
-      leaving.push_back(block);
-      freed += block_bytes_[block];
+    leave(n);
+    for (; next < leaving.size(); ++next) {
+      for (const uint32_t mine : of_block_[leaving[next]]) {
+        // Taken out: all of them have left by then.
+        for (uint32_t mate : std::exchange(tied[tensors_[mine].same], {})) {
+          leave(mate);
+        }
+        for (uint32_t mate : std::exchange(in_slab[states_[mine].slab], {})) {
+          leave(mate);
+        }
+      }
     }
   }
   Staging staging(*this, table);
@@ -113,40 +135,6 @@ Bytes Placement::Spill(TensorTable& table, uint32_t device, Bytes wanted) {
   staging.Commit();
   for (const uint32_t block : leaving) spilled_[block] = true;
   return freed;
-}
-
-Placement::Together Placement::WhatIsTogether() const {
-  Together together;
-  for (uint32_t i = 0; i < tensors_.size(); ++i) {
-    together.tied[tensors_[i].same].push_back(tensors_[i].block);
-    together.in_slab[states_[i].slab].push_back(tensors_[i].block);
-  }
-  together.in_slab.erase(kNoSlab);
-  return together;
-}
-
-std::vector<uint32_t> Placement::LeavingWith(uint32_t block, uint32_t device,
-                                             const Together& together) const {
-  std::vector<uint32_t> leaving;
-  std::vector<bool> among(blocks_.size());
-  const auto leave = [&](const auto& blocks) {
-    for (const uint32_t mate : blocks) {
-      if (among[mate] || blocks_[mate].stays || Target(mate) != device) {
-        continue;
-      }
-      among[mate] = true;
-      leaving.push_back(mate);
-    }
-  };
-  leave(std::array{block});
-  for (size_t next = 0; next < leaving.size(); ++next) {
-    for (const uint32_t mine : of_block_[leaving[next]]) {
-      leave(together.tied.at(tensors_[mine].same));
-      const auto slab = together.in_slab.find(states_[mine].slab);
-      if (slab != together.in_slab.end()) leave(slab->second);
-    }
-  }
-  return leaving;
 }
 
 void Placement::Release(TensorTable& table) {

@@ -133,15 +133,6 @@ class Placement {
   std::vector<uint32_t> LoadOrder(const std::vector<bool>& patched) const;
   absl::Status CheckHost(const std::vector<bool>& patched,
                          Bytes host_free) const;
-  // The blocks that share a tensor, by its first name, or a slab.
-  struct Together {
-    std::map<uint32_t, std::vector<uint32_t>> tied;
-    std::map<SlabId, std::vector<uint32_t>> in_slab;
-  };
-  Together WhatIsTogether() const;
-  // None where it stays or does not belong there.
-  std::vector<uint32_t> LeavingWith(uint32_t block, uint32_t device,
-                                    const Together& together) const;
   bool UsesSlab(uint32_t block, uint32_t device) const;
 
   std::vector<DeviceId> devices_;

@@ -67,7 +67,7 @@ def test_caches_are_cleared_by_the_old_names(old: Any, comfy: Any) -> None:
 def test_percentages_stay_percentages(
     old: Any, pack: Any, comfy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = types.SimpleNamespace(available_bytes=lambda: 40, total_bytes=lambda: 100)
+    full = types.SimpleNamespace(total_and_available=lambda: (100, 40))
     monkeypatch.setattr(pack.load("patches.ejecting.cleanup"), "hostmemory", full)
     management = old("model_management_mgpu")
     assert not management.check_cpu_memory_threshold(threshold_percent=70.0)
