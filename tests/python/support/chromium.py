@@ -26,6 +26,10 @@ EXECUTABLE = (
 )
 
 
+# Seconds that the browser has to open a tab.
+PATIENCE = 60
+
+
 class PageError(AssertionError):
     """JavaScript that threw, or a condition that did not come true."""
 
@@ -46,6 +50,9 @@ class Connection:
                 self._answers.pop(data["id"]).set_result(data)
             else:
                 self.happened(data["method"], data["params"])
+        for waiting in self._answers.values():
+            if not waiting.done():
+                waiting.set_exception(PageError("the browser has gone"))
 
     def happened(self, event: str, parameters: dict[str, Any]) -> None:
         """Called for each event."""
@@ -156,53 +163,77 @@ class Page(Connection):
 @contextlib.asynccontextmanager
 async def open_page(width: int = 1280, height: int = 900) -> AsyncIterator[Page]:
     """A tab of this size, in a profile of its own (storage, cache) that goes with it."""
-    address, path = _browser()
-    async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(address + path) as whole,
-    ):
-        browser = Connection(whole)
-        profile = await browser.send("Target.createBrowserContext", disposeOnDetach=True)
-        tab = await browser.send("Target.createTarget", url="about:blank", **profile)
-        url = f"{address}/devtools/page/{tab['targetId']}"
-        async with session.ws_connect(url, max_msg_size=0) as socket:
-            page = Page(socket)
-            for domain in ("Page", "Runtime", "Network"):
-                await page.send(f"{domain}.enable")
-            await page.send(
-                "Emulation.setDeviceMetricsOverride",
-                width=width, height=height, deviceScaleFactor=1, mobile=False,
-            )  # fmt: skip
-            yield page
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            page = await asyncio.wait_for(_open(stack, _browser()), PATIENCE)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
+            # It has gone, or is frozen, and would be for each test that follows.
+            _browser().end()
+            page = await asyncio.wait_for(_open(stack, _browser()), PATIENCE)
+        await page.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
+        yield page
+
+
+async def _open(stack: contextlib.AsyncExitStack, browser: _Browser) -> Page:
+    session = await stack.enter_async_context(aiohttp.ClientSession())
+    whole = Connection(
+        await stack.enter_async_context(session.ws_connect(browser.address + browser.path))
+    )
+    profile = await whole.send("Target.createBrowserContext", disposeOnDetach=True)
+    tab = await whole.send("Target.createTarget", url="about:blank", **profile)
+    url = f"{browser.address}/devtools/page/{tab['targetId']}"
+    page = Page(await stack.enter_async_context(session.ws_connect(url, max_msg_size=0)))
+    for domain in ("Page", "Runtime", "Network"):
+        await page.send(f"{domain}.enable")
+    return page
+
+
+class _Browser:
+    """Chromium, for all tests of this process.
+
+    Attributes:
+        address: of its server.
+        path: under it, of the whole browser.
+    """
+
+    def __init__(self) -> None:
+        if EXECUTABLE is None:
+            raise FileNotFoundError("chromium was not found: tools/system_packages.sh installs it")
+        self._folder = tempfile.mkdtemp(prefix="distorch-chromium-")
+        self._process = subprocess.Popen(
+            [
+                EXECUTABLE, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                "--no-first-run", "--hide-scrollbars", "--remote-debugging-port=0",
+                f"--user-data-dir={self._folder}", "about:blank",
+            ],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        atexit.register(self.end)
+        written = pathlib.Path(self._folder) / "DevToolsActivePort"
+        for _ in range(600):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                port, self.path = written.read_text().splitlines()
+                self.address = f"ws://127.0.0.1:{port}"
+                return
+            time.sleep(0.05)
+        self.end()
+        raise TimeoutError("chromium did not start in 30 s")
+
+    def end(self) -> None:
+        """Kill it, and start another where one is asked for."""
+        _browser.cache_clear()
+        atexit.unregister(self.end)
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @functools.cache
-def _browser() -> tuple[str, str]:
-    """Start chromium, for all tests of this process; returns its address and the path under it for the whole browser."""
-    if EXECUTABLE is None:
-        raise FileNotFoundError("chromium was not found: tools/system_packages.sh installs it")
-    folder = tempfile.mkdtemp(prefix="distorch-chromium-")
-    process = subprocess.Popen(
-        [
-            EXECUTABLE, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--no-first-run", "--hide-scrollbars", "--remote-debugging-port=0",
-            f"--user-data-dir={folder}", "about:blank",
-        ],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-    def end() -> None:
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
-    for _ in range(600):
-        with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
-            port, path = (pathlib.Path(folder) / "DevToolsActivePort").read_text().splitlines()
-            return f"ws://127.0.0.1:{port}", path
-        time.sleep(0.05)
-    raise TimeoutError("chromium did not start in 30 s")
+def _browser() -> _Browser:
+    return _Browser()
 
 
 # The lowest contrast of the tab's text with what is behind it; WCAG AA asks 4.5 of small text.
