@@ -122,8 +122,10 @@ void BindSampler(py::module_& module) {
            Release())
       .def("window_peaks", &MemorySampler::WindowPeaks, py::arg("window"),
            Release())
-      .def_property_readonly("devices", &MemorySampler::devices)
-      .def_property_readonly("running", &MemorySampler::running)
+      .def_property_readonly(
+          "devices", py::cpp_function(&MemorySampler::devices, Release()))
+      .def_property_readonly(
+          "running", py::cpp_function(&MemorySampler::running, Release()))
       .def_property_readonly("cpu_seconds", &MemorySampler::CpuSeconds);
 }
 
