@@ -262,7 +262,9 @@ void FakeCuda::BindContexts(CudaFunctions& f) {
         static_cast<int>(reinterpret_cast<std::intptr_t>(context)) - 1);
     return 0;
   };
-  f.context_pop = [this](void**) {
+  f.context_pop = [this](void** context) {
+    *context = reinterpret_cast<void*>(
+        static_cast<std::intptr_t>(Contexts().back() + 1));
     Contexts().pop_back();
     return 0;
   };

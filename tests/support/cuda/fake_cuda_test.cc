@@ -59,6 +59,15 @@ TEST_F(FakeCudaTest, WorkIsLateUntilSomebodyWaits) {
   EXPECT_THAT(fake_.violations, IsEmpty());
 }
 
+TEST_F(FakeCudaTest, WhatIsPoppedIsTheContextThatWasPushed) {
+  void* context = nullptr;
+  ASSERT_EQ(cuda_.context_retain(&context, 2), 0);
+  ASSERT_EQ(cuda_.context_push(context), 0);
+  void* popped = nullptr;
+  ASSERT_EQ(cuda_.context_pop(&popped), 0);
+  EXPECT_EQ(popped, context);
+}
+
 TEST_F(FakeCudaTest, TellsOfCopiesThatNoEventOrders) {
   ASSERT_EQ(Copy(device_, pinned_, kBytes, a_), 0);
   ASSERT_EQ(Copy(device_, pinned_, 10, b_), 0);
