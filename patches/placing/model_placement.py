@@ -55,8 +55,7 @@ class ModelPlacement:
         self.often: list[str] = []
         self.running = ""  # how it runs, for people
         self.accounted = 0  # bytes of the engine's slots that the core knows of
-        self._forced = False
-        self._wrappers: dict[str, list[Any]] = {}
+        self._forced, self._wrappers = False, dict[str, list[Any]]()
         self._check_names()
         self._index = {block.name: i for i, block in enumerate(self.blocks)}
 
