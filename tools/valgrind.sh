@@ -8,10 +8,10 @@ export suppressions
 cd "$1"
 one() {
   local log=$1.valgrind
-  # Everything takes thirty times as long: counts that only lengthen a test are lower.
+  # Everything takes thirty times as long: counts that only lengthen a test are lower. Planted faults read what nobody wrote.
   if DISTORCH_SCHEDULES=100 DISTORCH_OPERATIONS=800 DISTORCH_STRINGS=2000 timeout 1800 \
     valgrind --quiet --suppressions="$suppressions" --leak-check=full --show-leak-kinds=definite \
-    --errors-for-leak-kinds=definite --error-exitcode=9 --fair-sched=yes "$1" --gtest_brief=1 > "$log" 2>&1; then
+    --errors-for-leak-kinds=definite --error-exitcode=9 --fair-sched=yes "$1" --gtest_brief=1 --gtest_filter="-*PlantedFault*" > "$log" 2>&1; then
     echo "ok    $(basename "$1")"
   else
     echo "FAIL  $(basename "$1")"
