@@ -16,7 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from comfy_harness import ComfyServer, Workflow, models, repository_root, versions
+from comfy_harness import ComfyServer, Workflow, models, staged, versions
 
 pytestmark = pytest.mark.comfy
 
@@ -60,7 +60,7 @@ def command(server: ComfyServer, workflow: Workflow, *arguments: str) -> list[st
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(repository_root() / "build/dev/python")}
+    return {**os.environ, "PYTHONPATH": str(staged())}
 
 
 def e2e(server: ComfyServer, workflow: Workflow, *arguments: str) -> Ended:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from comfy_harness import ComfyServer, repository_root, versions
+from comfy_harness import ComfyServer, python_environment, staged, versions
 from comfy_harness.workflows import wan
 from no_network import alone
 
@@ -82,13 +82,11 @@ def test_the_pack_asks_nobody(
     recorder, recorded = tmp_path / "recorder", tmp_path / "connections.txt"
     recorder.mkdir()
     (recorder / "sitecustomize.py").write_text(RECORDER)
-    staged = repository_root() / "build/dev/python"
-    paths = [str(recorder), str(staged), *filter(None, [os.environ.get("PYTHONPATH")])]
     comfy = ComfyServer(
         version,
         tmp_path,
         environment={
-            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONPATH": python_environment(recorder)["PYTHONPATH"],
             "DISTORCH_TEST_CONNECTIONS": str(recorded),
         },
     )
@@ -109,6 +107,6 @@ def test_the_pack_asks_nobody(
         == 1
     )
     assert told.startswith("OSError")
-    pack = (str(tmp_path / "packs/DisTorch"), str(staged))
+    pack = (str(tmp_path / "packs/DisTorch"), str(staged()))
     ours = [each for each in asked[:before] if any(file.startswith(pack) for file in each[2])]
     assert ours == []

@@ -4,7 +4,16 @@
 from __future__ import annotations
 
 from . import help_pages, models
-from .server import ComfyError, ComfyServer, Result, Start, repository_root, versions
+from .server import (
+    ComfyError,
+    ComfyServer,
+    Result,
+    Start,
+    python_environment,
+    repository_root,
+    staged,
+    versions,
+)
 from .state import State, count_reads, reads, reset_counters, state
 from .workflows import Workflow, wan, wan_model, write_empty_files
 
@@ -18,9 +27,11 @@ __all__ = [
     "count_reads",
     "help_pages",
     "models",
+    "python_environment",
     "reads",
     "repository_root",
     "reset_counters",
+    "staged",
     "state",
     "versions",
     "wan",

@@ -35,6 +35,11 @@ def repository_root() -> pathlib.Path:
     return pathlib.Path(__file__).resolve().parents[4]
 
 
+def staged() -> pathlib.Path:
+    """Where the build puts the Python packages."""
+    return repository_root() / "build" / "dev" / "python"
+
+
 @dataclasses.dataclass(frozen=True)
 class Version:
     """A ComfyUI checkout, with DynamicVRAM on or off."""
@@ -129,7 +134,7 @@ class ComfyServer:
             self._process = subprocess.Popen(
                 [*self._command(), *arguments],
                 cwd=version.path,
-                env={**_environment(), **settings},
+                env={**python_environment(), **settings},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -311,8 +316,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with the staged Python packages of the build on the path."""
-    staged = repository_root() / "build" / "dev" / "python"
-    paths = [str(staged), *filter(None, [os.environ.get("PYTHONPATH")])]
+def python_environment(*before: pathlib.Path) -> dict[str, str]:
+    """This process's, with the staged Python packages of the build on the path, after the folders `before`."""
+    paths = [*map(str, before), str(staged()), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
