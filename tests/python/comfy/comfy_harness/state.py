@@ -8,12 +8,30 @@ from typing import Any
 
 from .server import ComfyServer
 
+# While the worker collects after a prompt, `gc.collect()` of another thread does nothing, and cycles stay.
+_COLLECT = """
+def _collect():
+    import gc, threading, time
+    me, done = threading.get_ident(), []
+    def _note(phase, info):
+        if phase == "stop" and info["generation"] == 2 and threading.get_ident() == me:
+            done.append(info)
+    gc.callbacks.append(_note)
+    try:
+        gc.collect()
+        while not done:
+            time.sleep(0.01)
+            gc.collect()
+    finally:
+        gc.callbacks.remove(_note)
+_collect()
+"""
+
 _STATE = """
-import gc, os, psutil
+import os, psutil
 import comfy.model_management as mm
 import distorch.memory.placements
 import distorch_sim
-gc.collect()
 _sims = [f"sim:{i}" for i in range(torch.sim.device_count())]
 _all = ["cpu", *_sims]
 result = {
@@ -52,8 +70,8 @@ class State:
 
 
 def state(comfy: ComfyServer) -> State:
-    """Asks after a garbage collection."""
-    return State(**comfy.evaluate(_STATE))
+    """Asks after a garbage collection of its own."""
+    return State(**comfy.evaluate(_COLLECT + _STATE))
 
 
 def reset_counters(comfy: ComfyServer) -> None:
