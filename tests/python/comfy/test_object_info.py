@@ -28,6 +28,8 @@ pytestmark = [
     pytest.mark.skipif(not versions(), reason="COMFYUI_PATH is not set"),
 ]
 
+#: The name that its folder is copied under: ours steps aside for it, and ComfyUI reads folders in no order.
+NAME = "ComfyUI-MultiGPU"
 #: What we have behind theirs.
 NEW = {"keep_loaded", "execution_mode", "expert_mode_allocations"}
 #: The core's loaders that have the newer node API in later versions: there the predecessor's own inputs get lost, ours not.
@@ -64,8 +66,9 @@ def of(info: Info, pack: str) -> Info:
 def predecessor(tmp_path_factory: pytest.TempPathFactory) -> Info:
     """What the predecessor's nodes ask for, on the newest ComfyUI: it does not load on the oldest."""
     base = tmp_path_factory.mktemp("predecessor")
+    (base / NAME).symlink_to(PREDECESSOR.resolve())
     newest = versions(dynamic=False)[0]
-    found = of(object_info(newest, base, PREDECESSOR), PREDECESSOR.name)
+    found = of(object_info(newest, base, base / NAME), NAME)
     if not found and newest.number < (0, 25):
         pytest.skip(
             "the predecessor does not load on this ComfyUI: name a newer one first in COMFYUI_PATH"
