@@ -126,7 +126,9 @@ windows-test: $(DEPS_STAMP)  ## under wine: C++ tests, Python tests, the pack in
 	@tools/windows.sh test
 
 fuzz-edges: package  ## the same for what is read in Python: files, answers, settings, each for FUZZ_SECONDS (60)
-	@$(BIN)/python tools/fuzz_edges.py $${FUZZ_SECONDS:-60}
+	@test -d build/atheris/atheris || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/atheris -r requirements/fuzz-edges.txt
+	@PYTHONPATH=$$PYTHONPATH:$(CURDIR)/build/atheris $(BIN)/python tools/fuzz_edges.py $${FUZZ_SECONDS:-60}
 
 gpu-kit: $(DEPS_STAMP)  ## fill .gpu/ with what tools/gpu_check.sh needs on a machine with a GPU
 	@tools/gpu_kit.sh

@@ -2,7 +2,7 @@
 """What comes from outside, changed at random: files of models, answers of servers and programs, settings.
 
 Each edge is a function of bytes that may refuse them in the one way it promises, and otherwise has to give something
-that holds together. `make fuzz-edges` gives them changed seeds for minutes, the suite for a moment.
+that holds together. The suite gives them changed seeds for a moment, `make fuzz-edges` inputs by Atheris for minutes.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ EDGES = (
     Edge("body", _dump({"ids": [1, 2], "let_go": True}, {"devices": ["cuda:0"]}), _body),
 )  # fmt: skip
 
-_TOKENS = (
+TOKENS = (
     b"null", b"true", b"-1", b"1e999", b"NaN", b"9007199254740993", b"9" * 5000, b'""', b"[]", b"{}",
     b'"\\ud800"', b'"\\u0000"', b'"../x"', b"[" * 2000, b"\xff\xff\xff\xff\xff\xff\xff\xff", b"\0" * 8,
     b"\x1b[2J", b"<script>", b"\xc3", b"\xd9\xa1", b",", b":", b"\n",
@@ -217,7 +217,7 @@ def mutated(seed: bytes, rng: random.Random) -> bytes:
         elif kind == 1:
             del data[at:end]
         elif kind == 2:
-            data[at:end] = rng.choice(_TOKENS)
+            data[at:end] = rng.choice(TOKENS)
         elif kind == 3:
             data[at:at] = data[at:end]
         else:
