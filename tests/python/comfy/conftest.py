@@ -12,6 +12,13 @@ from comfy_harness import ComfyServer, Start, models, versions
 
 NEWEST_AND_OLDEST = [versions()[0], versions()[-1]] if versions() else [None]
 
+#: comfy-kitchen keeps the sixteen numbers of nvfp4, 64 bytes, on each device that computed with them.
+FORGET_TABLES = """
+import sys
+getattr(sys.modules.get("comfy_kitchen.backends.eager.quantization"), "E2M1_LUT_CACHE", {}).clear()
+result = None
+"""
+
 
 @pytest.fixture(scope="session")
 def comfy_models(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
@@ -41,6 +48,7 @@ def _server(
 def comfy(_server: ComfyServer) -> ComfyServer:
     """The server, with nothing kept from the test before."""
     _server.free()
+    _server.evaluate(FORGET_TABLES)
     return _server
 
 
