@@ -163,8 +163,8 @@ class Actions:
         return {"unloaded": [model.name for model in report.unloaded]}
 
     def _measure(self) -> dict[str, int]:
-        used = hostmemory.total_bytes() - hostmemory.available_bytes()
-        return {**caches.taken_bytes(), "cpu": used}
+        total, available = hostmemory.total_and_available()
+        return {**caches.taken_bytes(), "cpu": total - available}
 
     def _settle(self) -> None:
         gc.collect()
