@@ -34,7 +34,14 @@ def main() -> int:
     status = 0
     for name in arguments.edges or [edge.name for edge in edge_inputs.EDGES]:
         command = [sys.executable, __file__, "--here", str(arguments.seconds), name]
-        ended = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        with tempfile.TemporaryDirectory() as folder:  # Atheris ends its process without tidying up
+            ended = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env={**os.environ, "TMPDIR": folder},
+            )
         done = re.search(r"Done (\d+) runs in (\d+) second", ended.stderr)
         if ended.returncode == 0 and done is not None:
             sys.stdout.write(f"{name}: {done[1]} in {done[2]} s, nothing found\n")
@@ -58,9 +65,8 @@ def fuzz(name: str, seconds: int) -> None:
     corpus.mkdir()
     for number, seed in enumerate(edge.seeds):
         (corpus / str(number)).write_bytes(seed)
-    short = (
-        token for token in edge_inputs.TOKENS if len(token) <= 64
-    )  # libFuzzer takes no longer ones
+    # libFuzzer takes no longer ones.
+    short = (token for token in edge_inputs.TOKENS if len(token) <= 64)
     words = ('"' + "".join(f"\\x{byte:02x}" for byte in token) + '"' for token in short)
     (folder / "words").write_text("\n".join(words) + "\n")
     options = (f"-max_total_time={seconds}", f"-dict={folder / 'words'}", "-max_len=16384")
