@@ -116,6 +116,7 @@ class PythonScheduler {
     Release(group);
   }
   void Reset() { scheduler_.Reset(); }
+  std::vector<int> InSlots() const { return scheduler_.in_slots(); }
   std::vector<int> Order() const { return scheduler_.order(); }
   auto Counters() const { return AsDict(scheduler_.counters()); }
 
@@ -149,9 +150,11 @@ void BindExecution(py::module_& module) {
   py::class_<TensorVersions>(module, "TensorVersions",
                              "Tells whether tensors were written to; those of "
                              "inference mode do not count.")
-      .def(py::init<std::vector<py::object>>(), py::arg("tensors"))
-      .def("changed", &TensorVersions::Changed,
-           "Whether one was written to since the last call.");
+      .def(py::init<const std::vector<std::vector<py::object>>&>(),
+           py::arg("groups"))
+      .def("changed", &TensorVersions::Changed, py::arg("groups"),
+           "Whether a tensor of these groups was written to since they were "
+           "asked last.");
   py::class_<PythonScheduler>(module, "StreamScheduler")
       .def(py::init<py::typing::Callable<py::object(int, int)>,
                     py::typing::Callable<py::object(int)>,
@@ -165,6 +168,7 @@ void BindExecution(py::module_& module) {
       .def("enter", &PythonScheduler::Enter, py::arg("group"), py::arg("swap"))
       .def("leave", &PythonScheduler::Leave, py::arg("group"), py::arg("swap"))
       .def("reset", &PythonScheduler::Reset)
+      .def("in_slots", &PythonScheduler::InSlots)
       .def_property_readonly("order", &PythonScheduler::Order)
       .def_property_readonly("counters", &PythonScheduler::Counters);
 }

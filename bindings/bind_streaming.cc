@@ -164,6 +164,7 @@ class PythonStreamer {
     Streamer().Reset();
   }
   auto Counters() { return AsDict(Streamer().counters()); }
+  std::vector<int> InSlots() { return Streamer().in_slots(); }
   std::vector<int> Order() { return Streamer().order(); }
   std::int64_t BytesCopied() { return Streamer().bytes_copied(); }
   std::string Trouble() { return Streamer().trouble(); }
@@ -224,6 +225,7 @@ void BindStreaming(py::module_& module) {
       .def("begin_step", &PythonStreamer::BeginStep)
       .def("reset", &PythonStreamer::Reset)
       .def("close", &PythonStreamer::Close)
+      .def("in_slots", &PythonStreamer::InSlots)
       .def("copies", &PythonStreamer::Copies, py::arg("group"))
       .def_property_readonly("order", &PythonStreamer::Order)
       .def_property_readonly("counters", &PythonStreamer::Counters)

@@ -79,36 +79,53 @@ class TensorSwap {
   std::vector<std::vector<pybind11::object>> in_slots_;  // by slot
 };
 
-// How often each of some tensors was written to. In C++ because all streamed
-// ones are asked at each step. Holds the tensors, which have to count: none of
+// How often each tensor of some groups was written to. In C++ because torch is
+// asked of many at each step. Holds the tensors, which have to count: none of
 // inference mode.
 class TensorVersions {
  public:
-  explicit TensorVersions(std::vector<pybind11::object> tensors)
-      : tensors_(std::move(tensors)), seen_(tensors_.size(), -1) {
-    Changed();
+  explicit TensorVersions(
+      const std::vector<std::vector<pybind11::object>>& groups) {
+    for (const auto& tensors : groups) {
+      Group& group = groups_.emplace_back();
+      for (const auto& tensor : tensors) group.push_back({tensor});
+      Written(group);
+    }
   }
 
-  // Whether one was written to since the last call.
-  bool Changed() {
+  // Whether a tensor of these groups was written to since they were asked last.
+  bool Changed(const std::vector<std::size_t>& groups) {
     bool changed = false;
-    for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      const auto version = pybind11::reinterpret_steal<pybind11::object>(
-          PyObject_GetAttr(tensors_[i].ptr(), name_.ptr()));
-      if (!version) throw pybind11::error_already_set();
-      const long long now = PyLong_AsLongLong(version.ptr());
-      if (now == -1 && PyErr_Occurred() != nullptr) {
-        throw pybind11::error_already_set();
-      }
-      changed = changed || now != seen_[i];
-      seen_[i] = now;
+    for (const std::size_t group : groups) {
+      changed = Written(groups_.at(group)) || changed;
     }
     return changed;
   }
 
  private:
-  std::vector<pybind11::object> tensors_;
-  std::vector<long long> seen_;
+  struct Entry {
+    pybind11::object tensor;
+    long long seen = -1;
+  };
+  using Group = std::vector<Entry>;
+
+  bool Written(Group& group) const {
+    bool written = false;
+    for (Entry& entry : group) {
+      const auto version = pybind11::reinterpret_steal<pybind11::object>(
+          PyObject_GetAttr(entry.tensor.ptr(), name_.ptr()));
+      if (!version) throw pybind11::error_already_set();
+      const long long now = PyLong_AsLongLong(version.ptr());
+      if (now == -1 && PyErr_Occurred() != nullptr) {
+        throw pybind11::error_already_set();
+      }
+      written = written || now != entry.seen;
+      entry.seen = now;
+    }
+    return written;
+  }
+
+  std::vector<Group> groups_;
   pybind11::str name_ = pybind11::reinterpret_steal<pybind11::str>(
       PyUnicode_InternFromString("_version"));
 };

@@ -105,6 +105,7 @@ class ByteStreamer : private StreamBackend {
   void Reset();
 
   const StreamCounters& counters() const { return scheduler_.counters(); }
+  std::vector<int> in_slots() const { return scheduler_.in_slots(); }
   const std::vector<int>& order() const { return scheduler_.order(); }
   std::int64_t bytes_copied() const { return bytes_copied_; }
   // Copies by which a group comes, after cutting.

@@ -142,6 +142,14 @@ void StreamScheduler::CopyAhead() {
   }
 }
 
+std::vector<int> StreamScheduler::in_slots() const {
+  std::vector<int> groups;
+  for (const Slot& slot : slots_) {
+    if (slot.group >= 0) groups.push_back(slot.group);
+  }
+  return groups;
+}
+
 void StreamScheduler::Reset() {
   backend_->Drain();
   for (Slot& slot : slots_) slot = Slot{};

@@ -86,6 +86,8 @@ class StreamScheduler {
   void Reset();
 
   const StreamCounters& counters() const { return counters_; }
+  // Groups whose weights a slot holds, or will once they are copied.
+  std::vector<int> in_slots() const;
   // Groups in the order in which they are expected; empty while learning.
   const std::vector<int>& order() const { return order_; }
 

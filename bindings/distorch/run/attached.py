@@ -76,6 +76,7 @@ class AttachedGroups:
         self._migrators: dict[str, Migrator] = {}
         self._handles: list[Any] = []
         self._copied_before = 0
+        self._elsewhere: list[int] = []  # of the streamed groups: those not on the host alone
         self._streamed_versions = core().TensorVersions([])
         self._companion_versions: list[int] = []
         self._in_pass = False
@@ -175,7 +176,11 @@ class AttachedGroups:
             raise
         self._hook()
         self._streamed_versions = core().TensorVersions(
-            [t for g in self._groups for _, _, t in g.refs if not t.is_inference()]
+            [
+                [t for _, _, t in g.refs if not t.is_inference()]
+                for g in self._groups
+                if g.index >= 0
+            ]
         )
         self._stored_written()
 
@@ -201,6 +206,11 @@ class AttachedGroups:
         for trouble in (self._pinner.trouble, streamer.trouble):
             if trouble and not any(trouble in note for note in self.notes):
                 self.notes.append(f"not all of the host's part is pinned: {trouble}")
+        self._elsewhere = [
+            index
+            for index, stream in enumerate(packed)
+            if any(run.slab.device.type != "cpu" for run in stream.runs)
+        ]
         for group, stream in zip(groups, packed, strict=True):
             group.swap = core().TensorSwap(group.refs, stream.views)
         self._streamer = streamer
@@ -221,7 +231,11 @@ class AttachedGroups:
         raise NotImplementedError
 
     def _stored_written(self) -> bool:
-        """Whether what is streamed, or what migrated groups have copies of, was written to since the last call."""
+        """Whether there are copies of what was written to: ahead, in slots, or those that migrated groups have.
+
+        A copy that is still to come brings what was written. But from a device it would not wait for what that is given
+        to do: what lies there is always asked.
+        """
         before, self._companion_versions = (
             self._companion_versions,
             [
@@ -230,7 +244,8 @@ class AttachedGroups:
                 for ref in (g.group.companions if g.group else ())
             ],
         )
-        return self._streamed_versions.changed() or self._companion_versions != before
+        asked = self._elsewhere + self._streamer.in_slots() if self._streamer else []
+        return self._streamed_versions.changed(asked) or self._companion_versions != before
 
     def _drop(self) -> None:
         self._settled = False

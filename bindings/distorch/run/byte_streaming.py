@@ -60,7 +60,7 @@ class ByteStreamer(Streamer):
         self._core: Any = core_streamer
         self.trouble = core_streamer.trouble
         self.begin_step = core_streamer.begin_step
-        self.reset = core_streamer.reset
+        self.reset, self.in_slots = core_streamer.reset, core_streamer.in_slots
         # Not by methods of this class: each would take longer than what it calls.
         self.enter, self.leave, self.stream = core_streamer.enter, core_streamer.leave, cuda.stream
 

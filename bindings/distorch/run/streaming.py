@@ -47,7 +47,8 @@ class Streamer:
     A backend gives `enter(index, stream, swap)`, called before a group computes: True once the tensors of its slot hang in
     the model, False with nothing changed where somebody has replaced a stored tensor; `leave(index, stream, swap)`, called
     after it has queued its kernels; `stream()`, the stream on which it queues them, as a handle of the core's; `begin_step()`;
-    and `reset()`, after an error or when the stored tensors were written. `swap` is the group's `TensorSwap` of the core.
+    `in_slots()`, the groups that the slots hold; and `reset()`, after an error or when the stored tensors were written. `swap`
+    is the group's `TensorSwap` of the core.
 
     Attributes:
         groups: what is streamed, in the order of the model.
@@ -60,6 +61,7 @@ class Streamer:
     leave: Callable[[int, int, Any], None]
     stream: Callable[[], int]
     begin_step: Callable[[], None]
+    in_slots: Callable[[], list[int]]
     reset: Callable[[], None]
 
     def __init__(self, groups: Sequence[StreamGroup], compute: torch.device, slots: int) -> None:

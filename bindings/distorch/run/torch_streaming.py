@@ -147,7 +147,7 @@ class TorchStreamer(Streamer):
         self.leave = lambda index, _stream, swap: leave(index, swap)
         self.stream = int
         self.begin_step = self._scheduler.begin_step
-        self.reset = self._scheduler.reset
+        self.reset, self.in_slots = self._scheduler.reset, self._scheduler.in_slots
 
     @property
     def counters(self) -> dict[str, int]:

@@ -23,6 +23,7 @@ using testing::ElementsAre;
 using testing::ElementsAreArray;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::UnorderedElementsAre;
 
 struct Machine {
   int groups;
@@ -347,6 +348,22 @@ TEST(StreamSchedulerTest, ResetAfterAnInterruptBeginsAnew) {
   machine.Step(machine.All());
   EXPECT_THAT(machine.backend.violations, IsEmpty());
   EXPECT_THAT(machine.scheduler.order(), ElementsAre(0, 1, 2, 3));
+}
+
+TEST(StreamSchedulerTest, TellsWhatTheSlotsHold) {
+  Machine machine(4, 2, 1.0, 0.5, {0, 1, 2, 3});
+  StreamScheduler& scheduler = machine.scheduler;
+  EXPECT_THAT(scheduler.in_slots(), IsEmpty());
+  ASSERT_TRUE(scheduler.Acquire(2).ok());
+  EXPECT_THAT(scheduler.in_slots(), ElementsAre(2));
+  machine.backend.fail_copies = 1;
+  EXPECT_FALSE(scheduler.Acquire(1).ok());
+  EXPECT_THAT(scheduler.in_slots(), ElementsAre(2));
+  scheduler.Reset();
+  EXPECT_THAT(scheduler.in_slots(), IsEmpty());
+  machine.Step(machine.All());
+  machine.Step(machine.All());
+  EXPECT_THAT(scheduler.in_slots(), UnorderedElementsAre(0, 1)) << "ahead";
 }
 
 TEST(VirtualBackendTest, NoticesWhatASchedulerMustNotDo) {

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import weakref
 from collections.abc import Iterator
@@ -459,6 +460,64 @@ def test_groups_that_are_come_back_to_stay_on_the_compute_device(
     assert "layers.4" in streamed[0]
     assert "layers.4" not in streamed[1]
     assert copied[1] < copied[0]
+
+
+def written(model: Deep, layer: int) -> None:
+    with torch.no_grad():
+        for parameter in model.layers[layer].parameters():
+            parameter.add_(0.25)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 9])
+def test_what_is_written_between_two_steps_is_computed_with(
+    model: Deep, x: torch.Tensor, slots: int
+) -> None:
+    other = copy.deepcopy(model)
+    StreamedExecutor(streamed(model, ("cpu", "sim:1")), slots=slots)
+    with torch.inference_mode():
+        for _ in range(3):
+            model(x)
+        for layer in [*range(8), 3, 0, 7]:
+            written(model, layer)
+            written(other, layer)
+            assert torch.equal(model(x).cpu(), other(x)), layer
+
+
+def test_nothing_is_copied_again_that_is_still_to_come_from_the_host(
+    model: Deep, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = StreamedExecutor(streamed(model, ("cpu", "sim:1")), slots=2)
+    streamer = executor.engine._streamer
+    assert streamer is not None
+    resets: list[int] = []
+    reset = streamer.reset
+    monkeypatch.setattr(streamer, "reset", lambda: resets.append(layer) or reset())
+    with torch.inference_mode():
+        for _ in range(3):
+            model(x)
+        assert sorted(streamer.in_slots()) == [0, 1]
+        for layer in (2, 4, 0, 5, 6, 7):
+            written(model, layer)
+            model(x)
+            model(x)
+    assert resets == [0, 5, 7], "the first is there already, and what a device writes is waited for"
+
+
+def test_each_write_is_told_once_and_of_the_groups_asked() -> None:
+    one, two, three = torch.zeros(2), torch.zeros(2), torch.zeros(2)
+    versions = core().TensorVersions([[one, two], [], [three]])
+    assert not versions.changed([0, 1, 2])
+    two.add_(1)
+    three.add_(1)
+    assert not versions.changed([])
+    assert not versions.changed([1])
+    assert versions.changed([0, 1])
+    assert not versions.changed([0, 0])
+    assert versions.changed([2, 0])
+    one.data.add_(1)
+    assert not versions.changed([0, 2])
+    with pytest.raises(IndexError):
+        versions.changed([3])
 
 
 def test_swapping_notices_other_tensors_and_wrong_slots() -> None:
