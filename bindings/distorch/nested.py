@@ -158,6 +158,6 @@ class Exchange:
     def give_back(self) -> None:
         """The call is over, however it ended: its arguments hold what they held, or what was put there. Once."""
         inside, self._inside = self._inside, None
-        if inside is not None:
+        if self._stands and inside is not None:
             map_tensors(inside, self.source, objects=True)
         self._stands.clear()

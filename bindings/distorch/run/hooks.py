@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Whether torch.compile is tracing: its graph has to take the weights as they are stored.
 compiling = torch.compiler.is_compiling
+# By a name of its own: each group asks.
+grads = torch.is_grad_enabled
 
 
 class GroupHooks:
@@ -67,7 +69,7 @@ class GroupHooks:
                 engine.rebuild()
                 return self._again(group, args, kwargs)
             group.depth = 1
-            if torch.is_grad_enabled():
+            if grads():
                 # The next group overwrites these weights: a backward pass is refused, not computed with others.
                 torch.autograd.graph.increment_version(streamer.buffers)
             if recurrent:

@@ -115,11 +115,15 @@ class TorchStreamer(Streamer):
             # The allocator gives memory out again that kernels queued here may still use.
             self._mark_used(slot)
         self._copied_on = [self._stream_for(group) for group in self.groups]
-        # By group and slot: (from, to). No views are made in a step.
+        # By group and slot: (from, to, whether from the host). No views are made in a step.
         self._copies = [
             [
                 [
-                    (run.slab[run.begin : run.begin + run.size], buffer[run.at : run.at + run.size])
+                    (
+                        run.slab[run.begin : run.begin + run.size],
+                        buffer[run.at : run.at + run.size],
+                        run.slab.device.type == "cpu",
+                    )
                     for run in group.runs
                 ]
                 for buffer in self.buffers
@@ -178,8 +182,8 @@ class TorchStreamer(Streamer):
             self._streams.fill(slot, self._copied_on[index], self._copy, index)
 
     def _copy(self, index: int, slot: int) -> None:
-        for source, target in self._copies[index][slot]:
-            if source.device.type == "cpu":
+        for source, target, from_host in self._copies[index][slot]:
+            if from_host:
                 target.copy_(source, non_blocking=True)
             else:
                 transfer.copy(target, source)  # by the fastest way of this pair
