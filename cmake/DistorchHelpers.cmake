@@ -74,7 +74,12 @@ function(distorch_cc_test)
   add_executable(${ARG_NAME} ${ARG_SRCS})
   distorch_configure_target(${ARG_NAME} PRIVATE)
   if(NOT MSVC)
-    target_compile_options(${ARG_NAME} PRIVATE -O1 -g1)  # compiling them costs more than running them
+    # Compiling them costs more than running them, most of all with sanitizers.
+    set(level -O1)
+    if(DISTORCH_SANITIZE)
+      set(level -O0)
+    endif()
+    target_compile_options(${ARG_NAME} PRIVATE ${level} -g1)
   endif()
   target_link_libraries(${ARG_NAME} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
   if(CMAKE_CROSSCOMPILING)  # starting the emulator costs more than most tests
