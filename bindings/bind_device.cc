@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // distorch/device for Python. The lock is released around calls that read
 // files or ask the driver.
+#ifdef _WIN32
+#include <windows.h>
+#endif
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
@@ -89,8 +92,22 @@ std::vector<NvlinkPair> NvlinkPairsShim() {
   return nvml.ok() ? (*nvml)->NvlinkPairs() : std::vector<NvlinkPair>{};
 }
 
+#ifdef _WIN32
+// Each C runtime has a copy of the environment, and Python changes that of its
+// own; Windows' is the one that CUDA reads.
+const char* Environment(const char* name) {
+  thread_local char value[32768];
+  SetLastError(ERROR_SUCCESS);
+  const DWORD length = GetEnvironmentVariableA(name, value, sizeof value);
+  const bool unset = length == 0 && GetLastError() == ERROR_ENVVAR_NOT_FOUND;
+  return unset || length >= sizeof value ? nullptr : value;
+}
+#else
+const char* Environment(const char* name) { return std::getenv(name); }
+#endif
+
 std::vector<std::size_t> VisibleShim(const std::vector<NvmlDevice>& devices) {
-  const char* value = std::getenv("CUDA_VISIBLE_DEVICES");
+  const char* value = Environment("CUDA_VISIBLE_DEVICES");
   return VisibleNvml(value == nullptr ? "" : value, value == nullptr, devices);
 }
 
