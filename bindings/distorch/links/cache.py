@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file with what was measured: `$XDG_CACHE_HOME/distorch/links.json`, or `~/.cache/distorch/links.json`.
 
-It is written to a second file and renamed, so that a reader sees the old one or the new one. What cannot be read, has
+On Windows `%LOCALAPPDATA%\\distorch\\links.json`.
+
+It is replaced at once. What cannot be read, has
 another schema, or comes from another driver or torch counts as not there.
 """
 
@@ -9,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from distorch.links import identity
 from distorch.printable import logger
+from distorch.whole_file import read_whole, write_whole
 
 SCHEMA = 1
 
@@ -27,8 +29,9 @@ _read: dict[str, tuple[int, dict[str, Any]]] = {}  # path -> (its time of change
 
 def cache_path() -> Path:
     """Return where the file is, or would be."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    names = ("XDG_CACHE_HOME", "LOCALAPPDATA") if os.name == "nt" else ("XDG_CACHE_HOME",)
+    folders = [Path(os.environ.get(name, "")) for name in names]
+    folder = next((f for f in folders if f.is_absolute()), Path.home() / ".cache")
     return folder / "distorch" / "links.json"
 
 
@@ -48,7 +51,7 @@ def load() -> dict[str, Any]:
         with _lock:
             known = _read.get(str(path))
             if known is None or known[0] != changed:
-                known = (changed, _checked(json.loads(path.read_text(encoding="utf-8"))))
+                known = (changed, _checked(json.loads(read_whole(path))))
                 _read[str(path)] = known
     except (OSError, ValueError, KeyError, TypeError) as error:
         if not isinstance(error, FileNotFoundError):
@@ -91,16 +94,7 @@ def save(rows: Iterable[Mapping[str, Any]]) -> Path:
     ]
     text = json.dumps({**_versions(), "links": kept + rows}, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix="links-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, text)
     with _lock:
         _read.pop(str(path), None)  # two writes within the clock's step look alike
     return path

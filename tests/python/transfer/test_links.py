@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import threading
 import types
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from distorch._load import core
 from distorch.device_table import device_table
 from distorch.links import cache, identity, measuring
 from distorch.tools.cli import main
+from distorch.whole_file import read_whole
 
 GIB = 2**30
 SIZE = 1 << 16
@@ -190,7 +192,7 @@ def test_readers_see_a_whole_file_while_it_is_written(machine: types.SimpleNames
 
     def read() -> None:
         while not stop.is_set():
-            seen.append(len(json.loads(links.cache_path().read_text())["links"]))
+            seen.append(len(json.loads(read_whole(links.cache_path()))["links"]))
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -365,10 +367,14 @@ def test_a_machine_without_accelerators_says_so(
     assert "NVLink         50.8" in out
 
 
-def test_the_cache_is_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/c")
-    assert links.cache_path() == Path("/var/c/distorch/links.json")
+def test_the_cache_is_where_the_desktop_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert links.cache_path() == tmp_path / "distorch/links.json"
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    home = tmp_path / ("local" if os.name == "nt" else ".cache")
     for unusable in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", unusable)
-        monkeypatch.setenv("HOME", "/home/x")
-        assert links.cache_path() == Path("/home/x/.cache/distorch/links.json")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert links.cache_path() == home / "distorch/links.json"

@@ -17,7 +17,7 @@ from distorch.tools.cli import signals, terminal
 from distorch.tools.cli.quantities import duration
 from distorch.tools.e2e import report, results, workflow
 from distorch.tools.e2e.results import RunResult
-from distorch.tools.monitor.files import write_whole
+from distorch.whole_file import write_whole
 
 if TYPE_CHECKING:
     from distorch.tools.e2e.runner import Run

@@ -185,8 +185,8 @@ def _absent(args: argparse.Namespace, monitor: BackgroundMonitor) -> str:
 
 def _write_plot(args: argparse.Namespace, outputs: Outputs) -> str:
     """Write the picture; returns what is wrong, or ""."""
-    from distorch.tools.monitor.files import write_whole
     from distorch.tools.monitor.plot import render_svg
+    from distorch.whole_file import write_whole
 
     try:
         write_whole(args.plot, render_svg(outputs.timeline))

@@ -56,15 +56,3 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     """Return up to `size` bytes from `offset`; where the next write goes does not change, for it appends."""
     os.lseek(descriptor, offset, os.SEEK_SET)
     return os.read(descriptor, size)
-
-
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a file at once, so that a reader never finds half of it. Raises OSError, and leaves nothing then."""
-    target = Path(path)
-    part = target.with_name(target.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
