@@ -32,7 +32,7 @@ if os.environ.get("DISTORCH_LOCK_ORDER") == "1":
 
     lock_order.install()
 
-# The simulated accelerator is built on libtorch's C++ interface: for Windows that takes MSVC, which not every builder has.
+# A wheel is also tested where nothing can be built (tools/wheels_test.sh).
 WITHOUT_SIM = os.environ.get("DISTORCH_WITHOUT_SIM") == "1"
 _NO_SIM = "no simulated accelerator (DISTORCH_WITHOUT_SIM=1)"
 _not_collected: list[str] = []
@@ -65,6 +65,17 @@ def sim(needs_sim: None) -> None:
     import distorch_sim
 
     distorch_sim.install([64 << 20] * 3)
+
+
+@pytest.fixture
+def device_in_cpp(needs_sim: None) -> None:
+    """For what the simulated devices' Python form lacks: pinned memory and autocast."""
+    import distorch_sim
+
+    if distorch_sim.IN_PYTHON:
+        pytest.skip(
+            "torch's device over the simulated memory is in Python: it pins and autocasts nothing"
+        )
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,6 +12,12 @@ from distorch.run.cuda import CudaDevice, cuda_device
 pytestmark = pytest.mark.usefixtures("sim")
 
 
+@pytest.fixture(autouse=True)
+def _torch_has_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is built without CUDA."""
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: index, raising=False)
+
+
 def test_torch_copies_once_each_way_before_we_copy_from_a_donor() -> None:
     """`cudaDeviceEnablePeerAccess` does not open pools and expandable segments of torch's allocator; its copies do."""
     device = CudaDevice(router=None, index=0)

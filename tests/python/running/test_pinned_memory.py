@@ -20,7 +20,7 @@ from distorch.run import HostPinner, StreamedExecutor, pinned_memory, pinning
 from distorch.run.pinned_memory import PinnedMemory, pins_for
 from distorch.slabs import slab_of
 
-pytestmark = pytest.mark.usefixtures("sim")
+pytestmark = pytest.mark.usefixtures("sim", "device_in_cpp")
 KB = 1 << 10
 
 

@@ -8,6 +8,7 @@ import gc
 import time
 import weakref
 
+import distorch_sim
 import pytest
 import torch
 from fake_cuda import streamed_by_the_core
@@ -68,7 +69,7 @@ def test_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         # What the device may still write is somebody's: nobody else is given that memory.
         assert all(reference() is not None for reference in kept)
         for storage in storages:
-            storage.resize_(0)  # the simulated device writes nothing any more
+            distorch_sim.take_back(storage)  # the simulated device writes nothing any more
 
         other = place(sound, on_host, compute="sim:1")
         StreamedExecutor(other)

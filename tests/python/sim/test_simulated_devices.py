@@ -207,6 +207,7 @@ def test_a_model_can_be_copied_saved_and_loaded() -> None:
     assert torch.equal(loaded["weight"], layer.weight)
 
 
+@pytest.mark.usefixtures("device_in_cpp")
 def test_pinned_memory_says_so() -> None:
     x = torch.ones(16)
     assert not x.is_pinned()
@@ -269,6 +270,7 @@ def test_numbers_and_indices_may_come_from_the_host() -> None:
     assert here[torch.tensor([3, 1])].tolist() == [3.0, 1.0]
 
 
+@pytest.mark.usefixtures("device_in_cpp")
 def test_autocast_casts_as_on_the_host() -> None:
     layer, x = torch.nn.Linear(16, 8).requires_grad_(False), torch.randn(4, 16)
     with torch.autocast("cpu", torch.bfloat16):

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 from typing import Any
 
-import distorch_sim
+import fake_cuda
 import pytest
 
 from distorch._load import core
 
-LIBRARY = str(Path(distorch_sim.__file__).parent / "libfake_cuda.so")
+LIBRARY = fake_cuda.LIBRARY
 BYTES = 100_000
 
 

@@ -10,10 +10,6 @@ namespace distorch_sim {
 // Allocates on the current device of the calling thread.
 c10::Allocator* TheAllocator();
 
-// The device of this thread. Throws c10::Error for one that does not exist.
-int CurrentDevice();
-void SetCurrentDevice(int device);
-
 // Gives torch the hooks and the allocator. Idempotent.
 void RegisterDevice();
 

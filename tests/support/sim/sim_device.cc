@@ -22,7 +22,6 @@
 namespace distorch_sim {
 namespace {
 
-thread_local int current_device = 0;
 thread_local std::array<c10::StreamId, kMaxDevices> current_stream{};
 std::atomic<c10::StreamId> next_stream{1};
 constexpr auto kType = c10::DeviceType::PrivateUse1;
@@ -30,10 +29,15 @@ constexpr auto kType = c10::DeviceType::PrivateUse1;
 class SimAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
-    return AllocateOn(current_device, bytes);
+    return AllocateOn(CurrentDevice(), bytes);
   }
   static c10::DataPtr AllocateOn(int device, std::size_t bytes) {
-    void* data = Allocate(device, bytes);
+    void* data = nullptr;
+    try {
+      data = Allocate(device, bytes);
+    } catch (const OutOfMemory& error) {
+      TORCH_CHECK_WITH(OutOfMemoryError, false, error.what());
+    }
     return {data, data, &Free,
             c10::Device(kType, static_cast<c10::DeviceIndex>(device))};
   }
@@ -69,16 +73,15 @@ class SimGuard final : public c10::impl::DeviceGuardImplInterface {
     return old;
   }
   c10::Device getDevice() const override {
-    return {kType, static_cast<c10::DeviceIndex>(current_device)};
+    return {kType, static_cast<c10::DeviceIndex>(CurrentDevice())};
   }
   void setDevice(c10::Device device) const override {
-    if (!device.has_index()) return;
-    TORCH_CHECK(device.index() < DeviceCount(), "sim:", int{device.index()},
-                " does not exist; there are ", DeviceCount(), " devices");
-    current_device = device.index();
+    if (device.has_index()) SetCurrentDevice(device.index());
   }
   void uncheckedSetDevice(c10::Device device) const noexcept override {
-    if (device.has_index()) current_device = device.index();
+    if (device.has_index() && device.index() < DeviceCount()) {
+      SetCurrentDevice(device.index());
+    }
   }
   c10::Stream getStream(c10::Device device) const override {
     return c10::Stream(c10::Stream::UNSAFE, device,
@@ -129,7 +132,7 @@ class SimGuard final : public c10::impl::DeviceGuardImplInterface {
  private:
   static std::size_t Index(c10::Device device) {
     return static_cast<std::size_t>(device.has_index() ? int{device.index()}
-                                                       : current_device);
+                                                       : CurrentDevice());
   }
 };
 
@@ -170,11 +173,6 @@ class SimHooks final : public at::PrivateUse1HooksInterface {
 C10_REGISTER_GUARD_IMPL(PrivateUse1, SimGuard);
 
 c10::Allocator* TheAllocator() { return &sim_allocator; }
-int CurrentDevice() { return current_device; }
-void SetCurrentDevice(int device) {
-  SimGuard().setDevice({kType, static_cast<c10::DeviceIndex>(device)});
-}
-
 void RegisterDevice() {
   static const bool once = [] {
     at::RegisterPrivateUse1HooksInterface(new SimHooks);

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/support/sim/sim_memory.h"
 
-#include <c10/util/Exception.h>
-
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <map>
 #include <mutex>
+#include <new>
 #include <utility>
 
 namespace distorch_sim {
@@ -29,6 +27,7 @@ struct Fault {
 };
 
 constexpr int kAbandoned = -2;
+thread_local int current_device = 0;
 
 struct Range {
   std::size_t bytes = 0;
@@ -68,26 +67,46 @@ std::size_t Slot(int place) {
   return static_cast<std::size_t>(place == kHost ? kMaxDevices : place);
 }
 
+constexpr std::align_val_t kAlignment{64};
+
+// Throws std::runtime_error made of the parts.
+template <typename... Parts>
+[[noreturn]] void Fail(const Parts&... parts) {
+  std::string text = "sim";
+  const auto add = [&text](const auto& part) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) {
+      text += std::to_string(part);
+    } else {
+      text += part;
+    }
+  };
+  (add(parts), ...);
+  throw std::runtime_error(text);
+}
+
 void* HostMemory(std::size_t bytes) {
-  void* data = nullptr;
-  TORCH_CHECK(posix_memalign(&data, 64, bytes) == 0,
-              "sim: the host has no memory for ", bytes, " bytes");
+  void* data = ::operator new(bytes, kAlignment, std::nothrow);
+  if (data == nullptr) Fail(": the host has no memory for ", bytes, " bytes");
   return data;
 }
 
 void CheckDevice(int device) {
-  TORCH_CHECK(device >= 0 && device < TheState().count, "sim:", device,
-              " does not exist; there are ", TheState().count, " devices");
+  if (device < 0 || device >= TheState().count) {
+    Fail(":", device, " does not exist; there are ", TheState().count,
+         " devices");
+  }
 }
 
-[[noreturn]] void OutOfMemory(int device, std::size_t bytes, bool injected) {
+[[noreturn]] void RefuseAllocation(int device, std::size_t bytes,
+                                   bool injected) {
   const DeviceCounters& counters =
       TheState().devices[static_cast<std::size_t>(device)];
-  TORCH_CHECK_WITH(OutOfMemoryError, false, "sim out of memory",
-                   injected ? " (injected fault)" : "", ". Tried to allocate ",
-                   bytes, " bytes. sim:", device, " has a capacity of ",
-                   counters.capacity, " bytes of which ",
-                   counters.capacity - counters.allocated, " are free");
+  throw OutOfMemory(
+      std::string("sim out of memory") + (injected ? " (injected fault)" : "") +
+      ". Tried to allocate " + std::to_string(bytes) +
+      " bytes. sim:" + std::to_string(device) + " has a capacity of " +
+      std::to_string(counters.capacity) + " bytes of which " +
+      std::to_string(counters.capacity - counters.allocated) + " are free");
 }
 
 }  // namespace
@@ -95,12 +114,14 @@ void CheckDevice(int device) {
 void Configure(const std::vector<std::int64_t>& capacities) {
   State& state = TheState();
   const std::lock_guard lock(state.mutex);
-  TORCH_CHECK(!capacities.empty() && capacities.size() <= kMaxDevices,
-              "sim: 1 to ", kMaxDevices, " devices, not ", capacities.size());
+  if (capacities.empty() || capacities.size() > kMaxDevices) {
+    Fail(": 1 to ", kMaxDevices, " devices, not ", capacities.size());
+  }
   for (const DeviceCounters& counters : state.devices) {
-    TORCH_CHECK(counters.allocated == 0,
-                "sim: devices cannot be reconfigured while ",
-                counters.allocated, " bytes are allocated on one of them");
+    if (counters.allocated != 0) {
+      Fail(": devices cannot be reconfigured while ", counters.allocated,
+           " bytes are allocated on one of them");
+    }
   }
   state.count = static_cast<int>(capacities.size());
   for (std::size_t i = 0; i < kMaxDevices; ++i) {
@@ -118,7 +139,23 @@ void Abandon() {
   for (DeviceCounters& counters : state.devices) counters.allocated = 0;
 }
 
+void AbandonAt(const void* data) {
+  State& state = TheState();
+  const std::lock_guard lock(state.mutex);
+  const auto it = state.ranges.find(static_cast<const char*>(data));
+  if (it == state.ranges.end() || it->second.device < 0) return;
+  state.devices[static_cast<std::size_t>(it->second.device)].allocated -=
+      static_cast<std::int64_t>(it->second.bytes);
+  it->second.device = kAbandoned;
+}
+
 int DeviceCount() { return TheState().count; }
+
+int CurrentDevice() { return current_device; }
+void SetCurrentDevice(int device) {
+  CheckDevice(device);
+  current_device = device;
+}
 
 void* Allocate(int device, std::size_t bytes) {
   if (bytes == 0) return nullptr;
@@ -127,9 +164,9 @@ void* Allocate(int device, std::size_t bytes) {
   CheckDevice(device);
   DeviceCounters& counters = state.devices[static_cast<std::size_t>(device)];
   const auto wanted = static_cast<std::int64_t>(bytes);
-  if (state.allocation_fault.Fires()) OutOfMemory(device, bytes, true);
+  if (state.allocation_fault.Fires()) RefuseAllocation(device, bytes, true);
   if (wanted > counters.capacity - counters.allocated) {
-    OutOfMemory(device, bytes, false);
+    RefuseAllocation(device, bytes, false);
   }
   void* data = HostMemory(bytes);
   state.ranges[static_cast<char*>(data)] = Range{bytes, device};
@@ -157,7 +194,7 @@ void Free(void* data) {
     }
     state.ranges.erase(it);
   }
-  std::free(data);
+  ::operator delete(data, kAlignment);
 }
 
 void* AllocatePinned(std::size_t bytes) {
@@ -197,8 +234,10 @@ void CountCopy(int source, int target, std::int64_t bytes) {
   const auto name = [](int place) {
     return place == kHost ? std::string("cpu") : "sim:" + std::to_string(place);
   };
-  TORCH_CHECK(!state.copy_fault.Fires(), "sim: copy of ", bytes, " bytes from ",
-              name(source), " to ", name(target), " failed (injected fault)");
+  if (state.copy_fault.Fires()) {
+    Fail(": copy of ", bytes, " bytes from ", name(source), " to ",
+         name(target), " failed (injected fault)");
+  }
   state.copied[Slot(source)][Slot(target)] += bytes;
   ++state.copies;
 }

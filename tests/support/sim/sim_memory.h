@@ -2,14 +2,16 @@
 // The memory of the simulated accelerators: host memory that is accounted for
 // as if it stood on up to kMaxDevices devices with a capacity each.
 //
-// All functions may be called from any thread. Byte counts are those asked
-// for; there is no rounding, no cache and no fragmentation, so that tests can
-// compare them exactly.
+// Needs no torch. All functions may be called from any thread. Byte counts are
+// those asked for; there is no rounding, no cache and no fragmentation, so that
+// tests can compare them exactly.
 #ifndef DISTORCH_TESTS_SUPPORT_SIM_SIM_MEMORY_H_
 #define DISTORCH_TESTS_SUPPORT_SIM_SIM_MEMORY_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -17,6 +19,12 @@ namespace distorch_sim {
 
 inline constexpr int kMaxDevices = 8;
 inline constexpr int kHost = -1;  // the place of "cpu" in a pair
+
+// A device has no room for what was asked for, or a fault says so.
+class OutOfMemory : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
 
 // What one device has seen since the process began or the last reset.
 struct DeviceCounters {
@@ -28,18 +36,25 @@ struct DeviceCounters {
 };
 
 // Sets the number of devices and their capacities in bytes. Throws
-// c10::Error when `capacities` is empty or longer than kMaxDevices, or while
-// anything is allocated on a device.
+// std::runtime_error when `capacities` is empty or longer than kMaxDevices, or
+// while anything is allocated on a device.
 void Configure(const std::vector<std::int64_t>& capacities);
 int DeviceCount();
+
+// The device of this thread, 0 at first. Throws std::runtime_error for one that
+// does not exist.
+int CurrentDevice();
+void SetCurrentDevice(int device);
 
 // Takes everything that is allocated on the devices off their accounts: the
 // memory stays valid and is freed with its tensors, but counts nowhere, so that
 // Configure may follow. Copies from and to it are counted as before.
 void Abandon();
+// Likewise for what was allocated at `data` alone; nothing for what was not.
+void AbandonAt(const void* data);
 
 // Returns `bytes` of memory on `device`, aligned to 64 bytes; nullptr for 0.
-// Throws c10::OutOfMemoryError when it does not fit or a fault says so.
+// Throws OutOfMemory when it does not fit or a fault says so.
 void* Allocate(int device, std::size_t bytes);
 void Free(void* data);
 
@@ -55,7 +70,7 @@ void LogFrees(bool on);
 std::vector<std::pair<std::uintptr_t, std::int64_t>> TakeFreed();
 
 // Accounts for a copy of `bytes` between two places (kHost or a device).
-// Throws c10::Error when a fault says so; nothing is counted then.
+// Throws std::runtime_error when a fault says so; nothing is counted then.
 void CountCopy(int source, int target, std::int64_t bytes);
 
 DeviceCounters Counters(int device);

@@ -128,6 +128,7 @@ class ComfyServer:
         self.port = _free_port()
         self.log_path = base / "server.log"
         self._install(packs)
+        self.capacities = tuple(capacities)
         config = {"capacities": list(capacities), "dynamic": version.dynamic}
         settings = {"DISTORCH_TEST_CONFIG": json.dumps(config), **(environment or {})}
         with self.log_path.open("w") as log:

@@ -18,6 +18,7 @@ import comfy_aimdo.host_buffer
 import comfy_aimdo.model_mmap
 import comfy_aimdo.model_vbar
 import comfy_aimdo.torch
+import distorch_sim
 import torch
 
 
@@ -71,7 +72,7 @@ class ModelVBAR:
         while self.storage and freed < size_bytes:
             tensor = self.storage.pop(next(reversed(self.storage)))
             freed += tensor.nbytes
-            tensor.untyped_storage().resize_(0)
+            distorch_sim.take_back(tensor.untyped_storage())
         return freed
 
     def set_watermark_limit(self, size_bytes: int) -> None:

@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from distorch_sim import _backend
 from distorch_sim._backend import MAX_DEVICES, sim_core
 
 __all__ = [
+    "IN_PYTHON",
     "MAX_DEVICES",
     "abandon",
     "allocated",
@@ -35,12 +37,16 @@ __all__ = [
     "install",
     "link_gbps",
     "reset_counters",
+    "take_back",
     "transfers",
 ]
 
 # Nominal bandwidth in GB/s (2^30 bytes a second) where `install` is told nothing else.
 HOST_LINK_GBPS = 25.0
 PEER_LINK_GBPS = 20.0
+
+# Whether torch's device over the memory is the one in Python (_python_device.py), which says what it lacks.
+IN_PYTHON = hasattr(sim_core, "new_memory")
 
 _links: dict[tuple[str, str], float] = {}
 
@@ -74,6 +80,14 @@ def allocated() -> dict[str, int]:
 def abandon() -> None:
     """Stop counting what is allocated now; its tensors stay usable. For a run that goes on after a test left some."""
     sim_core.abandon()
+
+
+def take_back(storage: torch.UntypedStorage) -> None:
+    """Free a storage's memory while tensors hold it. In Python's form it stays usable, and counts nowhere."""
+    if IN_PYTHON:
+        sim_core.abandon_at(storage.data_ptr())
+    else:
+        storage.resize_(0)
 
 
 def _place(device: str) -> int:

@@ -291,3 +291,7 @@ def register() -> None:
     torch._register_device_module("sim", module())
     sys.modules["torch.sim"] = module()
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    if hasattr(sim_core, "new_memory"):  # built without torch
+        from distorch_sim import _python_device
+
+        _python_device.register()

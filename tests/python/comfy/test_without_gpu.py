@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ComfyUI on the processor alone, without any simulated device: what can be shown on every system, Windows too.
+"""ComfyUI on the processor alone and on two simulated devices: what can be shown on every system, Windows too.
 
 `make windows-test` runs this file with ComfyUI on Windows' own Python and torch (COMFYUI_PYTHON). With
 DISTORCH_UPDATE_PICTURES=1 it makes the picture of docs/packaging.md anew.
@@ -25,6 +25,8 @@ from comfy_harness.server import PATIENCE, repository_root
 pytestmark = pytest.mark.comfy
 
 NEWEST = versions(dynamic=False)[:1] or [None]
+# Where a model's blocks go, by the capacities of the devices.
+STRINGS = {(): "cpu,*", (4 << 30, 4 << 30): "sim:0,30%;sim:1,30%;cpu,40%"}
 STATE = """
 import gc, sys
 import comfy.model_management as mm
@@ -37,15 +39,16 @@ result = {"kept": len(_part("keep").kept()), "violations": _part("unload").viola
 """
 
 
-@pytest.fixture(scope="module", params=NEWEST, ids=lambda v: v.name if v else "none")
+@pytest.fixture(scope="module", params=STRINGS, ids=["cpu", "simulated"])
 def server(
     request: pytest.FixtureRequest, comfy_models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyServer]:
-    if request.param is None:
+    (newest,) = NEWEST
+    if newest is None:
         pytest.skip("COMFYUI_PATH is not set")
-    base = tmp_path_factory.mktemp("cpu_only")
+    base = tmp_path_factory.mktemp("without_gpu")
     (base / "models").symlink_to(comfy_models)
-    running = ComfyServer(request.param, base, capacities=())
+    running = ComfyServer(newest, base, capacities=request.param)
     yield running
     running.stop()
 
@@ -56,15 +59,21 @@ def comfy(server: ComfyServer) -> ComfyServer:
     return server
 
 
-def workflow(file: str, name: str, *, keep: bool = True, ours: bool = True) -> Workflow:
+def devices(comfy: ComfyServer) -> list[str]:
+    return [f"sim:{i}" for i in range(len(comfy.capacities))] or ["cpu"]
+
+
+def workflow(
+    comfy: ComfyServer, file: str, name: str, *, keep: bool = True, ours: bool = True
+) -> Workflow:
     w = Workflow()
     if ours:
         model = w.add(
             "UNETLoaderDisTorch2MultiGPU",
             unet_name=file,
             weight_dtype="default",
-            compute_device="cpu",
-            expert_mode_allocations="cpu,*",
+            compute_device=devices(comfy)[0],
+            expert_mode_allocations=STRINGS[comfy.capacities],
             eject_models=False,
             keep_loaded=keep,
         )
@@ -88,24 +97,26 @@ def models(comfy: ComfyServer) -> dict[str, dict[str, Any]]:
 
 
 def test_a_placed_model_computes_what_the_core_does(comfy: ComfyServer) -> None:
-    core = comfy.run(workflow("wan.safetensors", "core", ours=False)).values["core"]
-    placed = comfy.run(workflow("wan.safetensors", "placed")).values["placed"]
+    core = comfy.run(workflow(comfy, "wan.safetensors", "core", ours=False)).values["core"]
+    placed = comfy.run(workflow(comfy, "wan.safetensors", "placed")).values["placed"]
     assert torch.equal(core, placed)
     (placement,) = comfy.get("/distorch/placements")["placements"]
-    assert placement["compute"] == "cpu"
-    assert {block["device"] for block in placement["blocks"]} == {"cpu"}
-    assert placement["bytes"]["cpu"] > 10 << 20
+    assert placement["compute"] == devices(comfy)[0]
+    used = {*devices(comfy), "cpu"}
+    assert {block["device"] for block in placement["blocks"]} == used
+    assert sum(placement["bytes"][device] for device in used) > 10 << 20
 
 
 def test_free_leaves_what_is_kept_and_takes_what_is_flagged(comfy: ComfyServer) -> None:
     """Selective unload, and the strict no-op where nothing is flagged."""
-    comfy.run(workflow("wan.safetensors", "a"))
+    comfy.run(workflow(comfy, "wan.safetensors", "a"))
     before = comfy.evaluate(STATE)
     assert before["kept"] == 1
     comfy.free(let_go=False)
     assert comfy.evaluate(STATE) == before, "none flagged: nothing at all happens"
-    comfy.run(workflow("wan_second.safetensors", "b", keep=False))
-    assert len(comfy.evaluate(STATE)["listed"]) == len(before["listed"]) + 1
+    comfy.run(workflow(comfy, "wan_second.safetensors", "b", keep=False))
+    # A donor's part of a model stands beside it in ComfyUI's list.
+    assert len(comfy.evaluate(STATE)["listed"]) == 2 * len(before["listed"])
     comfy.free(let_go=False)
     after = until(
         lambda: (now := comfy.evaluate(STATE))["listed"] == before["listed"] and now,
@@ -117,17 +128,21 @@ def test_free_leaves_what_is_kept_and_takes_what_is_flagged(comfy: ComfyServer) 
 
 
 def test_the_tab_finds_the_model_and_ejects_it(comfy: ComfyServer) -> None:
-    comfy.run(workflow("wan.safetensors", "a"))
+    comfy.run(workflow(comfy, "wan.safetensors", "a"))
     found = until(lambda: models(comfy).get("wan"), "the scan finds it")
     assert found["file"] == "diffusion_models/wan.safetensors"
     assert found["managed"] is True
-    assert found["bytes"]["cpu"] > 10 << 20
-    devices = {d["device"]: d for d in comfy.get("/distorch/devices")["devices"]}
+    used = {*devices(comfy), "cpu"}
+    assert sum(found["bytes"][device] for device in used) > 10 << 20
+    rows = {d["device"]: d for d in comfy.get("/distorch/devices")["devices"]}
     parts = ("models", "tensors", "unused", "other", "free")
-    assert sum(devices["cpu"][part] for part in parts) == devices["cpu"]["total"] > 1 << 30
+    for device in used:
+        assert sum(rows[device][part] for part in parts) == rows[device]["total"] >= 1 << 30
     metrics = f"http://127.0.0.1:{comfy.port}/distorch/metrics"
     with urllib.request.urlopen(metrics, timeout=30) as answer:
-        assert 'distorch_device_bytes{device="cpu",part="models"}' in answer.read().decode()
+        text = answer.read().decode()
+    for device in used:
+        assert f'distorch_device_bytes{{device="{device}",part="models"}}' in text
     assert comfy.get("/distorch/history?seconds=600")["runs"]
     ticket = comfy.request("/distorch/eject", {"ids": [found["id"]]})["ticket"]
     report = until(
@@ -140,7 +155,7 @@ def test_the_tab_finds_the_model_and_ejects_it(comfy: ComfyServer) -> None:
 
 def test_the_front_end_draws_it(comfy: ComfyServer) -> None:
     comfy.request("/settings/Comfy.TutorialCompleted", True)  # else templates cover the page
-    comfy.run(workflow("wan.safetensors", "a"))
+    comfy.run(workflow(comfy, "wan.safetensors", "a"))
 
     async def look() -> str:
         async with open_page(1280, 800) as page:
@@ -156,10 +171,11 @@ def test_the_front_end_draws_it(comfy: ComfyServer) -> None:
             )
             await page.evaluate("app.graph.clear()")
             await asyncio.sleep(2)
-            if os.environ.get("DISTORCH_UPDATE_PICTURES") == "1":
+            if comfy.capacities and os.environ.get("DISTORCH_UPDATE_PICTURES") == "1":
                 await page.screenshot(repository_root() / "docs/images/comfyui-windows.png")
             return await page.evaluate("document.querySelector('.side-bar-panel').innerText")
 
     text = asyncio.run(look())
     assert "wan" in text
-    assert "cpu" in text.lower()
+    for device in {*devices(comfy), "cpu"}:
+        assert device in text.lower()
