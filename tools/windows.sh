@@ -62,27 +62,40 @@ configure() {  # configure FOLDER ARGUMENT...
     -DDISTORCH_ABSL_SOURCE="$build/absl" -DDISTORCH_BUILD_SIM=OFF -DDISTORCH_INSTALL=OFF -DDISTORCH_BUILD_EXAMPLES=OFF "$@"
 }
 
+configure_for_python() {  # configure_for_python VERSION FOLDER ARGUMENT...
+  local version=$1 folder=$2 python
+  shift 2
+  windows_torch
+  windows_python "$version"
+  python=$(realpath "$build/python-$version")
+  configure "$folder" -DDISTORCH_TORCH_DIR="$(realpath "$build/torch-$torch_version")/torch" \
+    -DPython_EXECUTABLE="$(tools/find_python.sh "$version")" -DPython_INCLUDE_DIR="$python/include" \
+    -DPython_LIBRARY="$python/libs/python${version/./}.lib" -DPYTHON_MODULE_EXTENSION=".cp${version/./}-win_amd64.pyd" \
+    -Dpybind11_DIR="$(.venv/bin/python -m pybind11 --cmakedir)" "$@"
+}
+
+# The simulated accelerators and the double of the CUDA library; $build/sim/python is what belongs into PYTHONPATH.
+simulator() {
+  absl
+  configure_for_python 3.11 "$build/sim" -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_BUILD_SIM=ON
+  quietly cmake --build "$build/sim" --target distorch_sim_python_device distorch_sim_python_device_stage distorch_fake_cuda_library
+}
+
 wheel() {
-  local version base tagged work folder
+  local version base tagged work
   base=$(fresh_wheel "distorch-*-manylinux*.whl")
   if [ -z "$base" ]; then
     tools/wheels.sh 3.11
     base=$(fresh_wheel "distorch-*-manylinux*.whl")
   fi
   absl
-  windows_torch
   for version in "$@"; do
     tagged=cp${version/./}
     if [ -z "$(tools/find_python.sh "$version")" ]; then
       say "MISSING: Python $version: no wheel for it" >&2
       continue
     fi
-    windows_python "$version"
-    folder=$(realpath "$build/python-$version")
-    configure "$build/$tagged" -DDISTORCH_BUILD_TESTS=OFF -DDISTORCH_TORCH_DIR="$(realpath "$build/torch-$torch_version")/torch" \
-      -DPython_EXECUTABLE="$(tools/find_python.sh "$version")" -DPython_INCLUDE_DIR="$folder/include" \
-      -DPython_LIBRARY="$folder/libs/python${version/./}.lib" -DPYTHON_MODULE_EXTENSION=".$tagged-win_amd64.pyd" \
-      -Dpybind11_DIR="$(.venv/bin/python -m pybind11 --cmakedir)"
+    configure_for_python "$version" "$build/$tagged" -DDISTORCH_BUILD_TESTS=OFF
     quietly cmake --build "$build/$tagged" --target distorch_C distorch_ops
     # The Python files and the metadata are those of the wheel for Linux.
     work=$build/pack-$tagged
@@ -128,9 +141,8 @@ test_cpp() {
 # through a pipe and input comes from nowhere: Python does not start on wine's terminals. Microsoft's msvcp140.dll, which is beside
 # Python: wine 8's own destroys an exception that is thrown again twice (docs/packaging.md).
 environment() {
-  windows_python 3.11
-  windows_torch
   local built
+  simulator
   built=$(fresh_wheel "distorch-*-cp311-cp311-win_amd64.whl")
   if [ -z "$built" ]; then
     wheel 3.11
@@ -153,8 +165,8 @@ environment() {
   cat > "$build/python.sh" << EOF
 #!/usr/bin/env bash
 export WINEPREFIX='$WINEPREFIX' WINEDEBUG="\${WINEDEBUG:--all}" WINEDLLOVERRIDES="\${WINEDLLOVERRIDES:-msvcp140=n;winedbg.exe=d}"
-export KMP_AFFINITY=disabled PYTHONUTF8=1 PYTHONFAULTHANDLER=1 DISTORCH_WITHOUT_SIM=1
-export PYTHONPATH='Z:$build/package;Z:$build/torch-$torch_version;Z:$build/site'
+export KMP_AFFINITY=disabled PYTHONUTF8=1 PYTHONFAULTHANDLER=1
+export PYTHONPATH='Z:$build/sim/python;Z:$build/package;Z:$build/torch-$torch_version;Z:$build/site'
 exec wine '$build/python-3.11/python.exe' "\$@" < /dev/null > >(cat) 2>&1
 EOF
   chmod +x "$build/python.sh"
@@ -191,7 +203,7 @@ test_comfy() {
   fi
   environment
   (cd tests/python && COMFYUI_PYTHON=$build/python.sh DISTORCH_TEST_PATIENCE=8 \
-    "$root/.venv/bin/python" -m pytest -q -p no:randomly --timeout 3000 comfy/test_cpu_only.py)
+    "$root/.venv/bin/python" -m pytest -q -p no:randomly --timeout 3000 comfy/test_without_gpu.py)
 }
 
 tools/system_packages.sh mingw
