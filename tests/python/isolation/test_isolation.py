@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 HERE = pathlib.Path(__file__).parents[1]
 
 MEMORY = """
@@ -99,6 +101,7 @@ def test_what_a_test_leaves_is_told_once_by_its_name_and_costs_no_other(tmp_path
     ]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no nohup, and hands down no signals")
 def test_processes_do_not_inherit_the_signals_that_pytest_ignores(tmp_path) -> None:
     """As `nohup` and a shell's `&` leave them."""
     ignoring = (

@@ -28,7 +28,8 @@ sampler = Sampler(); sampler.take_sample()
 distorch.registry().manage(placed, "model", eject=True)
 print(distorch.registry().eject_flagged())
 caches.clear_caches(); distorch.list_devices()
-opened = [each for each in asked if each[0] != "socket.__new__"]
+# A socket that is made is not yet connected; torch asks for this machine's own name on Windows.
+opened = [each for each in asked if each[0] not in ("socket.__new__", "socket.gethostname")]
 assert not opened, opened
 if "--alone" in sys.argv:
     try:

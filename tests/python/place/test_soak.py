@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import gc
 import os
-import pathlib
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -18,8 +18,7 @@ STRING = "sim:0,30%;sim:1,30%;cpu,*"
 
 
 def resident_bytes() -> int:
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.Process().memory_info().rss)
 
 
 def allocated() -> list[int]:
@@ -27,7 +26,8 @@ def allocated() -> list[int]:
 
 
 def open_files() -> int:
-    return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+    process = psutil.Process()
+    return int(process.num_handles() if os.name == "nt" else process.num_fds())
 
 
 @pytest.mark.usefixtures("sim")

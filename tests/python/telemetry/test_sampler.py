@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -143,6 +144,7 @@ def test_the_interpreter_ends_cleanly_while_it_samples() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "ends\n", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_a_forked_child_has_no_thread_and_may_start_its_own() -> None:
     done = run_python("""
         import distorch_sim, os, time

@@ -12,6 +12,10 @@ from types import ModuleType
 
 import pytest
 
+needs_pandas = pytest.mark.skipif(
+    importlib.util.find_spec("pandas") is None, reason="no pandas, which it is set beside"
+)
+
 BENCH = Path(__file__).resolve().parents[3] / "bench"
 
 
@@ -54,7 +58,9 @@ def test_the_streaming_bench_counts_bytes(runner: ModuleType) -> None:
 
 
 @pytest.mark.usefixtures("needs_sim")
-@pytest.mark.parametrize(("name", "goals"), [("stats", 8), ("scan", 2), ("engine", 3)])
+@pytest.mark.parametrize(
+    ("name", "goals"), [pytest.param("stats", 8, marks=needs_pandas), ("scan", 2), ("engine", 3)]
+)
 def test_each_goal_is_of_a_row_that_there_is(runner: ModuleType, name: str, goals: int) -> None:
     rows = runner.run_module(BENCH / f"{name}_bench.py", moment=True)
     found = sys.modules[f"{name}_bench"].GOALS

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import stat
 import sys
 import time
@@ -18,6 +19,10 @@ from typing import Any
 import distorch_sim
 import pytest
 import torch
+
+pytestmark = pytest.mark.skipif(
+    os.name == "nt", reason="bench/gpu is for Linux: what takes too long is ended by a signal"
+)
 
 FOLDER = Path(__file__).resolve().parents[3] / "bench/gpu"
 GB = 2**30
