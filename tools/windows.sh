@@ -179,7 +179,7 @@ test_python() {
   # Into a file: wine's services hold a pipe open for as long as they live.
   # shellcheck disable=SC2086
   (cd tests/python && "$build/python.sh" -m pytest -q -rs --timeout 900 -p no:randomly \
-    ${TESTS:-allocation devices eject isolation memory model_files models place running stats telemetry transfer} \
+    ${TESTS:-allocation devices eject isolation memory model_files models place running sim stats telemetry transfer} \
     > "$build/python.txt") || status=$?
   cat "$build/python.txt"
   return "$status"
@@ -202,8 +202,10 @@ test_comfy() {
     return
   fi
   environment
+  # shellcheck disable=SC2086
   (cd tests/python && COMFYUI_PYTHON=$build/python.sh DISTORCH_TEST_PATIENCE=8 \
-    "$root/.venv/bin/python" -m pytest -q -p no:randomly --timeout 3000 comfy/test_without_gpu.py)
+    "$root/.venv/bin/python" -m pytest -q -rs -p no:randomly --timeout 3000 \
+    ${COMFY_TESTS:-comfy/test_without_gpu.py comfy/test_placement.py comfy/test_free.py})
 }
 
 tools/system_packages.sh mingw

@@ -85,7 +85,7 @@ if not hasattr(comfy.utils, "_counted_reads"):
     comfy.utils._counted_reads = []
     _load = comfy.utils.load_torch_file
     def _counting(path, *args, **kwargs):
-        comfy.utils._counted_reads.append(str(path))
+        comfy.utils._counted_reads.append(str(path).replace("\\\\", "/"))
         return _load(path, *args, **kwargs)
     comfy.utils.load_torch_file = _counting
 comfy.utils._counted_reads.clear()

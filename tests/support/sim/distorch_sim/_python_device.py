@@ -4,7 +4,7 @@
 As sim_operators.cc: allocation, copies and views are written here; every other operator runs as the CPU's own kernel on
 the same memory. Memory comes from `_sim` by DLPack; the rest is torch's interface for backends in Python, which is
 experimental and knows of less: storages cannot be resized, nothing is pinned, `torch.accelerator` sees one device,
-`torch.autocast` casts nothing, and there are no generators of the device.
+`torch.autocast` casts nothing.
 """
 
 from __future__ import annotations
@@ -330,6 +330,14 @@ def _make_storage(cls: type, *args: Any, **kwargs: Any) -> torch.UntypedStorage:
 _new_storage = torch.UntypedStorage.__new__
 
 
+class _Generator(torch.Generator):
+    """Generators of these devices are the CPU's."""
+
+    def __new__(cls, device: Any = "cpu") -> _Generator:
+        on_sim = torch.device(device).type == "sim"
+        return super().__new__(cls, device="cpu" if on_sim else device)
+
+
 class _Guard(torch._C._acc.DeviceGuard):
     def type_(self) -> Any:
         return torch._C._autograd.DeviceType.PrivateUse1
@@ -351,6 +359,7 @@ def register() -> None:
     torch._C._acc.register_python_privateuseone_hook(_Hooks())
     torch._C._acc.register_python_privateuseone_device_guard(_Guard())
     torch.UntypedStorage.__new__ = _make_storage
+    torch.Generator = _Generator
     aten = torch.library.Library("aten", "IMPL")
     for name, kernel in _OWN.items():
         aten.impl(name, kernel, _KEY)
