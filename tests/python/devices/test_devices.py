@@ -29,7 +29,6 @@ def _sim() -> None:
     distorch_sim.install([64 * MIB, 32 * MIB, MIB], {("cpu", "sim:0"): 10.0})
     for index in range(3):
         torch.sim.reset_peak_memory_stats(index)
-    torch.sim.set_device(0)
 
 
 def other_kind(monkeypatch, kind: str = "npu", **functions) -> types.ModuleType:

@@ -124,6 +124,7 @@ void Configure(const std::vector<std::int64_t>& capacities) {
     }
   }
   state.count = static_cast<int>(capacities.size());
+  current_device = 0;
   for (std::size_t i = 0; i < kMaxDevices; ++i) {
     state.devices[i] = DeviceCounters{};
     if (i < capacities.size()) state.devices[i].capacity = capacities[i];
