@@ -9,7 +9,6 @@ move together. Works on graphs of any depth and with modules that are reached by
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,10 +29,10 @@ Pin = Callable[[str, nn.Module], str]
 # Names of blocks -> for each the name of the module that is its layer group, or "".
 Grouping = Callable[[Sequence[str]], Sequence[str]]
 
-_HEAD_NAMES = re.compile(
-    r"(^|\.)(shared|wte|wpe|embed_tokens|embed_positions|embeddings|token_embedding|position_embedding|"
-    r"word_embeddings|position_embeddings|token_type_embeddings)$"
-)
+_HEAD_NAMES = frozenset(
+    ("shared", "wte", "wpe", "embed_tokens", "embed_positions", "embeddings", "token_embedding",
+     "position_embedding", "word_embeddings", "position_embeddings", "token_type_embeddings")
+)  # fmt: skip
 
 
 class TensorPlace(Protocol):
@@ -160,7 +159,7 @@ def stay_reason(name: str, module: nn.Module) -> str:
 
     Heads of text encoders, whose weight code reads directly, and tensor classes of which not all can be moved.
     """
-    if isinstance(module, nn.Embedding) or _HEAD_NAMES.search(name):
+    if isinstance(module, nn.Embedding) or name.rpartition(".")[2] in _HEAD_NAMES:
         return "embedding: its weight is read to choose the device"
     for tensor in (*module._parameters.values(), *module._buffers.values()):
         if tensor is not None and type(tensor) not in PLAIN_TYPES and not can_rebuild(tensor):
@@ -252,7 +251,8 @@ def inventory(
         label = name or "(root)"
         size = 0
         for ref, tensor in tensors:
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            plain = type(tensor) in PLAIN_TYPES
+            if not plain and isinstance(tensor, nn.parameter.UninitializedTensorMixin):
                 raise ValueError(
                     f"{ref.qualified} has no shape yet: run the lazy module once before placing it"
                 )
@@ -264,7 +264,8 @@ def inventory(
             same.append(first := firsts.of(here, tensor))
             owners.append(label)
             if first == here:
-                bytes_of = tensor_bytes(tensor)
+                strided = plain and tensor.layout is torch.strided
+                bytes_of = tensor.nbytes if strided else tensor_bytes(tensor)
                 size += bytes_of
                 held[tensor.device] += bytes_of
             else:

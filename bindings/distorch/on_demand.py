@@ -50,7 +50,7 @@ class OnDemandCopies:
         self._modules: dict[nn.Module, OnDemandModule] = {}
         self._before = {m: list(m._forward_pre_hooks) for m in owners if m._forward_pre_hooks}
 
-    def set(self, away: Mapping[nn.Module, list[TensorRef]]) -> None:
+    def set(self, away: Mapping[nn.Module, Sequence[TensorRef]]) -> None:
         """Bring these tensors, by the module that owns them, from now on, and no others.
 
         Hooks that are there and stay are not touched: torch may be walking them.
@@ -91,7 +91,7 @@ class OnDemandModule:
     def __init__(
         self,
         copies: OnDemandCopies,
-        refs: list[TensorRef],
+        refs: Sequence[TensorRef],
         module: nn.Module,
         hooks_before: Sequence[int] = (),
     ) -> None:
@@ -181,14 +181,16 @@ def refresh_flat_weights(module: nn.Module) -> None:
 
 def readers(
     model: nn.Module,
-    refs: Mapping[nn.Module, list[TensorRef]],
+    refs: Mapping[nn.Module, Sequence[TensorRef]],
     inside: Collection[nn.Module] = (),
-) -> dict[nn.Module, list[TensorRef]]:
+) -> dict[nn.Module, Sequence[TensorRef]]:
     """Return which module of `model` reads which of these tensors, given by the module that owns them.
 
     `inside`: the modules of layer groups.
     """
-    reading = {module: list(own) for module, own in refs.items() if _can_be_called(module)}
+    reading: dict[nn.Module, Sequence[TensorRef]] = {
+        module: own for module, own in refs.items() if _can_be_called(module)
+    }
     for module in modules_of(model):
         if not module._modules:
             continue

@@ -209,7 +209,7 @@ class PlacedModel:
         touched: torch may be walking them.
         """
         away = {
-            b.module: list(b.tensors)
+            b.module: b.tensors
             for b in self.inventory.blocks
             if self.loaded and self.assignment[b.name] != self.compute and b.name not in skip
         }

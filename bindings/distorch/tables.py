@@ -21,9 +21,9 @@ from distorch.devices import name_of
 from distorch.model_blocks import Inventory, TensorPlace, TensorRef
 from distorch.on_demand import refresh_flat_weights, was_written
 from distorch.parts import (
+    PLAIN_TYPES,
     can_rebuild,
     device_names,
-    is_composite,
     moved,
     parts_of,
     plain_bytes,
@@ -119,12 +119,13 @@ class ModuleTable:
         owner = (n for n, b in enumerate(inventory.blocks) for _ in b.tensors)
         rows = []
         for block, same, tensor in zip(owner, self.same, self.found, strict=True):
-            if is_composite(tensor):
+            if type(tensor) in PLAIN_TYPES:
+                packs = tensor.layout is torch.strided
+                sizes = [tensor.nbytes if packs else plain_bytes(tensor)]
+            else:
                 parts = parts_of(tensor)
                 packs = can_rebuild(tensor) and all(p.layout is torch.strided for p in parts)
                 sizes = [plain_bytes(part) for part in parts]
-            else:
-                packs, sizes = tensor.layout is torch.strided, [plain_bytes(tensor)]
             rows.append((block, same, self._at(tensor.device), sizes, True, packs))
         return core().Placement(self.devices, self._index[compute], blocks, rows)
 
@@ -203,11 +204,11 @@ class ModuleTable:
         places = []
         for ref in self.refs:
             tensor = ref.get()
-            if is_composite(tensor):
+            if type(tensor) in PLAIN_TYPES:
+                places.append(self._at(tensor.device))
+            else:
                 devices = {part.device for part in parts_of(tensor)} or {tensor.device}
                 places.append(self._at(devices.pop()) if len(devices) == 1 else -1)
-            else:
-                places.append(self._at(tensor.device))
         return places
 
     def place_of(self, i: int) -> str:
