@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import threading
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,7 @@ def test_readers_see_a_whole_file_while_it_is_written(machine: types.SimpleNames
     def read() -> None:
         while not stop.is_set():
             seen.append(len(json.loads(read_whole(links.cache_path()))["links"]))
+            time.sleep(0.001)  # Windows replaces a file only between two readings
 
     thread = threading.Thread(target=read)
     thread.start()
