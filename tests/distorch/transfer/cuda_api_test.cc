@@ -86,7 +86,7 @@ TEST(CudaFailureTest, OutOfMemoryIsItsOwnKindAndTakesTheErrorOff) {
   // The host's is read from the system.
   EXPECT_THAT(
       std::string(CudaFailure(cuda, "cudaHostAlloc", -1, 64, 2).message()),
-      MatchesRegex("cudaHostAlloc of 64 bytes on cpu failed: .*, [0-9]+ bytes "
+      MatchesRegex("cudaHostAlloc of 64 bytes on cpu failed: .*, .+ bytes "
                    "are free there.*"));
   cuda.error_name = [](int) -> const char* { return nullptr; };
   cuda.error_text = cuda.error_name;
