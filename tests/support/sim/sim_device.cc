@@ -173,6 +173,7 @@ class SimHooks final : public at::PrivateUse1HooksInterface {
 C10_REGISTER_GUARD_IMPL(PrivateUse1, SimGuard);
 
 c10::Allocator* TheAllocator() { return &sim_allocator; }
+
 void RegisterDevice() {
   static const bool once = [] {
     at::RegisterPrivateUse1HooksInterface(new SimHooks);

@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <new>
+#include <sstream>
 #include <utility>
 
 namespace distorch_sim {
@@ -69,31 +70,28 @@ std::size_t Slot(int place) {
 
 constexpr std::align_val_t kAlignment{64};
 
-// Throws std::runtime_error made of the parts.
+template <typename... Parts>
+std::string Text(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
 template <typename... Parts>
 [[noreturn]] void Fail(const Parts&... parts) {
-  std::string text = "sim";
-  const auto add = [&text](const auto& part) {
-    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) {
-      text += std::to_string(part);
-    } else {
-      text += part;
-    }
-  };
-  (add(parts), ...);
-  throw std::runtime_error(text);
+  throw std::runtime_error(Text("sim: ", parts...));
 }
 
 void* HostMemory(std::size_t bytes) {
   void* data = ::operator new(bytes, kAlignment, std::nothrow);
-  if (data == nullptr) Fail(": the host has no memory for ", bytes, " bytes");
+  if (data == nullptr) Fail("the host has no memory for ", bytes, " bytes");
   return data;
 }
 
 void CheckDevice(int device) {
   if (device < 0 || device >= TheState().count) {
-    Fail(":", device, " does not exist; there are ", TheState().count,
-         " devices");
+    throw std::runtime_error(Text("sim:", device, " does not exist; there are ",
+                                  TheState().count, " devices"));
   }
 }
 
@@ -102,11 +100,10 @@ void CheckDevice(int device) {
   const DeviceCounters& counters =
       TheState().devices[static_cast<std::size_t>(device)];
   throw OutOfMemory(
-      std::string("sim out of memory") + (injected ? " (injected fault)" : "") +
-      ". Tried to allocate " + std::to_string(bytes) +
-      " bytes. sim:" + std::to_string(device) + " has a capacity of " +
-      std::to_string(counters.capacity) + " bytes of which " +
-      std::to_string(counters.capacity - counters.allocated) + " are free");
+      Text("sim out of memory", injected ? " (injected fault)" : "",
+           ". Tried to allocate ", bytes, " bytes. sim:", device,
+           " has a capacity of ", counters.capacity, " bytes of which ",
+           counters.capacity - counters.allocated, " are free"));
 }
 
 }  // namespace
@@ -115,11 +112,11 @@ void Configure(const std::vector<std::int64_t>& capacities) {
   State& state = TheState();
   const std::lock_guard lock(state.mutex);
   if (capacities.empty() || capacities.size() > kMaxDevices) {
-    Fail(": 1 to ", kMaxDevices, " devices, not ", capacities.size());
+    Fail("1 to ", kMaxDevices, " devices, not ", capacities.size());
   }
   for (const DeviceCounters& counters : state.devices) {
     if (counters.allocated != 0) {
-      Fail(": devices cannot be reconfigured while ", counters.allocated,
+      Fail("devices cannot be reconfigured while ", counters.allocated,
            " bytes are allocated on one of them");
     }
   }
@@ -236,8 +233,8 @@ void CountCopy(int source, int target, std::int64_t bytes) {
     return place == kHost ? std::string("cpu") : "sim:" + std::to_string(place);
   };
   if (state.copy_fault.Fires()) {
-    Fail(": copy of ", bytes, " bytes from ", name(source), " to ",
-         name(target), " failed (injected fault)");
+    Fail("copy of ", bytes, " bytes from ", name(source), " to ", name(target),
+         " failed (injected fault)");
   }
   state.copied[Slot(source)][Slot(target)] += bytes;
   ++state.copies;

@@ -36,9 +36,8 @@ struct DeviceCounters {
 };
 
 // Sets the number of devices and their capacities in bytes; the first is this
-// thread's current one then. Throws
-// std::runtime_error when `capacities` is empty or longer than kMaxDevices, or
-// while anything is allocated on a device.
+// thread's current one then. Throws std::runtime_error when `capacities` is
+// empty or longer than kMaxDevices, or while anything is allocated on a device.
 void Configure(const std::vector<std::int64_t>& capacities);
 int DeviceCount();
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import torch
 from distorch_sim import _backend
-from distorch_sim._backend import MAX_DEVICES, sim_core
+from distorch_sim._backend import IN_PYTHON, MAX_DEVICES, sim_core
 
 __all__ = [
     "IN_PYTHON",
@@ -44,9 +44,6 @@ __all__ = [
 # Nominal bandwidth in GB/s (2^30 bytes a second) where `install` is told nothing else.
 HOST_LINK_GBPS = 25.0
 PEER_LINK_GBPS = 20.0
-
-# Whether torch's device over the memory is the one in Python (_python_device.py), which says what it lacks.
-IN_PYTHON = hasattr(sim_core, "new_memory")
 
 _links: dict[tuple[str, str], float] = {}
 

@@ -14,6 +14,8 @@ import torch
 from distorch_sim import _sim as sim_core
 
 MAX_DEVICES: int = sim_core.MAX_DEVICES
+# Whether torch's device over the memory is the one in Python (_python_device.py), which says what it lacks.
+IN_PYTHON = hasattr(sim_core, "new_memory")
 
 # Address of a function by which distorch's sampler reads a device without Python
 # (ReadDeviceFunction in distorch/telemetry/sampler.h).
@@ -291,7 +293,7 @@ def register() -> None:
     torch._register_device_module("sim", module())
     sys.modules["torch.sim"] = module()
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
-    if hasattr(sim_core, "new_memory"):  # built without torch
+    if IN_PYTHON:
         from distorch_sim import _python_device
 
         _python_device.register()

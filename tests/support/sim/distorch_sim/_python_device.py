@@ -15,14 +15,11 @@ from typing import Any
 
 import torch
 from distorch_sim import _sim
+from distorch_sim._backend import _index
 from torch.utils._pytree import tree_map
 
 _KEY = "PrivateUse1"
 _CPU_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-
-
-def _index(device: torch.device | None) -> int:
-    return int(_sim.current_device()) if device is None or device.index is None else device.index
 
 
 def _on_sim(value: object) -> bool:
@@ -66,8 +63,7 @@ def _empty(
     memory_format: torch.memory_format | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    layout = {} if memory_format is None else {"memory_format": memory_format}
-    return _like(torch.empty(size, dtype=dtype, device="meta", **layout), device)
+    return _like(torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format), device)
 
 
 def _empty_strided(
@@ -114,8 +110,7 @@ def _resize(
     memory_format: torch.memory_format | None = None,
 ) -> torch.Tensor:
     """Within its memory, or into new memory: these storages cannot grow."""
-    layout = {} if memory_format is None else {"memory_format": memory_format}
-    meta = torch.empty(size, dtype=tensor.dtype, device="meta", **layout)
+    meta = torch.empty(size, dtype=tensor.dtype, device="meta", memory_format=memory_format)
     storage, offset = tensor.untyped_storage(), tensor.storage_offset()
     if storage.nbytes() < meta.untyped_storage().nbytes() + offset * tensor.element_size():
         new = _like(meta, tensor.device)
@@ -140,10 +135,7 @@ def _set_storage(result: torch.Tensor, source: torch.UntypedStorage) -> torch.Te
 
 def _raised(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return what a CPU kernel made, on the device."""
-    result = _like(
-        torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"),
-        device,
-    )
+    result = _empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     _on_host(result).copy_(tensor)
     return result
 
@@ -369,10 +361,10 @@ def register() -> None:
     for name in torch._C._dispatch_get_all_op_names():
         if not name.startswith("aten::") or name in own:
             continue
-        packet, _, overload = name.removeprefix("aten::").partition(".")
-        schema = torch._C._get_schema(f"aten::{packet}", overload)
-        if _runs_whole(name, schema):
-            aten.impl(name.removeprefix("aten::"), partial(_on_cpu, _overload(name[6:])), _KEY)
+        short = name.removeprefix("aten::")
+        packet, _, overload = short.partition(".")
+        if _runs_whole(name, torch._C._get_schema(f"aten::{packet}", overload)):
+            aten.impl(short, partial(_on_cpu, _overload(short)), _KEY)
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(_on_cpu, _KEY)
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
