@@ -29,7 +29,8 @@ distorch.registry().manage(placed, "model", eject=True)
 print(distorch.registry().eject_flagged())
 caches.clear_caches(); distorch.list_devices()
 # A socket that is made is not yet connected; torch asks for this machine's own name on Windows.
-opened = [each for each in asked if each[0] not in ("socket.__new__", "socket.gethostname")]
+no_way = ("socket.__new__", "socket.gethostname") if sys.platform == "win32" else ("socket.__new__",)
+opened = [each for each in asked if each[0] not in no_way]
 assert not opened, opened
 if "--alone" in sys.argv:
     try:
